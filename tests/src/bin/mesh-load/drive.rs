@@ -1,0 +1,111 @@
+//! The L4 measurements: round trips, bulk, new connections.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::Target;
+use crate::samples::Samples;
+
+/// An operation that takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs `one` on every connection until its time is over; only what starts after the warm-up counts.
+pub async fn each<F, Fut>(target: &Target, one: F) -> anyhow::Result<serde_json::Value>
+where
+    F: Fn(Target, Instant, Instant) -> Fut,
+    Fut: Future<Output = anyhow::Result<Samples>> + Send + 'static,
+{
+    let from = Instant::now() + target.warm_up();
+    let until = from + target.duration();
+    let tasks: Vec<_> =
+        (0..target.connections.max(1)).map(|_| tokio::spawn(one(target.clone(), from, until))).collect();
+    let mut all = Samples::default();
+    for task in tasks {
+        all.merge(task.await??);
+    }
+    Ok(all.report(target.duration()))
+}
+
+/// Message and echo, one after the other.
+pub async fn round_trip(target: &Target, size: usize) -> anyhow::Result<serde_json::Value> {
+    each(target, |target, from, until| async move {
+        let mut stream = dial(&target).await?;
+        let message = vec![0x5a; size];
+        let mut reply = vec![0; size];
+        let mut samples = Samples::default();
+        loop {
+            let start = Instant::now();
+            if start >= until {
+                return Ok(samples);
+            }
+            stream.write_all(&message).await?;
+            stream.read_exact(&mut reply).await?;
+            if start >= from {
+                samples.add(start.elapsed());
+            }
+        }
+    })
+    .await
+}
+
+/// One connection's throughput, counted by the receiver.
+pub async fn bulk(target: &Target, size: usize) -> anyhow::Result<serde_json::Value> {
+    let mut stream = dial(target).await?;
+    let chunk = vec![0x5a; size];
+    let start = Instant::now();
+    let mut sent = 0u64;
+    while start.elapsed() < target.duration() {
+        stream.write_all(&chunk).await?;
+        sent += size as u64;
+    }
+    stream.shutdown().await?;
+    let mut count = [0; 8];
+    stream.read_exact(&mut count).await.context("the sink did not answer its count")?;
+    let took = start.elapsed();
+    let received = u64::from_be_bytes(count);
+    if received != sent {
+        bail!("sent {sent} bytes, the sink received {received}");
+    }
+    Ok(serde_json::json!({
+        "bytes": received,
+        "gbit_per_second": received as f64 * 8.0 / took.as_secs_f64() / 1e9,
+    }))
+}
+
+/// A new connection for every byte exchanged; the client closes first.
+pub async fn connect(target: &Target) -> anyhow::Result<serde_json::Value> {
+    each(target, |target, from, until| async move {
+        let mut samples = Samples::default();
+        loop {
+            let start = Instant::now();
+            if start >= until {
+                return Ok(samples);
+            }
+            let outcome = tokio::time::timeout(PATIENCE, exchange(&target)).await;
+            match outcome {
+                _ if start < from => {}
+                Ok(Ok(())) => samples.add(start.elapsed()),
+                Ok(Err(_)) | Err(_) => samples.fail(),
+            }
+        }
+    })
+    .await
+}
+
+async fn exchange(target: &Target) -> anyhow::Result<()> {
+    let mut stream = dial(target).await?;
+    stream.write_all(b"x").await?;
+    stream.read_exact(&mut [0; 1]).await?;
+    Ok(())
+}
+
+/// Connects without Nagle's delay.
+pub async fn dial(target: &Target) -> anyhow::Result<TcpStream> {
+    let stream =
+        TcpStream::connect(target.connect).await.with_context(|| format!("cannot connect to {}", target.connect))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

@@ -1,0 +1,105 @@
+//! Load generator and echo server of the benchmarks.
+//!
+//! In: what to measure, for how long, how many connections. Out: one line of JSON on standard output.
+//! Every run is bounded in time. Never a comparison: that is the bench's work.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+mod drive;
+mod http;
+mod samples;
+mod serve;
+
+#[derive(Parser)]
+#[command(about = "Drives and serves the traffic that `cargo xtask bench` measures")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Args, Clone)]
+struct Target {
+    /// Address to connect to.
+    #[arg(long)]
+    connect: SocketAddr,
+    /// How long to measure, in seconds; a tenth of it more is spent warming up.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Connections held, or opened, at the same time.
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
+}
+
+impl Target {
+    fn duration(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds.clamp(0.1, 600.0))
+    }
+
+    fn warm_up(&self) -> Duration {
+        self.duration() / 10
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Echoes what it is sent on one port and swallows it on another, until it is killed.
+    Serve {
+        /// Address of the echo server.
+        #[arg(long)]
+        echo: SocketAddr,
+        /// Address of the server that reads everything and answers the count of bytes at the end.
+        #[arg(long)]
+        sink: SocketAddr,
+    },
+    /// Sends a message, waits for its echo, again and again.
+    RoundTrip {
+        #[command(flatten)]
+        target: Target,
+        /// Bytes of a message.
+        #[arg(long, default_value_t = 128)]
+        size: usize,
+    },
+    /// Sends as much as the other side takes.
+    Bulk {
+        #[command(flatten)]
+        target: Target,
+        /// Bytes of a write.
+        #[arg(long, default_value_t = 65536)]
+        size: usize,
+    },
+    /// Connects, exchanges one byte, closes, again and again.
+    Connect {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// HTTP/1.1 GET on connections that are kept.
+    Http {
+        #[command(flatten)]
+        target: Target,
+        /// Host header.
+        #[arg(long)]
+        host: String,
+        /// Path.
+        #[arg(long, default_value = "/")]
+        path: String,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let line = runtime.block_on(async {
+        match args.command {
+            Command::Serve { echo, sink } => serve::run(echo, sink).await,
+            Command::RoundTrip { target, size } => drive::round_trip(&target, size).await,
+            Command::Bulk { target, size } => drive::bulk(&target, size).await,
+            Command::Connect { target } => drive::connect(&target).await,
+            Command::Http { target, host, path } => http::run(&target, &host, &path).await,
+        }
+    })?;
+    println!("{line}");
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! The servers at the far end of the L4 measurements.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// Serves both ports until the process is killed.
+pub async fn run(echo: SocketAddr, sink: SocketAddr) -> anyhow::Result<serde_json::Value> {
+    let echo = listen(echo)?;
+    let sink = listen(sink)?;
+    println!("ready");
+    loop {
+        tokio::select! {
+            accepted = echo.accept() => spawn(accepted, serve_echo),
+            accepted = sink.accept() => spawn(accepted, serve_sink),
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket.listen(4096)?)
+}
+
+fn spawn<F>(accepted: std::io::Result<(TcpStream, SocketAddr)>, serve: fn(TcpStream) -> F)
+where
+    F: Future<Output = std::io::Result<()>> + 'static + Send,
+{
+    // A failed accept (out of descriptors) is retried by the loop; a failed connection ends alone.
+    if let Ok((stream, _)) = accepted {
+        tokio::spawn(serve(stream));
+    }
+}
+
+async fn serve_echo(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 {
+            return Ok(());
+        }
+        stream.write_all(&buffer[..count]).await?;
+    }
+}
+
+async fn serve_sink(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut buffer = vec![0; 256 * 1024];
+    let mut total = 0u64;
+    loop {
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 {
+            return stream.write_all(&total.to_be_bytes()).await;
+        }
+        total += count as u64;
+    }
+}
