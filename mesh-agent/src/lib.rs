@@ -1,1 +1,15 @@
-//! To be written.
+//! The node agent: catches the traffic of local workloads, gives it identity and mTLS, applies what the control plane
+//! says, and tells what it did. `ARCHITECTURE.md` has the picture.
+//!
+//! The modules stand in layers, low to high: settings, errors, shutdown, telemetry → net → workload → tls → identity →
+//! kernel → upstream → live → proxy → xds → apply → admin → app. A module uses only what stands to its left (tested).
+
+pub mod errors;
+pub mod live;
+pub mod settings;
+pub mod shutdown;
+pub mod telemetry;
+pub mod workload;
+
+#[cfg(test)]
+mod tests;

@@ -1,2 +1,3 @@
-//! To be written.
+//! The agent's executable; see the library.
+
 fn main() {}

@@ -1,0 +1,83 @@
+//! The live cell: the configuration in force, one immutable snapshot per workload. Written only by `apply`; a reader
+//! takes a snapshot once per connection and passes it down. Holds no sockets and parses nothing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+pub use placeholder::Snapshot;
+use tokio::sync::watch;
+
+/// The configuration of all local workloads.
+#[derive(Default)]
+pub struct NodeConfig {
+    /// By `Workload::id`.
+    pub by_workload: HashMap<u32, Arc<Snapshot>>,
+}
+
+/// The one published cell.
+pub struct Live {
+    cell: ArcSwap<NodeConfig>,
+    /// Counts changes of the cell; waiters look again at each.
+    changes: watch::Sender<u64>,
+}
+
+impl Default for Live {
+    fn default() -> Live {
+        Live { cell: ArcSwap::from_pointee(NodeConfig::default()), changes: watch::channel(0).0 }
+    }
+}
+
+impl Live {
+    /// The snapshot of one workload; `None` until its first complete configuration.
+    pub fn workload(&self, id: u32) -> Option<Arc<Snapshot>> {
+        self.cell.load().by_workload.get(&id).cloned()
+    }
+
+    /// All of it, for admin pages.
+    pub fn load(&self) -> Arc<NodeConfig> {
+        self.cell.load_full()
+    }
+
+    /// Waits until the workload has a snapshot. The caller bounds the wait.
+    pub async fn ready(&self, id: u32) -> Arc<Snapshot> {
+        let mut changes = self.changes.subscribe();
+        loop {
+            if let Some(snapshot) = self.workload(id) {
+                return snapshot;
+            }
+            // `self` holds the sender, so this cannot fail while we are borrowed.
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// Puts a workload's new snapshot in force. Only `apply` calls this.
+    pub fn publish(&self, id: u32, snapshot: Arc<Snapshot>) {
+        self.change(|map| {
+            map.insert(id, snapshot.clone());
+        });
+    }
+
+    /// Forgets a workload that was withdrawn. Only `apply` calls this.
+    pub fn remove(&self, id: u32) {
+        self.change(|map| {
+            map.remove(&id);
+        });
+    }
+
+    fn change(&self, mut edit: impl FnMut(&mut HashMap<u32, Arc<Snapshot>>)) {
+        self.cell.rcu(|old| {
+            let mut by_workload = old.by_workload.clone();
+            edit(&mut by_workload);
+            NodeConfig { by_workload }
+        });
+        self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+}
+
+/// Until mesh-core has it.
+mod placeholder {
+    /// As in mesh-core.
+    #[derive(Debug)]
+    pub struct Snapshot;
+}

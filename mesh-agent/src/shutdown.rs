@@ -1,0 +1,132 @@
+//! Orderly end: one signal in two steps (drain, then stop), guards that hold the end back, and the one place where
+//! tasks are spawned, each with a name. In: the app's decision to end. Out: every task's notice. Never kills a process.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::Instrument;
+
+/// How far the shutdown has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Running,
+    Draining,
+    Stopped,
+}
+
+/// The side that decides. Dropping it means stop.
+pub struct Trigger {
+    phase: watch::Sender<Phase>,
+    /// Never carries a message: it ends when the last guard is dropped.
+    guards: mpsc::Receiver<Infallible>,
+}
+
+/// The side that every task holds; cheap to clone, usable from any thread and runtime.
+#[derive(Clone)]
+pub struct Watch {
+    phase: watch::Receiver<Phase>,
+    guard: mpsc::WeakSender<Infallible>,
+}
+
+/// Holds the end of a drain back while it lives. One per connection or task that deserves to finish.
+pub struct Guard {
+    _held: Option<mpsc::Sender<Infallible>>,
+}
+
+/// A new pair; `Trigger` stays with the app.
+pub fn channel() -> (Trigger, Watch, Guard) {
+    let (phase, phase_rx) = watch::channel(Phase::Running);
+    let (sender, guards) = mpsc::channel(1);
+    let watch = Watch { phase: phase_rx, guard: sender.downgrade() };
+    // The first guard is the app's own: without it a drain begun before the first connection would have no sender.
+    (Trigger { phase, guards }, watch, Guard { _held: Some(sender) })
+}
+
+impl Trigger {
+    /// Asks everybody to finish, waits for the guards up to `deadline`, then tells the rest to stop.
+    /// Returns whether everybody finished in time.
+    pub async fn drain(mut self, deadline: Duration) -> bool {
+        self.phase.send_replace(Phase::Draining);
+        let drained = tokio::time::timeout(deadline, self.guards.recv()).await.is_ok();
+        self.phase.send_replace(Phase::Stopped);
+        drained
+    }
+}
+
+impl Watch {
+    /// Whether a drain has begun: take no new work.
+    pub fn is_draining(&self) -> bool {
+        *self.phase.borrow() >= Phase::Draining
+    }
+
+    /// Resolves when a drain begins (at once if it has).
+    pub async fn draining(&mut self) {
+        let _ = self.phase.wait_for(|phase| *phase >= Phase::Draining).await;
+    }
+
+    /// Resolves when the drain's deadline has passed, or when everybody has finished: drop what is left.
+    pub async fn stopped(&mut self) {
+        let _ = self.phase.wait_for(|phase| *phase >= Phase::Stopped).await;
+    }
+
+    /// A guard that holds the end back. After the end it holds nothing.
+    pub fn guard(&self) -> Guard {
+        Guard { _held: self.guard.upgrade() }
+    }
+
+    /// Spawns a named task on the current runtime; it ends by itself, or is dropped when the shutdown stops.
+    pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<()>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        tokio::spawn(self.clone().until_stopped(future).instrument(tracing::info_span!("task", name)))
+    }
+
+    /// As [`Watch::spawn`], on the current thread's `LocalSet`.
+    pub fn spawn_local<F>(&self, name: &'static str, future: F) -> JoinHandle<()>
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        tokio::task::spawn_local(self.clone().until_stopped(future).instrument(tracing::info_span!("task", name)))
+    }
+
+    async fn until_stopped(mut self, future: impl Future<Output = ()>) {
+        tokio::select! {
+            () = future => {}
+            () = self.stopped() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn drain_waits_for_guards() {
+        let (trigger, mut watch, own) = channel();
+        let guard = watch.guard();
+        let worker = tokio::spawn(async move {
+            watch.draining().await;
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            drop(guard);
+        });
+        drop(own);
+        assert!(trigger.drain(Duration::from_secs(5)).await);
+        worker.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn drain_gives_up_at_the_deadline_and_stops_tasks() {
+        let (trigger, watch, own) = channel();
+        let held = watch.guard();
+        let task = watch.spawn("stuck", std::future::pending());
+        drop(own);
+        assert!(!trigger.drain(Duration::from_secs(5)).await);
+        task.await.unwrap();
+        drop(held);
+    }
+}

@@ -1,0 +1,16 @@
+//! Telemetry: Istio's standard metrics, the access log, the agent's own log. In: what the proxy saw. Out: Prometheus
+//! text, log lines. Never blocks a worker and never fails a request: what does not fit is dropped and counted.
+
+pub mod access_log;
+mod exposition;
+mod histogram;
+mod labels;
+pub mod logs;
+mod peer;
+mod registry;
+
+pub use exposition::{Kind, Text};
+pub use histogram::BUCKETS;
+pub use labels::{ConnLabels, Protocol, Reporter, Security};
+pub use peer::Peer;
+pub use registry::{HttpSeries, Limits, Metrics, TcpSeries, WorkerMetrics};
