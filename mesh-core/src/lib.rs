@@ -1,1 +1,20 @@
-//! To be written.
+//! Every decision of the mesh, and nothing else: what a configuration means, which filter chain,
+//! route, cluster and endpoint a connection or a request takes.
+//!
+//! In: bytes of xDS resources, facts of a connection, the head of a request. Out: typed values.
+//! It never reads a clock, a file or a socket and never draws randomness: time and random numbers
+//! are arguments. Nothing here panics on any input.
+//!
+//! Low to high: [`identity`] → [`resource`] (xDS parsed into types that cannot be wrong) →
+//! [`snapshot`] (what is in force) → [`store`] (the stream's state that yields snapshots);
+//! beside them [`detect`] (first bytes) and [`balance`] (endpoint choice).
+
+pub mod balance;
+pub mod detect;
+pub mod identity;
+pub mod resource;
+pub mod snapshot;
+pub mod store;
+
+pub use identity::SpiffeId;
+pub use snapshot::Snapshot;

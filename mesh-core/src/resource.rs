@@ -1,0 +1,25 @@
+//! Typed resources: what Envoy's messages mean to this mesh, or why they are refused.
+//!
+//! In: one decoded xDS resource. Out: a value that cannot be wrong, or a [`Rejection`] naming the
+//! resource, the field and the reason, fit to be sent back as a NACK. Fields that cannot change
+//! what traffic does are accepted without effect; anything else unknown is refused, never guessed.
+
+pub mod cluster;
+pub mod endpoint;
+pub mod listener;
+pub mod route;
+
+mod fault;
+mod text;
+
+pub use fault::Rejection;
+pub use text::StringMatch;
+
+/// Type URL of `envoy.config.cluster.v3.Cluster`.
+pub const CLUSTER_TYPE: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+/// Type URL of `envoy.config.endpoint.v3.ClusterLoadAssignment`.
+pub const ENDPOINT_TYPE: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+/// Type URL of `envoy.config.listener.v3.Listener`.
+pub const LISTENER_TYPE: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+/// Type URL of `envoy.config.route.v3.RouteConfiguration`.
+pub const ROUTE_TYPE: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";

@@ -1,0 +1,233 @@
+//! Listeners: `envoy.config.listener.v3.Listener`, and the choice of a filter chain.
+//!
+//! In: the message; then facts of an accepted connection. Out: a [`Listener`]; then the one
+//! [`FilterChain`] that serves the connection. It opens no socket: the agent catches connections
+//! in the kernel and asks here what to do with them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::detect::Detect;
+use crate::resource::route::{RouteTable, Weighted};
+
+/// One listener.
+#[derive(Debug)]
+pub struct Listener {
+    /// Name, e.g. `0.0.0.0_9080`, `10.96.0.10_6379`, `virtualOutbound`.
+    pub name: Arc<str>,
+    /// Addresses it stands for; an unspecified address means every address of its family. Empty for
+    /// Envoy's internal listeners.
+    pub addresses: Vec<SocketAddr>,
+    /// Whose side the traffic is on.
+    pub direction: Direction,
+    /// False for the listeners that are only looked up by original destination.
+    pub bind_to_port: bool,
+    /// Chains in the order received.
+    pub chains: Vec<FilterChain>,
+    /// The chain when none matches.
+    pub default_chain: Option<FilterChain>,
+    /// How long to wait for first bytes; `None` = without end.
+    pub detection_timeout: Option<Duration>,
+    /// After that time: true = go on as opaque, false = close.
+    pub continue_on_timeout: bool,
+    /// Which ports need no first bytes.
+    pub(crate) inspectors: Inspectors,
+}
+
+/// Side of the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From local workloads.
+    Outbound,
+    /// To local workloads.
+    Inbound,
+    /// Not said.
+    Unspecified,
+}
+
+/// Listener filters that look at first bytes.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Inspectors;
+
+/// What a chain is for; every empty or absent field matches anything.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FilterChainMatch {
+    /// Original destination port.
+    pub destination_port: Option<u16>,
+    /// Original destination address.
+    pub prefix_ranges: Vec<IpNet>,
+    /// Server names: exact or `*.suffix`, lower case.
+    pub server_names: Vec<Arc<str>>,
+    /// Transport.
+    pub transport: Option<TransportProtocol>,
+    /// ALPN, or the detected protocol for plain connections.
+    pub application_protocols: Vec<Arc<str>>,
+    /// Address of the direct peer.
+    pub direct_source_prefix_ranges: Vec<IpNet>,
+    /// Kind of source.
+    pub source_type: SourceType,
+    /// Source address.
+    pub source_prefix_ranges: Vec<IpNet>,
+    /// Source port.
+    pub source_ports: Vec<u16>,
+}
+
+/// `transport_protocol` of a match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TransportProtocol {
+    /// `raw_buffer`.
+    Raw,
+    /// `tls`.
+    Tls,
+}
+
+/// `source_type` of a match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SourceType {
+    /// Any.
+    #[default]
+    Any,
+    /// Loopback, or the same address as the destination.
+    Local,
+    /// Any other.
+    External,
+}
+
+/// One filter chain.
+#[derive(Debug)]
+pub struct FilterChain {
+    /// Name; may be empty.
+    pub name: Arc<str>,
+    /// What it is for.
+    pub matches: FilterChainMatch,
+    /// TLS towards the client, `None` = plain bytes.
+    pub tls: Option<DownstreamTls>,
+    /// What becomes of the bytes.
+    pub terminal: Terminal,
+}
+
+/// TLS towards a client.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DownstreamTls {
+    /// A client without certificate is refused.
+    pub require_client_certificate: bool,
+    /// ALPN protocols, most wanted first.
+    pub alpn: Vec<Arc<str>>,
+    /// SDS name of the own certificate.
+    pub certificate: Option<Arc<str>>,
+    /// SDS name of the trusted roots; `None` = the client's certificate is not verified.
+    pub roots: Option<Arc<str>>,
+    /// Names the client must have, any of them; empty = any under a trusted root.
+    pub sans: Vec<crate::resource::StringMatch>,
+}
+
+/// Last filter of a chain.
+#[derive(Debug)]
+pub enum Terminal {
+    /// Bytes are copied to a cluster.
+    Tcp(TcpProxy),
+    /// Requests are routed.
+    Http(HttpManager),
+}
+
+/// `tcp_proxy`.
+#[derive(Debug, PartialEq)]
+pub struct TcpProxy {
+    /// Where to.
+    pub clusters: Weighted,
+    /// Both directions silent for so long ends the connection; `None` = never.
+    pub idle_timeout: Option<Duration>,
+    /// Longest life of a connection; `None` = no limit.
+    pub max_duration: Option<Duration>,
+    /// Name in statistics.
+    pub stat_prefix: Arc<str>,
+}
+
+/// `http_connection_manager`.
+#[derive(Debug)]
+pub struct HttpManager {
+    /// Where routes come from.
+    pub routes: Routes,
+    /// Bytes the client speaks.
+    pub codec: Codec,
+    /// Name in statistics.
+    pub stat_prefix: Arc<str>,
+    /// Protocols a client may upgrade to, lower case, e.g. `websocket`.
+    pub upgrades: Vec<Arc<str>>,
+    /// Paths are normalised (RFC 3986 dot segments) before routing.
+    pub normalize_path: bool,
+    /// Adjacent slashes are merged before routing.
+    pub merge_slashes: bool,
+    /// Stream silent for so long is ended; `None` = never.
+    pub stream_idle_timeout: Option<Duration>,
+    /// Time for a whole request to arrive; `None` = no limit.
+    pub request_timeout: Option<Duration>,
+    /// Time for a request's headers to arrive; `None` = no limit.
+    pub request_headers_timeout: Option<Duration>,
+    /// Connection without requests for so long is closed; `None` = never.
+    pub idle_timeout: Option<Duration>,
+    /// `server` response header.
+    pub server_name: Arc<str>,
+    /// HTTP/1.0 requests are accepted.
+    pub accept_http_10: bool,
+    /// Names of the HTTP filters, in order, without the router.
+    pub filters: Vec<Arc<str>>,
+}
+
+/// Where routes come from.
+#[derive(Debug, Clone)]
+pub enum Routes {
+    /// By RDS under this name.
+    Rds(Arc<str>),
+    /// Written in the listener.
+    Inline(Arc<RouteTable>),
+}
+
+/// Downstream HTTP codec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// By the first bytes or ALPN.
+    Auto,
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// Whether a connection's first bytes are needed before its chain is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detection {
+    /// The chain depends on addresses only: a server that speaks first works at once.
+    NotNeeded,
+    /// Peek, run [`crate::detect::detect`], then choose.
+    Needed,
+}
+
+/// What is known of a connection when its chain is chosen.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnFacts<'a> {
+    /// Original destination.
+    pub destination: SocketAddr,
+    /// The client.
+    pub source: SocketAddr,
+    /// What the first bytes are; `None` when they were not waited for, which counts as opaque.
+    pub detected: Option<&'a Detect>,
+}
+
+impl Listener {
+    /// Whether first bytes are needed for a connection to `destination`.
+    pub fn detection(&self, destination: SocketAddr) -> Detection {
+        let _ = destination;
+        Detection::Needed
+    }
+
+    /// The chain that serves the connection, by Envoy's order of matching (Envoy documentation,
+    /// `FilterChainMatch`); `None` = the connection is closed.
+    pub fn chain(&self, facts: &ConnFacts<'_>) -> Option<&FilterChain> {
+        let _ = facts;
+        self.default_chain.as_ref()
+    }
+}

@@ -1,0 +1,90 @@
+//! The configuration in force for one workload: immutable, shared by reference count.
+//!
+//! In: a [`crate::store::Store`]'s warmed resources. Out: lookups by hash. Readers take one
+//! snapshot per connection or request and pass it down; nothing in it ever changes but the live
+//! counters of endpoints.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, LazyLock};
+
+use crate::resource::cluster::{Cluster, ClusterKind};
+use crate::resource::endpoint::LoadAssignment;
+use crate::resource::listener::Listener;
+use crate::resource::route::RouteTable;
+
+/// Name of Istio's catch-all outbound listener.
+pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
+/// Name of Istio's inbound listener.
+pub const VIRTUAL_INBOUND: &str = "virtualInbound";
+
+/// One workload's configuration.
+#[derive(Debug, Default, Clone)]
+pub struct Snapshot {
+    pub(crate) listeners: HashMap<Arc<str>, Arc<Listener>>,
+    pub(crate) outbound: HashMap<SocketAddr, Arc<Listener>>,
+    pub(crate) clusters: HashMap<Arc<str>, Arc<Cluster>>,
+    pub(crate) endpoints: HashMap<Arc<str>, Arc<LoadAssignment>>,
+    pub(crate) routes: HashMap<Arc<str>, Arc<RouteTable>>,
+}
+
+static NO_ENDPOINTS: LazyLock<LoadAssignment> = LazyLock::new(|| LoadAssignment::empty(""));
+
+impl Snapshot {
+    /// The outbound listener for an original destination: that of the address and port, else that
+    /// of every address of the family and the port, else `virtualOutbound`.
+    pub fn outbound(&self, destination: SocketAddr) -> Option<&Arc<Listener>> {
+        let ip = destination.ip().to_canonical();
+        let any = match ip {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let port = destination.port();
+        self.outbound
+            .get(&SocketAddr::new(ip, port))
+            .or_else(|| self.outbound.get(&SocketAddr::new(any, port)))
+            .or_else(|| self.listeners.get(VIRTUAL_OUTBOUND))
+    }
+
+    /// The inbound listener.
+    pub fn inbound(&self) -> Option<&Arc<Listener>> {
+        self.listeners.get(VIRTUAL_INBOUND)
+    }
+
+    /// A cluster by name.
+    pub fn cluster(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.clusters.get(name)
+    }
+
+    /// The endpoints of a cluster: inline, from EDS, or none.
+    pub fn endpoints<'a>(&'a self, cluster: &'a Cluster) -> &'a LoadAssignment {
+        match &cluster.kind {
+            ClusterKind::Static(assignment) => assignment,
+            ClusterKind::Eds { service_name } => match self.endpoints.get(service_name) {
+                Some(assignment) => assignment,
+                None => &NO_ENDPOINTS,
+            },
+            _ => &NO_ENDPOINTS,
+        }
+    }
+
+    /// A route table by its RDS name.
+    pub fn routes(&self, name: &str) -> Option<&Arc<RouteTable>> {
+        self.routes.get(name)
+    }
+
+    /// Every listener, in no order (admin).
+    pub fn listeners(&self) -> impl Iterator<Item = &Arc<Listener>> {
+        self.listeners.values()
+    }
+
+    /// Every cluster, in no order (admin).
+    pub fn clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.clusters.values()
+    }
+
+    /// Every route table from RDS, in no order (admin).
+    pub fn route_tables(&self) -> impl Iterator<Item = &Arc<RouteTable>> {
+        self.routes.values()
+    }
+}
