@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-pub use placeholder::Snapshot;
+use mesh_core::Snapshot;
 use tokio::sync::watch;
 
 /// The configuration of all local workloads.
@@ -73,11 +73,4 @@ impl Live {
         });
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
     }
-}
-
-/// Until mesh-core has it.
-mod placeholder {
-    /// As in mesh-core.
-    #[derive(Debug)]
-    pub struct Snapshot;
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::identity::SpiffeId;
 use serde::Deserialize;
 
 use yaml::Located;
@@ -238,6 +239,9 @@ impl Settings {
         let fail = |field: &str, why: String| Err(at.error(field, why));
         if self.node.is_empty() {
             return fail("node", "must not be empty".into());
+        }
+        if let Err(error) = SpiffeId::new(&self.trust_domain, "any", "any") {
+            return fail("trustDomain", error.to_string());
         }
         if self.workers > MAX_WORKERS {
             return fail("workers", format!("at most {MAX_WORKERS}"));

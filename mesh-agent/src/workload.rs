@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use placeholder::{NetNs, SpiffeId};
+use mesh_core::identity::SpiffeId;
+use placeholder::NetNs;
 
 use crate::telemetry::Peer;
 
@@ -39,11 +40,8 @@ impl Workload {
     }
 }
 
-/// Until mesh-core and net have them.
+/// Until net has it.
 pub mod placeholder {
-    /// As in mesh-core.
-    #[derive(Debug)]
-    pub struct SpiffeId;
     /// As in net::netns.
     #[derive(Debug)]
     pub struct NetNs;

@@ -79,6 +79,7 @@ fn wrong_fields_are_named() {
         ("- name: b", "- name: B/x", "agent.yaml:21: workloads[1].name: \"B/x\" is not a Kubernetes name"),
         ("serviceAccount: sa-a", "serviceAccount: a~b", "agent.yaml:18: workloads[0].serviceAccount: "),
         ("accessLog: stdout", "accessLog: !x stdout", "agent.yaml:10: accessLog: YAML tags"),
+        ("workers: 2", "trustDomain: A_B/c", "agent.yaml:9: trustDomain: trust domain \"A_B/c\" is not"),
         ("workers: 2", "drainSeconds: 9999", "agent.yaml:9: drainSeconds: at most 3600"),
     ];
     for (from, to, expected) in cases {

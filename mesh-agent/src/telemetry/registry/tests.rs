@@ -169,7 +169,8 @@ fn idle_series_expire_but_not_held_ones() {
     held.opened();
     worker.http(&labels(Protocol::Http)).record_grpc(200, 0, Flags::NONE, MS, 1, 1);
     let start = Instant::now();
-    let count = |page: &str| (value(page, "istio_requests_total{").len(), value(page, "istio_tcp_sent_bytes_total{").len());
+    let count =
+        |page: &str| (value(page, "istio_requests_total{").len(), value(page, "istio_tcp_sent_bytes_total{").len());
     assert_eq!(count(&metrics.render(start)), (1, 1));
     assert_eq!(count(&metrics.render(start + Duration::from_secs(59))), (1, 1));
     assert_eq!(count(&metrics.render(start + Duration::from_secs(61))), (0, 1));
@@ -181,5 +182,7 @@ fn idle_series_expire_but_not_held_ones() {
 fn modules_add_their_own() {
     let metrics = Metrics::new(Limits::default());
     metrics.add_source(|out| out.single("mesh_agent_x", Kind::Gauge, "X.", 3));
-    assert!(metrics.render(Instant::now()).ends_with("# HELP mesh_agent_x X.\n# TYPE mesh_agent_x gauge\nmesh_agent_x 3\n"));
+    assert!(
+        metrics.render(Instant::now()).ends_with("# HELP mesh_agent_x X.\n# TYPE mesh_agent_x gauge\nmesh_agent_x 3\n")
+    );
 }
