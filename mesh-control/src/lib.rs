@@ -1,1 +1,12 @@
-//! To be written.
+//! The control plane: reads the mesh's objects, answers xDS and signs certificates.
+//!
+//! Low to high: `yaml`, `problem`, `settings`, `metrics` → `directory`, `auth` → `ca`. A module uses only what stands
+//! before it.
+
+pub mod auth;
+pub mod ca;
+pub mod directory;
+pub mod metrics;
+pub mod problem;
+pub mod settings;
+pub mod yaml;
