@@ -6,9 +6,12 @@
 
 pub mod errors;
 pub mod live;
+pub mod net;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;
+pub mod upstream;
 pub mod workload;
 
 #[cfg(test)]

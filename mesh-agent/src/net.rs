@@ -1,0 +1,4 @@
+//! Sockets and byte streams: namespaces, listeners, looking ahead, relaying. No protocol above TCP.
+
+pub mod copy;
+pub mod peek;
