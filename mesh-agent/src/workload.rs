@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::identity::SpiffeId;
-use placeholder::NetNs;
 
+use crate::net::netns::NetNs;
 use crate::telemetry::Peer;
 
 /// A local workload: a pod, or a process group with a network namespace of its own.
@@ -38,11 +38,4 @@ impl Workload {
     pub fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
-}
-
-/// Until net has it.
-pub mod placeholder {
-    /// As in net::netns.
-    #[derive(Debug)]
-    pub struct NetNs;
 }

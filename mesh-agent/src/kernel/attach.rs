@@ -1,0 +1,104 @@
+//! Loads programs into the kernel and attaches them. In: a parsed object. Out: attached programs, whose links belong to
+//! the object, or an error that names hook, helper and kernel version.
+
+use std::fs::File;
+use std::path::Path;
+
+use aya::Ebpf;
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SchedClassifier, SockOps, TcAttachType, tc,
+};
+use aya::util::KernelVersion;
+
+use super::{KernelError, chain, probe};
+use crate::net::netns::NetNs;
+
+const CGROUP: [&str; 7] = [
+    "mesh_connect4",
+    "mesh_connect6",
+    "mesh_getpeername4",
+    "mesh_getpeername6",
+    "mesh_getsockname4",
+    "mesh_getsockname6",
+    "mesh_sock_ops",
+];
+const INGRESS: &str = "mesh_ingress";
+
+/// Attaches every cgroup program. sock_ops comes before connect, so that no redirected connection goes unnoted.
+pub(super) fn attach_cgroup(object: &mut Ebpf, cgroup: &Path) -> Result<(), KernelError> {
+    let directory = File::open(cgroup).map_err(|e| KernelError::Attach {
+        program: CGROUP[0],
+        place: cgroup.display().to_string(),
+        why: e.to_string(),
+    })?;
+    for name in CGROUP.into_iter().rev() {
+        let failed = |e: ProgramError| KernelError::Attach {
+            program: name,
+            place: cgroup.display().to_string(),
+            why: chain(&e),
+        };
+        // A link is always one of several; the kernel refuses the flag that says so.
+        let mode = CgroupAttachMode::Single;
+        match program(object, name)? {
+            Program::SockOps(p) => {
+                let p: &mut SockOps = p;
+                p.load().map_err(|e| refused(name, &e))?;
+                p.attach(&directory, mode).map_err(failed)?;
+            }
+            Program::CgroupSockAddr(p) => {
+                let p: &mut CgroupSockAddr = p;
+                p.load().map_err(|e| refused(name, &e))?;
+                p.attach(&directory, mode).map_err(failed)?;
+            }
+            _ => return Err(refused_because(name, "it is of another kind than expected".into())),
+        }
+    }
+    Ok(())
+}
+
+/// Loads this object's ingress program and attaches it to every interface of the namespace but loopback. Interfaces
+/// that appear later are not covered.
+pub(super) fn attach_ingress(object: &mut Ebpf, ns: &NetNs, interfaces: &[String]) -> Result<(), KernelError> {
+    let Program::SchedClassifier(p) = program(object, INGRESS)? else {
+        return Err(refused_because(INGRESS, "it is of another kind than expected".into()));
+    };
+    p.load().map_err(|e| refused(INGRESS, &e))?;
+    for interface in interfaces {
+        let failed = |why: String| KernelError::Attach { program: INGRESS, place: interface.clone(), why };
+        ns.run(|| attach_one(p, interface)).map_err(|e| failed(e.to_string()))?.map_err(|e| failed(chain(&e)))?;
+    }
+    Ok(())
+}
+
+fn attach_one(program: &mut SchedClassifier, interface: &str) -> Result<(), ProgramError> {
+    // Before Linux 6.6 there is no tcx, and clsact has to be there first.
+    if !KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 6, 0)) {
+        match tc::qdisc_add_clsact(interface) {
+            Ok(()) | Err(tc::TcError::AlreadyAttached) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    program.attach(interface, TcAttachType::Ingress).map(|_| ())
+}
+
+fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, KernelError> {
+    object.program_mut(name).ok_or_else(|| refused_because(name, "it is not in the object".into()))
+}
+
+fn refused(program: &'static str, error: &ProgramError) -> KernelError {
+    let why = match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            // The last lines are statistics; the complaint stands before them.
+            let complaint = log.lines().map(str::trim).rfind(|l| !l.is_empty() && !l.starts_with("processed "));
+            format!("{io_error}: {}", complaint.unwrap_or("no word from the verifier"))
+        }
+        other => chain(other),
+    };
+    refused_because(program, why)
+}
+
+fn refused_because(program: &'static str, why: String) -> KernelError {
+    let needed = probe::NEEDED.iter().find(|(name, _)| *name == program).map_or("6.1", |(_, needed)| needed);
+    KernelError::Refused { program, running: probe::kernel_release(), needed, why }
+}

@@ -1,0 +1,108 @@
+//! Enrols one workload: listeners inside its namespace, its entry in the map, its ingress program. In that order, so that
+//! nothing is caught before somebody listens. In: its namespace and addresses. Out: the listeners. Undone in the
+//! opposite order, also when a step fails.
+
+use std::net::{IpAddr, TcpListener};
+use std::sync::Arc;
+
+use aya::Ebpf;
+use aya::maps::{HashMap as BpfHashMap, MapData};
+use mesh_common::abi::{self, MAX_ADDRESSES, Role, TUNNEL_PORT, maps};
+use mesh_common::addr::Addr;
+use tracing::warn;
+
+use super::{Kernel, KernelError, Listeners, attach, chain, load};
+use crate::net::listen::listen;
+use crate::net::netns::NetNs;
+
+/// The ports that Istio uses, taken if the workload does not use them itself.
+const OUTBOUND_PORT: u16 = 15001;
+const INBOUND_PORT: u16 = 15006;
+
+/// The kernel side of one enrolled workload.
+pub(super) struct Pod {
+    netns: Arc<NetNs>,
+    ingress: Ebpf,
+}
+
+impl Pod {
+    /// Stops catching this workload's connections.
+    pub(super) fn remove(self, workloads: &mut BpfHashMap<MapData, u64, abi::Workload>) -> Result<(), KernelError> {
+        let removed = workloads.remove(&self.netns.cookie());
+        // Filters of kernels without tcx are found by interface, so they have to be removed inside the namespace.
+        let detached = self.netns.run(|| drop(self.ingress));
+        removed.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
+        detached.map_err(|e| KernelError::Attach {
+            program: "mesh_ingress",
+            place: "the namespace that is being left".into(),
+            why: e.to_string(),
+        })
+    }
+}
+
+pub(super) fn enrol(
+    kernel: &mut Kernel,
+    id: u32,
+    netns: &Arc<NetNs>,
+    addresses: &[IpAddr],
+) -> Result<Listeners, KernelError> {
+    let failed = |action| move |source| KernelError::Namespace { workload: id, action, source };
+    let open = |role: Role, preferred: u16| {
+        let sockets = kernel.sockets.clone();
+        listen(netns, preferred, |socket| sockets.mark(socket, role)).map_err(failed("listen"))
+    };
+    let listeners = Listeners {
+        outbound: open(Role::Outbound, OUTBOUND_PORT)?,
+        inbound: open(Role::Inbound, INBOUND_PORT)?,
+        tunnel: open(Role::Tunnel, TUNNEL_PORT)?,
+    };
+    let port = |listeners: &[TcpListener]| {
+        let first = listeners.first().map_or(Err(std::io::ErrorKind::NotFound.into()), TcpListener::local_addr);
+        first.map(|at| at.port()).map_err(failed("read the listeners' ports"))
+    };
+    let entry = abi::Workload {
+        id,
+        flags: 0,
+        source4: first(addresses, IpAddr::is_ipv4),
+        source6: first(addresses, IpAddr::is_ipv6),
+        own: own(id, addresses),
+        outbound_port: port(&listeners.outbound)?,
+        inbound_port: port(&listeners.inbound)?,
+        tunnel_port: port(&listeners.tunnel)?,
+        reserved: 0,
+    };
+    let interfaces = netns.interfaces().map_err(failed("list the interfaces"))?;
+    let mut ingress = load::parse(&kernel.object, kernel.pins.path(), netns.cookie())
+        .map_err(|e| KernelError::Map { map: abi::INGRESS_NETNS, why: chain(&e) })?;
+
+    let inserted = kernel.workloads.insert(netns.cookie(), entry, 0);
+    inserted.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
+    let attached = attach::attach_ingress(&mut ingress, netns, &interfaces);
+    let pod = Pod { netns: Arc::clone(netns), ingress };
+    if let Err(e) = attached {
+        // The first error is the one to tell.
+        let _ = pod.remove(&mut kernel.workloads);
+        return Err(e);
+    }
+    kernel.pods.insert(id, pod);
+    Ok(listeners)
+}
+
+fn first(addresses: &[IpAddr], family: impl Fn(&IpAddr) -> bool) -> Addr {
+    addresses.iter().find(|ip| family(ip)).map_or(Addr::ZERO, |ip| Addr::from(*ip))
+}
+
+fn own(id: u32, addresses: &[IpAddr]) -> [Addr; MAX_ADDRESSES] {
+    if let Some(more) = addresses.get(MAX_ADDRESSES..).filter(|more| !more.is_empty()) {
+        warn!(
+            workload = id,
+            ?more,
+            "more than {MAX_ADDRESSES} addresses: connections to these own ones go by the agent"
+        );
+    }
+    let mut own = [Addr::ZERO; MAX_ADDRESSES];
+    for (place, ip) in own.iter_mut().zip(addresses) {
+        *place = (*ip).into();
+    }
+    own
+}

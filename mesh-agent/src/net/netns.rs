@@ -1,0 +1,136 @@
+//! Network namespaces. In: a path or a pid. Out: a handle to work inside the namespace, its cookie (by which the kernel
+//! programs know it), its addresses and interfaces. A thread enters a namespace only for the time of one closure: never
+//! across an await, and it never goes on in the wrong namespace (the process aborts if a thread cannot go back).
+
+use std::fs::File;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::ifaddrs::getifaddrs;
+use nix::sched::{CloneFlags, setns};
+
+/// A network namespace. Holding it keeps the namespace alive, also after its last process is gone.
+#[derive(Debug)]
+pub struct NetNs {
+    file: File,
+    cookie: u64,
+}
+
+impl NetNs {
+    /// Opens the namespace at `path`, such as `/run/netns/NAME` or `/proc/PID/ns/net`.
+    pub fn open(path: impl AsRef<Path>) -> io::Result<NetNs> {
+        let file = File::open(path)?;
+        let mut ns = NetNs { file, cookie: 0 };
+        ns.cookie = ns.run(own_cookie)??;
+        Ok(ns)
+    }
+
+    /// Opens the namespace of a running process.
+    pub fn of_pid(pid: u32) -> io::Result<NetNs> {
+        NetNs::open(format!("/proc/{pid}/ns/net"))
+    }
+
+    /// The calling thread's namespace.
+    pub fn current() -> io::Result<NetNs> {
+        NetNs::open("/proc/thread-self/ns/net")
+    }
+
+    /// The number by which the kernel knows this namespace: never used again until the next boot, never 0.
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    /// Runs `f` with the calling thread inside the namespace. `f` must not spawn tasks that outlive it and, being a
+    /// plain closure, cannot await. Fails without running `f` if the namespace cannot be entered.
+    pub fn run<R>(&self, f: impl FnOnce() -> R) -> io::Result<R> {
+        let home = File::open("/proc/thread-self/ns/net")?;
+        setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)?;
+        let _leave = Leave(home);
+        Ok(f())
+    }
+
+    /// The addresses of every interface but loopback, without link-local ones; in the kernel's order, so the first of
+    /// a family is the one that the workload shows to others.
+    pub fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        self.run(|| {
+            let mut found = Vec::new();
+            for interface in getifaddrs()? {
+                let Some(address) = interface.address else { continue };
+                let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+                    (Some(v4), _) => IpAddr::from(v4.ip()),
+                    (_, Some(v6)) => IpAddr::from(v6.ip()),
+                    _ => continue,
+                };
+                let link_local = match ip {
+                    IpAddr::V4(ip) => ip.is_link_local(),
+                    IpAddr::V6(ip) => ip.is_unicast_link_local(),
+                };
+                if !ip.is_loopback() && !link_local && !found.contains(&ip) {
+                    found.push(ip);
+                }
+            }
+            Ok(found)
+        })?
+    }
+
+    /// The names of every interface but loopback.
+    pub fn interfaces(&self) -> io::Result<Vec<String>> {
+        self.run(|| {
+            let mut names: Vec<String> = nix::net::if_::if_nameindex()?
+                .iter()
+                .map(|interface| interface.name().to_string_lossy().into_owned())
+                .collect();
+            names.retain(|name| name != "lo");
+            Ok(names)
+        })?
+    }
+}
+
+/// Takes the thread back to where it was, also when the closure panics.
+struct Leave(File);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        if setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET).is_err() {
+            // A worker that stayed in a pod's namespace would dial and listen there for everybody.
+            eprintln!(
+                "mesh-agent: cannot leave a network namespace; stopping, because nothing done after this is right"
+            );
+            std::process::abort();
+        }
+    }
+}
+
+/// The cookie of the calling thread's namespace.
+fn own_cookie() -> io::Result<u64> {
+    // SAFETY: no pointers; the result is checked before it is taken for a descriptor.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given this descriptor to us and nobody else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    socket_cookie(&socket)
+}
+
+/// The cookie of the namespace in which a socket lives.
+pub fn socket_cookie(socket: &impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: value and length point to live variables, and the length is the value's size.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if done == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `asm-generic/socket.h`; since Linux 5.14.
+const SO_NETNS_COOKIE: libc::c_int = 71;

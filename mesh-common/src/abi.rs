@@ -1,0 +1,197 @@
+//! Keys, values and names of the kernel maps, and their sizes. In and out: nothing, these are declarations. No field is
+//! ever padding: the kernel compares keys byte by byte, so a byte that nobody wrote would make equal keys differ.
+//! A change of any layout here needs a new [`ABI_VERSION`], which is part of the pin path.
+
+use crate::addr::{Addr, Endpoint};
+
+/// Version of everything in this file.
+pub const ABI_VERSION: u32 = 1;
+
+/// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
+/// through the agent, which reaches them all the same).
+pub const MAX_ADDRESSES: usize = 8;
+/// Workloads on one node.
+pub const MAX_WORKLOADS: u32 = 10_000;
+/// Connections between `connect()` and their acceptance by the agent, of all workloads together. When the map is full
+/// the agent finds no original destination and resets the connection ([`Counter::FlowFull`]).
+pub const MAX_FLOWS: u32 = 65_536;
+/// Connections of the agent between `connect()` and their acceptance by an application. When the map is full the
+/// application sees the agent's loopback address as its client ([`Counter::PeerFull`]).
+pub const MAX_PEERS: u32 = 65_536;
+/// Agents (cgroups) whose processes are never caught: two during an upgrade.
+pub const MAX_AGENTS: u32 = 16;
+/// Bytes of the ring buffer for [`Event`]s; what does not fit is counted ([`Counter::EventLost`]).
+pub const EVENT_BYTES: u32 = 256 * 1024;
+
+/// The wire port of HBONE, which goes to the tunnel listener.
+pub const TUNNEL_PORT: u16 = 15008;
+
+/// Names of the maps in the object.
+pub mod maps {
+    /// netns cookie (u64) → [`Workload`](super::Workload). Written by the agent only.
+    pub const WORKLOADS: &str = "WORKLOADS";
+    /// cgroup id (u64) → u32 (1). Written by the agent only.
+    pub const AGENTS: &str = "AGENTS";
+    /// [`Tuple`](super::Tuple) → [`Endpoint`](super::Endpoint), the original destination.
+    pub const FLOW: &str = "FLOW";
+    /// [`Tuple`](super::Tuple) → [`Endpoint`](super::Endpoint), the real client.
+    pub const PEER: &str = "PEER";
+    /// socket → [`Endpoint`](super::Endpoint), where it really wanted to go.
+    pub const ORIGIN: &str = "ORIGIN";
+    /// socket → [`Endpoint`](super::Endpoint), who is really at the other end.
+    pub const CLIENT: &str = "CLIENT";
+    /// socket → [`Role`](super::Role) as u32; inherited by accepted sockets.
+    pub const AGENT: &str = "AGENT";
+    /// [`Counter`](super::Counter) → u64, per CPU.
+    pub const METRICS: &str = "METRICS";
+    /// [`Event`](super::Event)s.
+    pub const EVENTS: &str = "EVENTS";
+    /// Every map, for pinning.
+    pub const ALL: [&str; 9] = [WORKLOADS, AGENTS, FLOW, PEER, ORIGIN, CLIENT, AGENT, METRICS, EVENTS];
+}
+
+/// Name of the load-time constant that holds the netns cookie for which one instance of `ingress` works.
+pub const INGRESS_NETNS: &str = "INGRESS_NETNS";
+
+/// An enrolled workload, by its network namespace's cookie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// The agent's number for it.
+    pub id: u32,
+    /// No flag exists yet; 0.
+    pub flags: u32,
+    /// The IPv4 address that the workload shows to others; [`Addr::ZERO`] if it has none.
+    pub source4: Addr,
+    /// The IPv6 address that the workload shows to others; [`Addr::ZERO`] if it has none.
+    pub source6: Addr,
+    /// Its own addresses; unused places are [`Addr::ZERO`].
+    pub own: [Addr; MAX_ADDRESSES],
+    /// Port of the agent's outbound listener in this namespace.
+    pub outbound_port: u16,
+    /// Port of the agent's inbound listener.
+    pub inbound_port: u16,
+    /// Port of the agent's tunnel listener.
+    pub tunnel_port: u16,
+    /// 0.
+    pub reserved: u16,
+}
+
+/// A TCP connection, from its client's side, in one network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Cookie of the network namespace.
+    pub netns: u64,
+    /// Who connected.
+    pub client: Endpoint,
+    /// Who accepts.
+    pub server: Endpoint,
+}
+
+/// What a socket of the agent is for. The value of its AGENT storage.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Connects to somewhere, with its own address.
+    Dial = 1,
+    /// Connects to an application on behalf of a client.
+    DialApp = 2,
+    /// Accepts what the application sent elsewhere.
+    Outbound = 3,
+    /// Accepts what came from the wire for the application.
+    Inbound = 4,
+    /// Accepts HBONE.
+    Tunnel = 5,
+}
+
+/// What the programs count. The key of METRICS.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Connections that were redirected to the agent.
+    OutboundCaptured = 0,
+    /// Connections of enrolled workloads that are never captured (loopback, own addresses, link-local, multicast).
+    OutboundExempt = 1,
+    /// Connections to a family in which the workload has no address: failed with ENETUNREACH.
+    OutboundUnreachable = 2,
+    /// Redirected connections that could not be noted because FLOW was full; the agent resets them.
+    FlowFull = 3,
+    /// Connections that could not be taken because the socket's storage could not be made; failed with EPERM.
+    StorageFailed = 4,
+    /// Connections to an application whose client could not be noted because PEER was full.
+    PeerFull = 5,
+    /// Entries of FLOW and PEER that were removed because their connection was never accepted.
+    Abandoned = 6,
+    /// Packets that were given to the agent's listeners: SYNs, and whatever belongs to no socket.
+    InboundAssigned = 7,
+    /// Packets for a new connection that passed to the application because the agent's listener is gone.
+    InboundNoAgent = 8,
+    /// Packets that `bpf_sk_assign` refused; dropped.
+    InboundAssignFailed = 9,
+    /// SYNs for a connection in TIME_WAIT, given to the agent's listeners.
+    InboundTimeWait = 10,
+    /// Events that did not fit into the ring buffer.
+    EventLost = 11,
+}
+
+impl Counter {
+    /// Every counter with its name in metrics.
+    pub const ALL: [(Counter, &'static str); 12] = [
+        (Counter::OutboundCaptured, "outbound_captured"),
+        (Counter::OutboundExempt, "outbound_exempt"),
+        (Counter::OutboundUnreachable, "outbound_unreachable"),
+        (Counter::FlowFull, "flow_full"),
+        (Counter::StorageFailed, "storage_failed"),
+        (Counter::PeerFull, "peer_full"),
+        (Counter::Abandoned, "abandoned"),
+        (Counter::InboundAssigned, "inbound_assigned"),
+        (Counter::InboundNoAgent, "inbound_no_agent"),
+        (Counter::InboundAssignFailed, "inbound_assign_failed"),
+        (Counter::InboundTimeWait, "inbound_time_wait"),
+        (Counter::EventLost, "event_lost"),
+    ];
+    /// How many there are.
+    pub const COUNT: u32 = Counter::ALL.len() as u32;
+}
+
+/// Something that an operator may want to know about one connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Nanoseconds since boot (`CLOCK_MONOTONIC`).
+    pub time: u64,
+    /// The connection, as far as it is known.
+    pub tuple: Tuple,
+    /// The workload's id.
+    pub workload: u32,
+    /// The [`Counter`] that was raised.
+    pub reason: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
+    assert!(size_of::<Tuple>() == 48 && align_of::<Tuple>() == 8);
+    assert!(core::mem::offset_of!(Tuple, client) == 8 && core::mem::offset_of!(Tuple, server) == 28);
+    assert!(size_of::<Workload>() == 8 + 32 + 16 * MAX_ADDRESSES + 8 && align_of::<Workload>() == 4);
+    assert!(core::mem::offset_of!(Workload, outbound_port) == 40 + 16 * MAX_ADDRESSES);
+    assert!(size_of::<Event>() == 64 && align_of::<Event>() == 8);
+    let mut i = 0;
+    while i < Counter::ALL.len() {
+        assert!(Counter::ALL[i].0 as usize == i);
+        i += 1;
+    }
+};
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{Endpoint, Tuple, Workload};
+
+    // SAFETY: repr(C), made of integers only, without padding (the assertions above), so any bytes are a value and
+    // every byte of a value is initialised.
+    unsafe impl aya::Pod for Workload {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Tuple {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Endpoint {}
+}

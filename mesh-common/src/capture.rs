@@ -1,0 +1,225 @@
+//! Which connections the agent takes. In: the workload's entry and what a hook knows of the connection. Out: what the
+//! hook is to do. Reads no map, touches no socket; randomness is an argument.
+
+use crate::abi::{MAX_ADDRESSES, TUNNEL_PORT, Workload};
+use crate::addr::{Addr, Endpoint};
+
+/// What to do with an outbound connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outbound {
+    /// Leave it alone.
+    Pass,
+    /// Send it to this address, the agent's outbound listener, instead.
+    Redirect(Endpoint),
+    /// The workload has no address of this family: without the mesh there would be no route either.
+    Unreachable,
+}
+
+/// Which of the agent's listeners takes an inbound connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inbound {
+    /// The listener for plain connections, on this port.
+    Plain(u16),
+    /// The listener for HBONE, on this port.
+    Tunnel(u16),
+}
+
+/// What a packet's socket lookup found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// No socket, or only a listener.
+    Nobody,
+    /// The remains of a closed connection.
+    TimeWait,
+    /// A connection, or one that is being made.
+    Live,
+}
+
+/// Decides on a new outbound connection of `workload` to `to`. `device` tells whether the socket is bound to a device:
+/// then loopback is out of its reach and the workload's own address serves. `random` spreads redirected connections
+/// over 127.0.0.0/8, so that no pair of addresses runs out of ports.
+#[inline(always)]
+pub fn outbound(workload: &Workload, to: &Endpoint, device: bool, random: u32) -> Outbound {
+    if is_never_captured(workload, to) {
+        return Outbound::Pass;
+    }
+    let own = *source(workload, to.addr.is_v4());
+    if own.same(&Addr::ZERO) {
+        return Outbound::Unreachable;
+    }
+    let addr = if device {
+        own
+    } else if to.addr.is_v4() {
+        Addr::from_v4_wire(spread(random))
+    } else {
+        Addr([0, 0, 0, 1_u32.to_be()])
+    };
+    Outbound::Redirect(Endpoint { addr, port: workload.outbound_port.into() })
+}
+
+/// Whether a destination is left alone: the host itself, the workload's own addresses, multicast and broadcast,
+/// link-local, and port 0, which cannot be connected to.
+#[inline(always)]
+pub fn is_never_captured(workload: &Workload, to: &Endpoint) -> bool {
+    let a = &to.addr;
+    if a.is_unspecified() || a.is_loopback() || a.is_multicast_or_broadcast() || a.is_link_local() || to.port == 0 {
+        return true;
+    }
+    let mut i = 0;
+    while i < MAX_ADDRESSES {
+        if workload.own[i].same(a) {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+/// The address of one family that the workload shows to others.
+#[inline(always)]
+pub fn source(workload: &Workload, v4: bool) -> &Addr {
+    if v4 { &workload.source4 } else { &workload.source6 }
+}
+
+/// An address of 127.0.0.0/8, as on the wire: never the network's first or last address.
+#[inline(always)]
+pub fn spread(random: u32) -> u32 {
+    let host = match random & 0x00ff_ffff {
+        0 => 1,
+        0x00ff_ffff => 0x00ff_fffe,
+        host => host,
+    };
+    (0x7f00_0000 | host).to_be()
+}
+
+/// The listener for a packet to `port` that belongs to no live connection; `None` when it belongs to one. A SYN that
+/// meets the remains of an old connection opens a new one; anything else for those remains is theirs.
+#[inline(always)]
+pub fn inbound(workload: &Workload, port: u16, syn: bool, found: Found) -> Option<Inbound> {
+    match found {
+        Found::Live => None,
+        Found::TimeWait if !syn => None,
+        Found::TimeWait | Found::Nobody if port == TUNNEL_PORT => Some(Inbound::Tunnel(workload.tunnel_port)),
+        Found::TimeWait | Found::Nobody => Some(Inbound::Plain(workload.inbound_port)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+    use super::*;
+    use proptest::prelude::*;
+
+    fn workload() -> Workload {
+        let own = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        let mut w = Workload {
+            id: 7,
+            flags: 0,
+            source4: own("10.0.0.2"),
+            source6: own("fd00::2"),
+            own: [Addr::ZERO; MAX_ADDRESSES],
+            outbound_port: 15001,
+            inbound_port: 15006,
+            tunnel_port: 15108,
+            reserved: 0,
+        };
+        w.own[0] = w.source4;
+        w.own[MAX_ADDRESSES - 1] = w.source6;
+        w
+    }
+
+    fn decide(w: &Workload, to: &str, device: bool) -> Outbound {
+        outbound(w, &to.parse::<SocketAddr>().unwrap().into(), device, 0x0001_0203)
+    }
+
+    fn redirect(to: &str) -> Outbound {
+        Outbound::Redirect(to.parse::<SocketAddr>().unwrap().into())
+    }
+
+    #[test]
+    fn captures_what_leaves_the_pod() {
+        let w = workload();
+        assert_eq!(decide(&w, "10.0.0.3:80", false), redirect("127.1.2.3:15001"));
+        assert_eq!(decide(&w, "[::ffff:10.0.0.3]:80", false), redirect("127.1.2.3:15001"));
+        assert_eq!(decide(&w, "[fd00::3]:80", false), redirect("[::1]:15001"));
+        assert_eq!(decide(&w, "10.0.0.3:80", true), redirect("10.0.0.2:15001"));
+        assert_eq!(decide(&w, "[fd00::3]:80", true), redirect("[fd00::2]:15001"));
+        // The agent's own ports are nothing special on other hosts.
+        assert_eq!(decide(&w, "10.0.0.3:15008", false), redirect("127.1.2.3:15001"));
+    }
+
+    #[test]
+    fn never_captures_the_exempt() {
+        for to in [
+            "127.0.0.1:80",
+            "127.9.9.9:15001",
+            "[::1]:80",
+            "[::ffff:127.0.0.1]:80",
+            "0.0.0.0:80",
+            "[::]:80",
+            "10.0.0.2:80",
+            "[::ffff:10.0.0.2]:80",
+            "[fd00::2]:80",
+            "224.0.0.1:80",
+            "255.255.255.255:80",
+            "[ff02::1]:80",
+            "169.254.169.254:80",
+            "[fe80::1]:80",
+            "10.0.0.3:0",
+        ] {
+            assert_eq!(decide(&workload(), to, false), Outbound::Pass, "{to}");
+        }
+    }
+
+    #[test]
+    fn a_family_without_an_address_is_unreachable() {
+        let mut w = workload();
+        w.own[MAX_ADDRESSES - 1] = Addr::ZERO;
+        w.source6 = Addr::ZERO;
+        assert_eq!(decide(&w, "[fd00::3]:80", false), Outbound::Unreachable);
+        assert_eq!(decide(&w, "[::1]:80", false), Outbound::Pass);
+        assert_eq!(decide(&w, "[::ffff:10.0.0.3]:80", false), redirect("127.1.2.3:15001"));
+    }
+
+    #[test]
+    fn inbound_table() {
+        let w = workload();
+        for syn in [false, true] {
+            assert_eq!(inbound(&w, 80, syn, Found::Live), None);
+            assert_eq!(inbound(&w, 80, syn, Found::Nobody), Some(Inbound::Plain(15006)));
+            assert_eq!(inbound(&w, 15008, syn, Found::Nobody), Some(Inbound::Tunnel(15108)));
+        }
+        assert_eq!(inbound(&w, 80, false, Found::TimeWait), None);
+        assert_eq!(inbound(&w, 80, true, Found::TimeWait), Some(Inbound::Plain(15006)));
+        // The port on which the tunnel listener happens to be is an ordinary port on the wire.
+        assert_eq!(inbound(&w, 15108, true, Found::Nobody), Some(Inbound::Plain(15006)));
+    }
+
+    proptest! {
+        #[test]
+        fn spread_stays_inside_loopback(random: u32) {
+            let ip = Ipv4Addr::from(spread(random).to_ne_bytes());
+            prop_assert!(ip.is_loopback());
+            prop_assert_ne!(ip, Ipv4Addr::new(127, 0, 0, 0));
+            prop_assert_ne!(ip, Ipv4Addr::new(127, 255, 255, 255));
+        }
+
+        /// Whatever the destination, a redirected connection goes to the agent on this host and can never be caught
+        /// a second time.
+        #[test]
+        fn a_redirect_is_never_captured_again(octets: [u8; 16], v4: bool, port: u16, device: bool, random: u32) {
+            let ip: IpAddr = if v4 { Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]).into() } else { octets.into() };
+            let w = workload();
+            match outbound(&w, &SocketAddr::new(ip, port).into(), device, random) {
+                Outbound::Redirect(to) => {
+                    prop_assert!(is_never_captured(&w, &to));
+                    prop_assert_eq!(to.port, 15001);
+                    prop_assert_eq!(to.addr.is_v4(), ip.to_canonical().is_ipv4());
+                }
+                Outbound::Pass => prop_assert!(is_never_captured(&w, &SocketAddr::new(ip, port).into())),
+                Outbound::Unreachable => prop_assert!(false, "the workload has both families"),
+            }
+        }
+    }
+}

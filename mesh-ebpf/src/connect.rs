@@ -1,0 +1,101 @@
+//! cgroup/connect4 and connect6. In: the socket and the address that the application asks for. Out: the address that it
+//! gets, and ORIGIN with the one it asked for. Only TCP of enrolled namespaces; never the agent's sockets.
+
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_set_retval};
+use aya_ebpf::programs::SockAddrContext;
+use mesh_common::abi::{Counter, Tuple};
+use mesh_common::addr::Endpoint;
+use mesh_common::capture::{self, Outbound};
+
+use crate::maps::{AGENT, AGENTS, ORIGIN, WORKLOADS};
+use crate::report::{count, tell};
+use crate::socket::{netns, of_sock_addr, set_user4, set_user6, user4, user6};
+
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_MPTCP: u32 = 262;
+const ENETUNREACH: i32 = 101;
+
+const ALLOW: i32 = 1;
+/// `connect()` fails: with EPERM, or with what `bpf_set_retval` was given.
+const DENY: i32 = 0;
+
+pub fn v4(ctx: &SockAddrContext) -> i32 {
+    match decide(ctx, &user4(ctx)) {
+        Ok(Some(to)) => {
+            set_user4(ctx, &to);
+            ALLOW
+        }
+        Ok(None) => ALLOW,
+        Err(()) => DENY,
+    }
+}
+
+pub fn v6(ctx: &SockAddrContext) -> i32 {
+    match decide(ctx, &user6(ctx)) {
+        Ok(Some(to)) => {
+            set_user6(ctx, &to);
+            ALLOW
+        }
+        Ok(None) => ALLOW,
+        Err(()) => DENY,
+    }
+}
+
+/// Where the connection is to go instead, if somewhere else; an error if nowhere.
+#[inline(always)]
+fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> {
+    // SAFETY: fields of the context.
+    let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
+    if kind != SOCK_STREAM || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP) {
+        return Ok(None);
+    }
+    let netns = netns(ctx);
+    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
+    let Some(workload) = (unsafe { WORKLOADS.get(netns) }) else { return Ok(None) };
+    let sk = of_sock_addr(ctx);
+    if sk.is_null() {
+        return Ok(None);
+    }
+    if AGENT.get(sk).is_some() {
+        return Ok(None);
+    }
+    // SAFETY: no arguments, no precondition.
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    // SAFETY: as for WORKLOADS.
+    if unsafe { AGENTS.get(cgroup) }.is_some() {
+        return Ok(None);
+    }
+    // SAFETY: sk is a socket and not null.
+    let device = unsafe { (*sk).bound_dev_if } != 0;
+    // SAFETY: no arguments, no precondition.
+    let random = unsafe { bpf_get_prandom_u32() };
+    match capture::outbound(workload, to, device, random) {
+        Outbound::Pass => {
+            // An earlier, failed connect of the same socket may have been redirected.
+            ORIGIN.delete(sk);
+            count(Counter::OutboundExempt);
+            Ok(None)
+        }
+        Outbound::Redirect(listener) => {
+            if ORIGIN.set(sk, *to) {
+                count(Counter::OutboundCaptured);
+                return Ok(Some(listener));
+            }
+            tell(Counter::StorageFailed, workload.id, &toward(netns, to));
+            Err(())
+        }
+        Outbound::Unreachable => {
+            tell(Counter::OutboundUnreachable, workload.id, &toward(netns, to));
+            // SAFETY: no precondition in this hook.
+            unsafe { bpf_set_retval(-ENETUNREACH) };
+            Err(())
+        }
+    }
+}
+
+/// A connection of which only the destination is known.
+#[inline(always)]
+fn toward(netns: u64, to: &Endpoint) -> Tuple {
+    Tuple { netns, client: Endpoint::ZERO, server: *to }
+}

@@ -1,0 +1,75 @@
+//! The kernel programs' entry points, nothing else: each calls the function of the same name in its hook's file.
+//! Never a decision: those are in mesh-common.
+
+#![no_std]
+#![no_main]
+
+mod connect;
+mod getname;
+mod ingress;
+mod maps;
+mod report;
+mod sock_ops;
+mod socket;
+
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, sock_ops};
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext, TcContext};
+
+/// cgroup/connect4: `connect()` of an AF_INET socket, before the kernel looks for a route.
+#[cgroup_sock_addr(connect4)]
+pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
+    connect::v4(&ctx)
+}
+
+/// cgroup/connect6: `connect()` of an AF_INET6 socket, also to an IPv4-mapped address.
+#[cgroup_sock_addr(connect6)]
+pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
+    connect::v6(&ctx)
+}
+
+/// cgroup/getpeername4: `getpeername()` and `accept()` of an AF_INET socket.
+#[cgroup_sock_addr(getpeername4)]
+pub fn mesh_getpeername4(ctx: SockAddrContext) -> i32 {
+    getname::peer4(&ctx)
+}
+
+/// cgroup/getpeername6: `getpeername()` and `accept()` of an AF_INET6 socket.
+#[cgroup_sock_addr(getpeername6)]
+pub fn mesh_getpeername6(ctx: SockAddrContext) -> i32 {
+    getname::peer6(&ctx)
+}
+
+/// cgroup/getsockname4: `getsockname()` of an AF_INET socket.
+#[cgroup_sock_addr(getsockname4)]
+pub fn mesh_getsockname4(ctx: SockAddrContext) -> i32 {
+    getname::own4(&ctx)
+}
+
+/// cgroup/getsockname6: `getsockname()` of an AF_INET6 socket.
+#[cgroup_sock_addr(getsockname6)]
+pub fn mesh_getsockname6(ctx: SockAddrContext) -> i32 {
+    getname::own6(&ctx)
+}
+
+/// cgroup/sock_ops: a TCP socket connects, was accepted, or closes.
+#[sock_ops]
+pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
+    sock_ops::run(&ctx)
+}
+
+/// tc ingress: a packet comes into the pod. One instance per pod.
+#[classifier]
+pub fn mesh_ingress(ctx: TcContext) -> i32 {
+    ingress::run(&ctx)
+}
+
+/// The kernel offers helpers such as `bpf_sk_assign` to programs under a GPL-compatible licence only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: the verifier refuses a program in which this can be reached, so it never is.
+    unsafe { core::hint::unreachable_unchecked() }
+}

@@ -1,0 +1,90 @@
+//! Every map: what it holds, by what key, how many, and who writes it. Key and value types, names and bounds are in
+//! mesh-common's `abi`. No logic.
+
+use core::ffi::c_void;
+use core::marker::PhantomData;
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use mesh_common::abi;
+use mesh_common::addr::Endpoint;
+
+/// Enrolled workloads. Key: netns cookie. Bound: `MAX_WORKLOADS`. Writer: the agent.
+#[btf_map]
+pub static WORKLOADS: HashMap<u64, abi::Workload, { abi::MAX_WORKLOADS as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Agents whose processes are left alone. Key: cgroup id; value: 1. Bound: `MAX_AGENTS`. Writer: the agent.
+#[btf_map]
+pub static AGENTS: HashMap<u64, u32, { abi::MAX_AGENTS as usize }> = HashMap::new();
+
+/// Original destinations on their way from the socket that connected to the one that the agent accepts. Key: the
+/// redirected connection. Bound: `MAX_FLOWS`. Writer: sock_ops (puts in at connect; takes out at accept or close).
+#[btf_map]
+pub static FLOW: HashMap<abi::Tuple, Endpoint, { abi::MAX_FLOWS as usize }> = HashMap::new();
+
+/// Real clients on their way from the agent's socket to the one that the application accepts. Key: the agent's
+/// connection. Bound: `MAX_PEERS`. Writer: sock_ops (as FLOW).
+#[btf_map]
+pub static PEER: HashMap<abi::Tuple, Endpoint, { abi::MAX_PEERS as usize }> = HashMap::new();
+
+/// Where a socket really wanted to go: on a redirected socket of an application, and on the agent's accepted socket.
+/// Lives as long as its socket. Writers: connect, sock_ops.
+#[btf_map]
+pub static ORIGIN: SkStorage<Endpoint, NO_PREALLOC> = SkStorage::new();
+
+/// Who is really at the other end: on the agent's socket to an application, and on the socket that the application
+/// accepts. Lives as long as its socket. Writers: the agent by descriptor, sock_ops.
+#[btf_map]
+pub static CLIENT: SkStorage<Endpoint, NO_PREALLOC> = SkStorage::new();
+
+/// Marks a socket as the agent's; the value is its `Role`. Accepted sockets inherit it. Writer: the agent by descriptor.
+#[btf_map]
+pub static AGENT: SkStorage<u32, CLONE> = SkStorage::new();
+
+/// What happened how often, per CPU. Key: a `Counter`. Writers: every program.
+#[btf_map]
+pub static METRICS: PerCpuArray<u64, { abi::Counter::COUNT as usize }> = PerCpuArray::new();
+
+/// Single connections that an operator may want to hear of. Bound: `EVENT_BYTES`; what does not fit is counted. Never
+/// the base of a decision. Writers: every program.
+#[btf_map]
+pub static EVENTS: RingBuf<abi::Event, { abi::EVENT_BYTES as usize }> = RingBuf::new();
+
+/// The cookie of the network namespace in which this instance of `ingress` runs: tc programs can ask for it from Linux
+/// 6.13 only. Set at load; 0 (no namespace) in the instance that is never attached.
+#[unsafe(no_mangle)]
+pub static INGRESS_NETNS: Global<u64> = Global::new(0);
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+const CLONE: usize = (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize;
+
+/// A socket storage with flags of our choice, in the form in which BTF declares a map: the loader reads the fields'
+/// types, nobody reads the fields.
+#[repr(C)]
+pub struct SkStorage<T, const FLAGS: usize> {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; FLAGS],
+    _value: PhantomData<T>,
+}
+
+// SAFETY: a declaration for the loader; the pointers are null and never followed.
+unsafe impl<T, const FLAGS: usize> Sync for SkStorage<T, FLAGS> {}
+
+impl<T, const FLAGS: usize> SkStorage<T, FLAGS> {
+    const fn new() -> Self {
+        use core::ptr::null;
+        SkStorage { r#type: null(), key: null(), value: null(), max_entries: null(), map_flags: null(), _value: PhantomData }
+    }
+
+    /// The map, as the kernel's helpers take it.
+    #[inline(always)]
+    pub fn as_ptr(&self) -> *mut c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+}

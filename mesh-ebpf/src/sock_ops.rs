@@ -1,0 +1,97 @@
+//! cgroup/sock_ops. In: a TCP socket's life. Out: ORIGIN travels by FLOW from the application's socket to the one that
+//! the agent accepts, CLIENT by PEER from the agent's socket to the one that the application accepts. An entry lives
+//! from just before the SYN until the connection is accepted or its socket closes, so a stale one can never lie.
+
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::btf_maps::HashMap;
+use aya_ebpf::programs::SockOpsContext;
+use mesh_common::abi::{Counter, Role, Tuple};
+use mesh_common::addr::Endpoint;
+
+use crate::maps::{AGENT, CLIENT, FLOW, ORIGIN, PEER, WORKLOADS};
+use crate::report::{count, tell};
+use crate::socket::{of_sock_ops, remote, tuple};
+
+/// `enum` in linux/bpf.h: the socket is about to send its SYN; its source address and port are known.
+const TCP_CONNECT_CB: u32 = 3;
+/// The handshake of an incoming connection is complete; `accept()` has not seen it yet.
+const PASSIVE_ESTABLISHED_CB: u32 = 5;
+/// The socket's state changes; called only for sockets that asked for it.
+const STATE_CB: u32 = 10;
+/// What asks for `STATE_CB`.
+const STATE_CB_FLAG: i32 = 1 << 2;
+const TCP_CLOSE: u32 = 7;
+const OK: u32 = 1;
+
+pub fn run(ctx: &SockOpsContext) -> u32 {
+    let sk = of_sock_ops(ctx);
+    if sk.is_null() {
+        return OK;
+    }
+    match ctx.op() {
+        TCP_CONNECT_CB => connecting(ctx, sk),
+        PASSIVE_ESTABLISHED_CB => accepted(ctx, sk),
+        STATE_CB if ctx.arg(1) == TCP_CLOSE => closed(ctx, sk),
+        _ => {}
+    }
+    OK
+}
+
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    if let Some(origin) = ORIGIN.get(sk) {
+        note(ctx, &FLOW, &origin, Counter::FlowFull);
+    } else if let Some(client) = CLIENT.get(sk) {
+        note(ctx, &PEER, &client, Counter::PeerFull);
+    }
+}
+
+#[inline(always)]
+fn note<const N: usize>(ctx: &SockOpsContext, map: &HashMap<Tuple, Endpoint, N>, value: &Endpoint, full: Counter) {
+    let key = tuple(ctx, true);
+    if map.insert(key, value, 0).is_err() {
+        // The agent finds nothing for the accepted socket and resets it; or the application sees the agent's address.
+        // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
+        let id = unsafe { WORKLOADS.get(key.netns) }.map_or(0, |w| w.id);
+        tell(full, id, &key);
+        return;
+    }
+    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | STATE_CB_FLAG);
+}
+
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    match AGENT.get(sk) {
+        Some(role) if role == Role::Outbound as u32 => {
+            if let Some(origin) = take(ctx, &FLOW) {
+                ORIGIN.set(sk, origin);
+            }
+        }
+        Some(_) => {}
+        // The agent always dials an application from a loopback address.
+        None if remote(ctx).addr.is_loopback() => {
+            if let Some(client) = take(ctx, &PEER) {
+                CLIENT.set(sk, client);
+            }
+        }
+        None => {}
+    }
+}
+
+#[inline(always)]
+fn take<const N: usize>(ctx: &SockOpsContext, map: &HashMap<Tuple, Endpoint, N>) -> Option<Endpoint> {
+    let key = tuple(ctx, false);
+    // SAFETY: an entry is written once, before the SYN of this connection, and copied here at once.
+    let value = *unsafe { map.get(key) }?;
+    let _ = map.remove(key);
+    Some(value)
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    let key = tuple(ctx, true);
+    let removed = if ORIGIN.get(sk).is_some() { FLOW.remove(key) } else { PEER.remove(key) };
+    if removed.is_ok() {
+        count(Counter::Abandoned);
+    }
+}

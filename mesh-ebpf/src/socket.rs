@@ -1,0 +1,165 @@
+//! What the hooks need of a socket: its storages, its namespace, its addresses. In: a context. Out: values. Decides
+//! nothing.
+
+use core::ptr;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
+use mesh_common::abi::Tuple;
+use mesh_common::addr::{Addr, Endpoint};
+
+use crate::maps::SkStorage;
+
+pub const AF_INET: u32 = 2;
+
+impl<T: Copy, const FLAGS: usize> SkStorage<T, FLAGS> {
+    /// The socket's value. `sk` must have been tested for null.
+    #[inline(always)]
+    pub fn get(&self, sk: *mut bpf_sock) -> Option<T> {
+        // SAFETY: the verifier has seen that sk is a socket and not null; without a value the helper only looks up.
+        let value = unsafe { bpf_sk_storage_get(self.as_ptr(), sk.cast(), ptr::null_mut(), 0) }.cast::<T>();
+        // SAFETY: not null, so it points to a T in the socket's storage, which outlives this program's run.
+        if value.is_null() { None } else { Some(unsafe { *value }) }
+    }
+
+    /// Gives the socket a value, in place of one that it may have. False if there is no memory for it.
+    #[inline(always)]
+    pub fn set(&self, sk: *mut bpf_sock, mut value: T) -> bool {
+        let create = BPF_SK_STORAGE_GET_F_CREATE.into();
+        // SAFETY: as in get; the initial value lives on this stack frame and is copied.
+        let place = unsafe { bpf_sk_storage_get(self.as_ptr(), sk.cast(), (&raw mut value).cast(), create) }.cast::<T>();
+        if place.is_null() {
+            return false;
+        }
+        // SAFETY: not null, so it points to a T in the socket's storage. Only this socket's own system call writes it.
+        unsafe { *place = value };
+        true
+    }
+
+    /// Takes the socket's value away, if it has one.
+    #[inline(always)]
+    pub fn delete(&self, sk: *mut bpf_sock) {
+        // SAFETY: as in get. That there was nothing to delete is no error here.
+        let _ = unsafe { bpf_sk_storage_delete(self.as_ptr(), sk.cast()) };
+    }
+}
+
+/// The cookie of the network namespace in which the context's socket lives.
+#[inline(always)]
+pub fn netns(ctx: &impl EbpfContext) -> u64 {
+    // SAFETY: the contexts of sock_addr and sock_ops are among those that this helper takes.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
+}
+
+/// The socket of a sock_addr hook; null is left to the caller to test.
+#[inline(always)]
+pub fn of_sock_addr(ctx: &SockAddrContext) -> *mut bpf_sock {
+    // SAFETY: a field of the context.
+    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
+}
+
+/// The socket of a sock_ops hook; null (a request, not yet a socket) is left to the caller to test.
+#[inline(always)]
+pub fn of_sock_ops(ctx: &SockOpsContext) -> *mut bpf_sock {
+    // SAFETY: a field of the context.
+    unsafe { (*ctx.ops).__bindgen_anon_2.sk }
+}
+
+/// The IPv4 endpoint that the system call is about.
+#[inline(always)]
+pub fn user4(ctx: &SockAddrContext) -> Endpoint {
+    // SAFETY: fields of the context, read one by one as the verifier wants it.
+    unsafe {
+        let a = ctx.sock_addr;
+        let word = ptr::read_volatile(&raw const (*a).user_ip4);
+        Endpoint { addr: Addr::from_v4_wire(word), port: user_port(ctx) }
+    }
+}
+
+/// The IPv6 endpoint that the system call is about.
+#[inline(always)]
+pub fn user6(ctx: &SockAddrContext) -> Endpoint {
+    // SAFETY: as user4.
+    unsafe {
+        let words = &raw const (*ctx.sock_addr).user_ip6;
+        let word = |i: usize| ptr::read_volatile(words.cast::<u32>().add(i));
+        Endpoint { addr: Addr([word(0), word(1), word(2), word(3)]), port: user_port(ctx) }
+    }
+}
+
+#[inline(always)]
+fn user_port(ctx: &SockAddrContext) -> u32 {
+    // SAFETY: as user4. The port is the low half, in network order.
+    u16::from_be(unsafe { ptr::read_volatile(&raw const (*ctx.sock_addr).user_port) } as u16).into()
+}
+
+/// Puts an endpoint in the place of the IPv4 one; one of the other family is left out.
+#[inline(always)]
+pub fn set_user4(ctx: &SockAddrContext, to: &Endpoint) {
+    if let Some(word) = to.addr.v4_wire() {
+        // SAFETY: fields of the context that these hooks may write.
+        unsafe {
+            ptr::write_volatile(&raw mut (*ctx.sock_addr).user_ip4, word);
+            ptr::write_volatile(&raw mut (*ctx.sock_addr).user_port, (to.port as u16).to_be().into());
+        }
+    }
+}
+
+/// Puts an endpoint in the place of the IPv6 one.
+#[inline(always)]
+pub fn set_user6(ctx: &SockAddrContext, to: &Endpoint) {
+    // SAFETY: as set_user4.
+    unsafe {
+        let words = (&raw mut (*ctx.sock_addr).user_ip6).cast::<u32>();
+        ptr::write_volatile(words, to.addr.0[0]);
+        ptr::write_volatile(words.add(1), to.addr.0[1]);
+        ptr::write_volatile(words.add(2), to.addr.0[2]);
+        ptr::write_volatile(words.add(3), to.addr.0[3]);
+        ptr::write_volatile(&raw mut (*ctx.sock_addr).user_port, (to.port as u16).to_be().into());
+    }
+}
+
+/// The connection of a socket that connected (`client`) or was accepted.
+#[inline(always)]
+pub fn tuple(ctx: &SockOpsContext, client: bool) -> Tuple {
+    let (local, remote) = (local(ctx), remote(ctx));
+    let (client, server) = if client { (local, remote) } else { (remote, local) };
+    Tuple { netns: netns(ctx), client, server }
+}
+
+#[inline(always)]
+fn local(ctx: &SockOpsContext) -> Endpoint {
+    // SAFETY: fields of the context, read one by one as the verifier wants it.
+    unsafe {
+        let o = ctx.ops;
+        let addr = if ptr::read_volatile(&raw const (*o).family) == AF_INET {
+            Addr::from_v4_wire(ptr::read_volatile(&raw const (*o).local_ip4))
+        } else {
+            let words = (&raw const (*o).local_ip6).cast::<u32>();
+            let word = |i: usize| ptr::read_volatile(words.add(i));
+            Addr([word(0), word(1), word(2), word(3)])
+        };
+        // The local port is in host byte order ...
+        Endpoint { addr, port: ptr::read_volatile(&raw const (*o).local_port) }
+    }
+}
+
+/// The other end of a sock_ops hook's socket.
+#[inline(always)]
+pub fn remote(ctx: &SockOpsContext) -> Endpoint {
+    // SAFETY: as local.
+    unsafe {
+        let o = ctx.ops;
+        let addr = if ptr::read_volatile(&raw const (*o).family) == AF_INET {
+            Addr::from_v4_wire(ptr::read_volatile(&raw const (*o).remote_ip4))
+        } else {
+            let words = (&raw const (*o).remote_ip6).cast::<u32>();
+            let word = |i: usize| ptr::read_volatile(words.add(i));
+            Addr([word(0), word(1), word(2), word(3)])
+        };
+        // ... and the remote one in network byte order, in 32 bits.
+        Endpoint { addr, port: u32::from_be(ptr::read_volatile(&raw const (*o).remote_port)) }
+    }
+}
