@@ -5,6 +5,7 @@
 //! kernel → upstream → live → proxy → xds → apply → admin → app. A module uses only what stands to its left (tested).
 
 pub mod errors;
+pub mod identity;
 pub mod kernel;
 pub mod live;
 pub mod net;
