@@ -4,8 +4,8 @@
 //! The modules stand in layers, low to high: settings, errors, shutdown, telemetry → net → workload → tls → identity →
 //! kernel → upstream → live → proxy → xds → apply → admin → app. A module uses only what stands to its left (tested).
 
+pub mod apply;
 pub mod errors;
-pub mod identity;
 pub mod kernel;
 pub mod live;
 pub mod net;
@@ -15,6 +15,7 @@ pub mod telemetry;
 pub mod tls;
 pub mod upstream;
 pub mod workload;
+pub mod xds;
 
 #[cfg(test)]
 mod tests;

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh_core::identity::SpiffeId;
+use mesh_core::identity::{IdentityError, SpiffeId};
 
 use crate::net::netns::NetNs;
+use crate::settings::WorkloadSettings;
 use crate::telemetry::Peer;
 
 /// A local workload: a pod, or a process group with a network namespace of its own.
@@ -34,8 +35,99 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// Describes a workload found in its network namespace. Fails if its names make no SPIFFE id.
+    pub fn new(
+        id: u32,
+        settings: &WorkloadSettings,
+        cluster_id: &Arc<str>,
+        trust_domain: &str,
+        netns: Arc<NetNs>,
+        addresses: Vec<IpAddr>,
+    ) -> Result<Workload, IdentityError> {
+        let identity = SpiffeId::new(trust_domain, &settings.namespace, &settings.service_account)?;
+        let peer = Arc::new(peer(settings, cluster_id, &identity));
+        Ok(Workload {
+            id,
+            name: settings.name.as_str().into(),
+            namespace: settings.namespace.as_str().into(),
+            service_account: settings.service_account.as_str().into(),
+            identity,
+            labels: settings.labels.clone(),
+            netns,
+            addresses,
+            peer,
+        })
+    }
+
     /// `namespace/name`, as logs and admin pages name it.
     pub fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Istio's rules for the canonical service and revision: explicit labels first, then Kubernetes' recommended ones.
+fn peer(settings: &WorkloadSettings, cluster_id: &Arc<str>, identity: &SpiffeId) -> Peer {
+    let label = |names: &[&str]| names.iter().find_map(|name| settings.labels.get(*name)).map(String::as_str);
+    let workload = settings.workload_name.as_deref().unwrap_or(&settings.name);
+    let canonical_service = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let canonical_revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    Peer {
+        workload: workload.into(),
+        namespace: settings.namespace.as_str().into(),
+        principal: identity.as_str().into(),
+        app: label(&["app"]).unwrap_or_default().into(),
+        version: label(&["version"]).unwrap_or_default().into(),
+        canonical_service: canonical_service.unwrap_or(workload).into(),
+        canonical_revision: canonical_revision.unwrap_or("latest").into(),
+        cluster: cluster_id.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer_of(labels: &[(&str, &str)], workload_name: Option<&str>) -> Peer {
+        let settings = WorkloadSettings {
+            name: "reviews-v1-abc".into(),
+            namespace: "shop".into(),
+            service_account: "reviews".into(),
+            labels: labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+            netns: None,
+            pid: None,
+            workload_name: workload_name.map(Into::into),
+        };
+        peer(&settings, &"c1".into(), &SpiffeId::new("cluster.local", "shop", "reviews").unwrap())
+    }
+
+    #[test]
+    fn metrics_name_the_workload_as_istio_does() {
+        let peer = peer_of(&[("app", "reviews"), ("version", "v1")], Some("reviews-v1"));
+        assert_eq!(
+            peer,
+            Peer {
+                workload: "reviews-v1".into(),
+                namespace: "shop".into(),
+                principal: "spiffe://cluster.local/ns/shop/sa/reviews".into(),
+                app: "reviews".into(),
+                version: "v1".into(),
+                canonical_service: "reviews".into(),
+                canonical_revision: "v1".into(),
+                cluster: "c1".into(),
+            }
+        );
+        let bare = peer_of(&[], None);
+        assert_eq!((&*bare.workload, &*bare.canonical_service), ("reviews-v1-abc", "reviews-v1-abc"));
+        assert_eq!((&*bare.app, &*bare.canonical_revision), ("", "latest"));
+        let explicit = peer_of(
+            &[
+                ("app", "x"),
+                ("app.kubernetes.io/name", "y"),
+                ("service.istio.io/canonical-name", "z"),
+                ("version", "2"),
+            ],
+            None,
+        );
+        assert_eq!((&*explicit.canonical_service, &*explicit.canonical_revision), ("z", "2"));
     }
 }

@@ -1,0 +1,42 @@
+//! Puts configuration in force: follows a workload's xDS stream and publishes each complete snapshot. The only writer
+//! of `Live`. In: a workload. Out: its snapshots in the live cell, until it is withdrawn.
+
+use std::sync::Arc;
+
+use mesh_core::Snapshot;
+use mesh_core::store::Store;
+
+use crate::live::Live;
+use crate::settings::Settings;
+use crate::workload::Workload;
+use crate::xds::{Client, StatusCell, node};
+
+/// Follows the stream of `workload` for ever; dropping the future withdraws the workload's configuration. (Connections
+/// keep the snapshot that they took.)
+pub async fn follow(client: &Client, workload: &Workload, settings: &Settings, live: &Live, status: &StatusCell) {
+    let withdrawal = Withdrawal { live, id: workload.id };
+    let mut in_force: Option<Arc<Snapshot>> = None;
+    let publish = |store: &mut Store| {
+        let Some(snapshot) = store.snapshot() else { return };
+        if in_force.as_ref().is_some_and(|current| Arc::ptr_eq(current, &snapshot)) {
+            return;
+        }
+        if in_force.is_none() {
+            tracing::info!(workload = workload.key(), "first complete configuration in force");
+        }
+        in_force = Some(snapshot.clone());
+        withdrawal.live.publish(workload.id, snapshot);
+    };
+    client.run(node(workload, settings), &mut Store::new(), status, publish, rand::random::<f64>).await;
+}
+
+struct Withdrawal<'a> {
+    live: &'a Live,
+    id: u32,
+}
+
+impl Drop for Withdrawal<'_> {
+    fn drop(&mut self) {
+        self.live.remove(self.id);
+    }
+}
