@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod errors;
+pub mod identity;
 pub mod kernel;
 pub mod live;
 pub mod net;
