@@ -75,7 +75,7 @@ pub async fn bulk(target: &Target, size: usize) -> anyhow::Result<serde_json::Va
     }))
 }
 
-/// A new connection for every byte exchanged; the client closes first.
+/// A new connection for every byte exchanged; the server closes first.
 pub async fn connect(target: &Target) -> anyhow::Result<serde_json::Value> {
     each(target, |target, from, until| async move {
         let mut samples = Samples::default();
@@ -98,7 +98,11 @@ pub async fn connect(target: &Target) -> anyhow::Result<serde_json::Value> {
 async fn exchange(target: &Target) -> anyhow::Result<()> {
     let mut stream = dial(target).await?;
     stream.write_all(b"x").await?;
-    stream.read_exact(&mut [0; 1]).await?;
+    let mut reply = Vec::with_capacity(2);
+    stream.read_to_end(&mut reply).await?;
+    if reply != b"x" {
+        bail!("expected one byte back, got {}", reply.len());
+    }
     Ok(())
 }
 

@@ -45,7 +45,7 @@ impl Target {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Echoes what it is sent on one port and swallows it on another, until it is killed.
+    /// The servers at the far end, until killed.
     Serve {
         /// Address of the echo server.
         #[arg(long)]
@@ -53,6 +53,9 @@ enum Command {
         /// Address of the server that reads everything and answers the count of bytes at the end.
         #[arg(long)]
         sink: SocketAddr,
+        /// Address of the server that echoes one byte and closes.
+        #[arg(long)]
+        once: SocketAddr,
     },
     /// Sends a message, waits for its echo, again and again.
     RoundTrip {
@@ -70,7 +73,7 @@ enum Command {
         #[arg(long, default_value_t = 65536)]
         size: usize,
     },
-    /// Connects, exchanges one byte, closes, again and again.
+    /// Connects, exchanges one byte, closes after the server, again and again.
     Connect {
         #[command(flatten)]
         target: Target,
@@ -93,7 +96,7 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let line = runtime.block_on(async {
         match args.command {
-            Command::Serve { echo, sink } => serve::run(echo, sink).await,
+            Command::Serve { echo, sink, once } => serve::run(echo, sink, once).await,
             Command::RoundTrip { target, size } => drive::round_trip(&target, size).await,
             Command::Bulk { target, size } => drive::bulk(&target, size).await,
             Command::Connect { target } => drive::connect(&target).await,

@@ -5,15 +5,17 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-/// Serves both ports until the process is killed.
-pub async fn run(echo: SocketAddr, sink: SocketAddr) -> anyhow::Result<serde_json::Value> {
+/// Serves the three ports until the process is killed.
+pub async fn run(echo: SocketAddr, sink: SocketAddr, once: SocketAddr) -> anyhow::Result<serde_json::Value> {
     let echo = listen(echo)?;
     let sink = listen(sink)?;
+    let once = listen(once)?;
     println!("ready");
     loop {
         tokio::select! {
             accepted = echo.accept() => spawn(accepted, serve_echo),
             accepted = sink.accept() => spawn(accepted, serve_sink),
+            accepted = once.accept() => spawn(accepted, serve_once),
         }
     }
 }
@@ -57,4 +59,11 @@ async fn serve_sink(mut stream: TcpStream) -> std::io::Result<()> {
         }
         total += count as u64;
     }
+}
+
+/// The server closes first, so that the client's ports are free again at once, with and without a proxy between.
+async fn serve_once(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut byte = [0];
+    stream.read_exact(&mut byte).await?;
+    stream.write_all(&byte).await
 }
