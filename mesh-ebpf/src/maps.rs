@@ -2,7 +2,6 @@
 //! mesh-common's `abi`. No logic.
 
 use core::ffi::c_void;
-use core::marker::PhantomData;
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
@@ -70,7 +69,6 @@ pub struct SkStorage<T, const FLAGS: usize> {
     value: *const T,
     max_entries: *const [i32; 0],
     map_flags: *const [i32; FLAGS],
-    _value: PhantomData<T>,
 }
 
 // SAFETY: a declaration for the loader; the pointers are null and never followed.
@@ -79,7 +77,7 @@ unsafe impl<T, const FLAGS: usize> Sync for SkStorage<T, FLAGS> {}
 impl<T, const FLAGS: usize> SkStorage<T, FLAGS> {
     const fn new() -> Self {
         use core::ptr::null;
-        SkStorage { r#type: null(), key: null(), value: null(), max_entries: null(), map_flags: null(), _value: PhantomData }
+        SkStorage { r#type: null(), key: null(), value: null(), max_entries: null(), map_flags: null() }
     }
 
     /// The map, as the kernel's helpers take it.

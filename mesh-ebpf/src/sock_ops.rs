@@ -10,7 +10,7 @@ use mesh_common::addr::Endpoint;
 
 use crate::maps::{AGENT, CLIENT, FLOW, ORIGIN, PEER, WORKLOADS};
 use crate::report::{count, tell};
-use crate::socket::{of_sock_ops, remote, tuple};
+use crate::socket::{Ends, of_sock_ops};
 
 /// `enum` in linux/bpf.h: the socket is about to send its SYN; its source address and port are known.
 const TCP_CONNECT_CB: u32 = 3;
@@ -28,27 +28,38 @@ pub fn run(ctx: &SockOpsContext) -> u32 {
     if sk.is_null() {
         return OK;
     }
-    match ctx.op() {
-        TCP_CONNECT_CB => connecting(ctx, sk),
-        PASSIVE_ESTABLISHED_CB => accepted(ctx, sk),
-        STATE_CB if ctx.arg(1) == TCP_CLOSE => closed(ctx, sk),
+    let op = ctx.op();
+    if op != TCP_CONNECT_CB && op != PASSIVE_ESTABLISHED_CB && op != STATE_CB {
+        return OK;
+    }
+    let ends = Ends::of(ctx);
+    match op {
+        TCP_CONNECT_CB => connecting(ctx, sk, &ends),
+        PASSIVE_ESTABLISHED_CB => accepted(ctx, sk, &ends),
+        _ if ctx.arg(1) == TCP_CLOSE => closed(ctx, sk, &ends),
         _ => {}
     }
     OK
 }
 
 #[inline(always)]
-fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     if let Some(origin) = ORIGIN.get(sk) {
-        note(ctx, &FLOW, &origin, Counter::FlowFull);
+        note(ctx, ends, &FLOW, &origin, Counter::FlowFull);
     } else if let Some(client) = CLIENT.get(sk) {
-        note(ctx, &PEER, &client, Counter::PeerFull);
+        note(ctx, ends, &PEER, &client, Counter::PeerFull);
     }
 }
 
 #[inline(always)]
-fn note<const N: usize>(ctx: &SockOpsContext, map: &HashMap<Tuple, Endpoint, N>, value: &Endpoint, full: Counter) {
-    let key = tuple(ctx, true);
+fn note<const N: usize>(
+    ctx: &SockOpsContext,
+    ends: &Ends,
+    map: &HashMap<Tuple, Endpoint, N>,
+    value: &Endpoint,
+    full: Counter,
+) {
+    let key = ends.connected(ctx);
     if map.insert(key, value, 0).is_err() {
         // The agent finds nothing for the accepted socket and resets it; or the application sees the agent's address.
         // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
@@ -60,17 +71,17 @@ fn note<const N: usize>(ctx: &SockOpsContext, map: &HashMap<Tuple, Endpoint, N>,
 }
 
 #[inline(always)]
-fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     match AGENT.get(sk) {
         Some(role) if role == Role::Outbound as u32 => {
-            if let Some(origin) = take(ctx, &FLOW) {
+            if let Some(origin) = take(ctx, ends, &FLOW) {
                 ORIGIN.set(sk, origin);
             }
         }
         Some(_) => {}
         // The agent always dials an application from a loopback address.
-        None if remote(ctx).addr.is_loopback() => {
-            if let Some(client) = take(ctx, &PEER) {
+        None if ends.remote.addr.is_loopback() => {
+            if let Some(client) = take(ctx, ends, &PEER) {
                 CLIENT.set(sk, client);
             }
         }
@@ -79,8 +90,8 @@ fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock) {
 }
 
 #[inline(always)]
-fn take<const N: usize>(ctx: &SockOpsContext, map: &HashMap<Tuple, Endpoint, N>) -> Option<Endpoint> {
-    let key = tuple(ctx, false);
+fn take<const N: usize>(ctx: &SockOpsContext, ends: &Ends, map: &HashMap<Tuple, Endpoint, N>) -> Option<Endpoint> {
+    let key = ends.accepted(ctx);
     // SAFETY: an entry is written once, before the SYN of this connection, and copied here at once.
     let value = *unsafe { map.get(key) }?;
     let _ = map.remove(key);
@@ -88,8 +99,8 @@ fn take<const N: usize>(ctx: &SockOpsContext, map: &HashMap<Tuple, Endpoint, N>)
 }
 
 #[inline(always)]
-fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock) {
-    let key = tuple(ctx, true);
+fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
+    let key = ends.connected(ctx);
     let removed = if ORIGIN.get(sk).is_some() { FLOW.remove(key) } else { PEER.remove(key) };
     if removed.is_ok() {
         count(Counter::Abandoned);

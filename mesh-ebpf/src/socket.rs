@@ -121,45 +121,50 @@ pub fn set_user6(ctx: &SockAddrContext, to: &Endpoint) {
     }
 }
 
-/// The connection of a socket that connected (`client`) or was accepted.
-#[inline(always)]
-pub fn tuple(ctx: &SockOpsContext, client: bool) -> Tuple {
-    let (local, remote) = (local(ctx), remote(ctx));
-    let (client, server) = if client { (local, remote) } else { (remote, local) };
-    Tuple { netns: netns(ctx), client, server }
+/// Both ends of a sock_ops hook's socket.
+#[derive(Clone, Copy)]
+pub struct Ends {
+    pub local: Endpoint,
+    pub remote: Endpoint,
 }
 
-#[inline(always)]
-fn local(ctx: &SockOpsContext) -> Endpoint {
-    // SAFETY: fields of the context, read one by one as the verifier wants it.
-    unsafe {
-        let o = ctx.ops;
-        let addr = if ptr::read_volatile(&raw const (*o).family) == AF_INET {
-            Addr::from_v4_wire(ptr::read_volatile(&raw const (*o).local_ip4))
-        } else {
+impl Ends {
+    /// Reads both ends, and of both families: were a field read in one of two branches, the compiler might move the
+    /// choice into the offset, which the verifier refuses.
+    #[inline(always)]
+    pub fn of(ctx: &SockOpsContext) -> Ends {
+        // SAFETY: fields of the context, read one by one as the verifier wants it.
+        unsafe {
+            let o = ctx.ops;
+            let v4 = ptr::read_volatile(&raw const (*o).family) == AF_INET;
+            let local4 = ptr::read_volatile(&raw const (*o).local_ip4);
+            let remote4 = ptr::read_volatile(&raw const (*o).remote_ip4);
             let words = (&raw const (*o).local_ip6).cast::<u32>();
             let word = |i: usize| ptr::read_volatile(words.add(i));
-            Addr([word(0), word(1), word(2), word(3)])
-        };
-        // The local port is in host byte order ...
-        Endpoint { addr, port: ptr::read_volatile(&raw const (*o).local_port) }
-    }
-}
-
-/// The other end of a sock_ops hook's socket.
-#[inline(always)]
-pub fn remote(ctx: &SockOpsContext) -> Endpoint {
-    // SAFETY: as local.
-    unsafe {
-        let o = ctx.ops;
-        let addr = if ptr::read_volatile(&raw const (*o).family) == AF_INET {
-            Addr::from_v4_wire(ptr::read_volatile(&raw const (*o).remote_ip4))
-        } else {
+            let local6 = Addr([word(0), word(1), word(2), word(3)]);
             let words = (&raw const (*o).remote_ip6).cast::<u32>();
             let word = |i: usize| ptr::read_volatile(words.add(i));
-            Addr([word(0), word(1), word(2), word(3)])
-        };
-        // ... and the remote one in network byte order, in 32 bits.
-        Endpoint { addr, port: u32::from_be(ptr::read_volatile(&raw const (*o).remote_port)) }
+            let remote6 = Addr([word(0), word(1), word(2), word(3)]);
+            // The local port is in host byte order, the remote one in network byte order, in 32 bits.
+            let local_port = ptr::read_volatile(&raw const (*o).local_port);
+            let remote_port = u32::from_be(ptr::read_volatile(&raw const (*o).remote_port));
+            let pick = |v4addr: u32, v6: Addr| if v4 { Addr::from_v4_wire(v4addr) } else { v6 };
+            Ends {
+                local: Endpoint { addr: pick(local4, local6), port: local_port },
+                remote: Endpoint { addr: pick(remote4, remote6), port: remote_port },
+            }
+        }
+    }
+
+    /// The connection, if this socket connected.
+    #[inline(always)]
+    pub fn connected(&self, ctx: &SockOpsContext) -> Tuple {
+        Tuple { netns: netns(ctx), client: self.local, server: self.remote }
+    }
+
+    /// The connection, if this socket was accepted.
+    #[inline(always)]
+    pub fn accepted(&self, ctx: &SockOpsContext) -> Tuple {
+        Tuple { netns: netns(ctx), client: self.remote, server: self.local }
     }
 }

@@ -88,14 +88,18 @@ fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Progr
 fn refused(program: &'static str, error: &ProgramError) -> KernelError {
     let why = match error {
         ProgramError::LoadError { io_error, verifier_log } => {
-            let log = verifier_log.to_string();
-            // The last lines are statistics; the complaint stands before them.
-            let complaint = log.lines().map(str::trim).rfind(|l| !l.is_empty() && !l.starts_with("processed "));
-            format!("{io_error}: {}", complaint.unwrap_or("no word from the verifier"))
+            format!("{io_error}: {}", complaint(&verifier_log.to_string()))
         }
         other => chain(other),
     };
     refused_because(program, why)
+}
+
+/// The verifier's complaint: the last line that is not statistics.
+fn complaint(log: &str) -> &str {
+    const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
+    let last = log.lines().map(str::trim).rfind(|l| !l.is_empty() && !STATISTICS.iter().any(|s| l.starts_with(s)));
+    last.unwrap_or("no word from the verifier")
 }
 
 fn refused_because(program: &'static str, why: String) -> KernelError {

@@ -1,0 +1,18 @@
+//! Live tests of the kernel programs: real sockets in scratch network namespaces, caught by the real object through the
+//! agent's kernel layer, accepted by a few lines that stand in for the proxy. They need root, a bpffs and
+//! `target/bpf/mesh-ebpf.o`, and fail with a line that says so. One file per hook.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "bpf/connect.rs"]
+mod connect;
+#[path = "bpf/getname.rs"]
+mod getname;
+#[path = "bpf/ingress.rs"]
+mod ingress;
+#[path = "bpf/lifecycle.rs"]
+mod lifecycle;
+#[path = "bpf/sock_ops.rs"]
+mod sock_ops;
+#[path = "bpf/support.rs"]
+mod support;

@@ -1,0 +1,203 @@
+//! A pod and the wire: two network namespaces joined by a veth pair, and the kernel layer with the pod enrolled. Nothing
+//! here has a name outside the process but the pin directory, so nothing can stay behind: a namespace dies with its
+//! descriptor.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use mesh_agent::kernel::{Kernel, Listeners, Sockets};
+use mesh_agent::net::netns::NetNs;
+use mesh_agent::settings::KernelSettings;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// The pod's addresses.
+pub const POD4: &str = "10.77.0.2";
+pub const POD6: &str = "fd77::2";
+/// The addresses at the other end of the wire.
+pub const WIRE4: &str = "10.77.0.1";
+pub const WIRE6: &str = "fd77::1";
+
+/// How long a test waits for what must come; only a failure takes so long.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Two namespaces with a wire between them.
+pub struct Net {
+    pub pod: Arc<NetNs>,
+    pub wire: Arc<NetNs>,
+}
+
+impl Net {
+    pub fn new() -> Net {
+        require();
+        let net = Net { pod: scratch(), wire: scratch() };
+        let peer = format!("/proc/{}/fd/{}", std::process::id(), net.wire.as_fd().as_raw());
+        ip(&net.pod, &format!("link add eth0 type veth peer name eth0 netns {peer}"));
+        for (ns, v4, v6) in [(&net.pod, POD4, POD6), (&net.wire, WIRE4, WIRE6)] {
+            ip(ns, "link set lo up");
+            ip(ns, "link set eth0 up");
+            ip(ns, &format!("addr add {v4}/24 dev eth0"));
+            ip(ns, &format!("addr add {v6}/64 dev eth0 nodad"));
+        }
+        // Whatever is not on the wire is somewhere behind it.
+        ip(&net.pod, &format!("route add default via {WIRE4}"));
+        ip(&net.pod, &format!("route add default via {WIRE6}"));
+        net
+    }
+}
+
+/// A [`Net`] with the programs loaded and the pod enrolled.
+pub struct Mesh {
+    pub listeners: Listeners,
+    pub sockets: Sockets,
+    pub kernel: Kernel,
+    pub net: Net,
+    pub pins: PathBuf,
+}
+
+/// The pod's id.
+pub const ID: u32 = 42;
+
+impl Mesh {
+    pub fn new() -> Mesh {
+        let net = Net::new();
+        let (mut kernel, pins) = kernel();
+        let addresses = net.pod.addresses().unwrap();
+        assert_eq!(addresses, [ip_of(POD4), ip_of(POD6)], "what the agent finds in the pod");
+        let listeners = kernel.enrol_namespace(ID, &net.pod, &addresses).unwrap();
+        for listener in listeners.outbound.iter().chain(&listeners.inbound).chain(&listeners.tunnel) {
+            listener.set_nonblocking(false).unwrap();
+        }
+        Mesh { listeners, sockets: kernel.sockets(), kernel, net, pins }
+    }
+
+    /// Connects from the pod like an application, without waiting for anything but the handshake.
+    pub fn connect(&self, to: &str) -> io::Result<TcpStream> {
+        connect_in(&self.net.pod, to)
+    }
+
+    /// Accepts what was redirected, and tells where it wanted to go.
+    pub fn accept_outbound(&self, v4: bool) -> (TcpStream, Option<SocketAddr>) {
+        let (stream, _) = accept(&self.listeners.outbound[usize::from(!v4)]);
+        let origin = self.sockets.original_destination(stream.as_fd()).unwrap();
+        (stream, origin)
+    }
+
+    pub fn count(&self, counter: mesh_common::abi::Counter) -> u64 {
+        self.kernel.counter(counter).unwrap()
+    }
+}
+
+/// The programs, loaded with a pin directory of their own.
+pub fn kernel() -> (Kernel, PathBuf) {
+    require();
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("mesh-bpf-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let pins = Path::new("/sys/fs/bpf").join(name);
+    (Kernel::load(&settings(&pins), "test").unwrap(), pins)
+}
+
+pub fn settings(pins: &Path) -> KernelSettings {
+    KernelSettings { object: Some(object()), pin_path: Some(pins.to_owned()), cgroup: None }
+}
+
+fn object() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/mesh-ebpf.o")
+}
+
+/// Fails where these tests cannot mean anything.
+pub fn require() {
+    assert!(nix::unistd::geteuid().is_root(), "the kernel tests need root: run them with sudo");
+    assert!(object().exists(), "target/bpf/mesh-ebpf.o is missing: run `cargo xtask build-ebpf` first");
+    static MOUNT: std::sync::Once = std::sync::Once::new();
+    MOUNT.call_once(|| {
+        let mounted = std::fs::read_to_string("/proc/mounts").unwrap().lines().any(|l| l.contains(" /sys/fs/bpf bpf "));
+        if !mounted {
+            let done = Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]).status().unwrap();
+            assert!(done.success(), "cannot mount a bpffs at /sys/fs/bpf");
+        }
+    });
+}
+
+/// A new network namespace that only this process knows.
+pub fn scratch() -> Arc<NetNs> {
+    let made = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("the kernel tests need root");
+        NetNs::current().unwrap()
+    });
+    Arc::new(made.join().unwrap())
+}
+
+/// Runs `ip` inside a namespace.
+pub fn ip(ns: &NetNs, arguments: &str) {
+    let output = ns.run(|| Command::new("ip").args(arguments.split(' ')).output()).unwrap().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+pub fn ip_of(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// A socket inside a namespace; `family` is that of the address.
+pub fn socket_in(ns: &NetNs, family: &str) -> Socket {
+    let domain = Domain::for_address(at(family));
+    ns.run(|| Socket::new(domain, Type::STREAM, Some(Protocol::TCP))).unwrap().unwrap()
+}
+
+pub fn connect_in(ns: &NetNs, to: &str) -> io::Result<TcpStream> {
+    let socket = socket_in(ns, to);
+    socket.connect(&at(to).into())?;
+    Ok(socket.into())
+}
+
+pub fn listen_in(ns: &NetNs, on: &str) -> TcpListener {
+    ns.run(|| TcpListener::bind(at(on))).unwrap().unwrap()
+}
+
+/// `accept()` with patience instead of for ever.
+pub fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    let mut poll = [nix::poll::PollFd::new(listener.as_fd(), nix::poll::PollFlags::POLLIN)];
+    let ready = nix::poll::poll(&mut poll, u16::try_from(PATIENCE.as_millis()).unwrap()).unwrap();
+    assert_eq!(ready, 1, "nobody connected to {}", listener.local_addr().unwrap());
+    listener.accept().unwrap()
+}
+
+/// Whether a connection waits to be accepted.
+pub fn is_waiting(listener: &TcpListener) -> bool {
+    let mut poll = [nix::poll::PollFd::new(listener.as_fd(), nix::poll::PollFlags::POLLIN)];
+    nix::poll::poll(&mut poll, nix::poll::PollTimeout::ZERO).unwrap() == 1
+}
+
+/// Both ends can talk to each other.
+pub fn assert_joined(mut a: &TcpStream, mut b: &TcpStream) {
+    for stream in [a, b] {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    let mut got = [0; 4];
+    a.write_all(b"ping").unwrap();
+    b.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"ping");
+    b.write_all(b"pong").unwrap();
+    a.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"pong");
+}
+
+/// The number of a descriptor.
+pub trait Raw {
+    fn as_raw(&self) -> i32;
+}
+
+impl Raw for std::os::fd::BorrowedFd<'_> {
+    fn as_raw(&self) -> i32 {
+        std::os::fd::AsRawFd::as_raw_fd(self)
+    }
+}
