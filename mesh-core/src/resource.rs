@@ -4,6 +4,8 @@
 //! resource, the field and the reason, fit to be sent back as a NACK. Fields that cannot change
 //! what traffic does are accepted without effect; anything else unknown is refused, never guessed.
 
+#![allow(deprecated, reason = "control planes still send fields that Envoy has deprecated")]
+
 pub mod cluster;
 pub mod endpoint;
 pub mod listener;
@@ -11,6 +13,7 @@ pub mod route;
 
 mod fault;
 mod text;
+mod wire;
 
 pub use fault::Rejection;
 pub use text::StringMatch;

@@ -2,15 +2,33 @@
 //!
 //! In: the message; then heads of requests. Out: a [`RouteTable`]; then the [`Route`] a request
 //! takes, and what it changes in the request. It never touches a body and never connects.
+//!
+//! The types are here; `parse` and `action` read the message, `domains`, `matches` and `weighted`
+//! choose, `rewrite`, `headers` and `hash` say what follows from the choice.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use regex::Regex;
 
 use crate::resource::StringMatch;
+
+mod action;
+mod domains;
+mod hash;
+mod headers;
+mod matches;
+mod parse;
+mod request;
+mod rewrite;
+mod weighted;
+
+pub(crate) use domains::Domains;
+pub use headers::{HeaderOp, HeaderOps};
+pub use request::{Headers, RequestHead};
+pub use weighted::{Weighted, WeightedCluster};
 
 /// A route configuration.
 #[derive(Debug)]
@@ -19,6 +37,7 @@ pub struct RouteTable {
     pub name: Arc<str>,
     /// Virtual hosts in the order received.
     pub virtual_hosts: Vec<VirtualHost>,
+    pub(crate) domains: Domains,
 }
 
 /// A set of domains with its routes.
@@ -71,7 +90,7 @@ pub struct RouteMatch {
 /// How a path is compared.
 #[derive(Debug)]
 pub enum PathMatch {
-    /// Starts with, path and query together.
+    /// Starts with.
     Prefix(Box<str>),
     /// Equal.
     Exact(Box<str>),
@@ -158,47 +177,10 @@ pub struct Forward {
     pub retry: Option<RetryPolicy>,
     /// What the hash of [`crate::resource::cluster::LbPolicy::ConsistentHash`] is made of.
     pub hash_policies: Vec<HashPolicy>,
-    /// Copies of the request.
-    pub mirrors: Vec<Mirror>,
     /// Status when the cluster does not exist.
     pub cluster_not_found: StatusCode,
     /// Protocols allowed to upgrade (`true`) or not, over the listener's list.
     pub upgrades: Vec<(Arc<str>, bool)>,
-}
-
-/// Clusters with weights; never empty.
-#[derive(Debug, PartialEq)]
-pub struct Weighted {
-    pub(crate) entries: Vec<WeightedCluster>,
-    pub(crate) total: u64,
-}
-
-/// One of several clusters.
-#[derive(Debug, PartialEq)]
-pub struct WeightedCluster {
-    /// Cluster.
-    pub name: Arc<str>,
-    /// Its share of [`Weighted`]'s total.
-    pub weight: u32,
-    /// Changes to request headers, before those of the route.
-    pub request_headers: HeaderOps,
-    /// Changes to response headers, likewise.
-    pub response_headers: HeaderOps,
-    /// Change of the authority, instead of the route's.
-    pub host_rewrite: Option<HeaderValue>,
-}
-
-impl Weighted {
-    /// The cluster for a random number.
-    pub fn pick(&self, random: u64) -> &WeightedCluster {
-        let _ = random;
-        &self.entries[0]
-    }
-
-    /// All clusters.
-    pub fn entries(&self) -> &[WeightedCluster] {
-        &self.entries
-    }
 }
 
 /// Change of a path.
@@ -239,64 +221,6 @@ pub enum RedirectPath {
     Full(Box<str>),
     /// Rewritten.
     Rewrite(PathRewrite),
-}
-
-/// Ordered changes to headers: removals after additions, level by level.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct HeaderOps {
-    pub(crate) ops: Vec<HeaderOp>,
-}
-
-/// One change.
-#[derive(Debug, Clone, PartialEq)]
-pub enum HeaderOp {
-    /// One more value.
-    Append(HeaderName, HeaderValue),
-    /// Only when absent.
-    AddIfAbsent(HeaderName, HeaderValue),
-    /// In place of all values.
-    Set(HeaderName, HeaderValue),
-    /// In place of all values, only when present.
-    SetIfPresent(HeaderName, HeaderValue),
-    /// Gone.
-    Remove(HeaderName),
-}
-
-impl HeaderOps {
-    /// Applies every change, in order.
-    pub fn apply(&self, headers: &mut HeaderMap) {
-        for op in &self.ops {
-            match op {
-                HeaderOp::Append(name, value) => {
-                    headers.append(name, value.clone());
-                }
-                HeaderOp::AddIfAbsent(name, value) => {
-                    headers.entry(name).or_insert_with(|| value.clone());
-                }
-                HeaderOp::Set(name, value) => {
-                    headers.insert(name, value.clone());
-                }
-                HeaderOp::SetIfPresent(name, value) => {
-                    if headers.contains_key(name) {
-                        headers.insert(name, value.clone());
-                    }
-                }
-                HeaderOp::Remove(name) => {
-                    headers.remove(name);
-                }
-            }
-        }
-    }
-
-    /// True when there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.ops.is_empty()
-    }
-
-    /// The changes in order, for codecs that do not use [`HeaderMap`].
-    pub fn iter(&self) -> impl Iterator<Item = &HeaderOp> {
-        self.ops.iter()
-    }
 }
 
 /// Retries, as configured.
@@ -369,53 +293,6 @@ pub enum HashSource {
     Query(Box<str>),
 }
 
-/// A copy of requests, sent to another cluster, answers dropped.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Mirror {
-    /// Cluster.
-    pub cluster: Arc<str>,
-    /// Share of requests, parts per million.
-    pub per_million: u32,
-}
-
-/// Lookup of request headers, for whatever form the codec keeps them in.
-pub trait Headers {
-    /// Calls `visit` with every value of the header `name` (lower case), in order.
-    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8]));
-}
-
-impl Headers for HeaderMap {
-    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
-        for value in self.get_all(name) {
-            visit(value.as_bytes());
-        }
-    }
-}
-
-/// Pairs as a codec parsed them; names in any case.
-impl Headers for [(&str, &[u8])] {
-    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
-        for (_, value) in self.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)) {
-            visit(value);
-        }
-    }
-}
-
-/// What routing needs of a request.
-#[derive(Clone, Copy)]
-pub struct RequestHead<'a> {
-    /// Host header or `:authority`, with port if any.
-    pub authority: &'a str,
-    /// Path and query as received, `*` for `OPTIONS *`.
-    pub path: &'a str,
-    /// Method.
-    pub method: &'a str,
-    /// `http` or `https`.
-    pub scheme: &'a str,
-    /// All other headers.
-    pub headers: &'a dyn Headers,
-}
-
 /// Result of routing.
 #[derive(Debug)]
 pub enum RouteOutcome<'a> {
@@ -427,27 +304,5 @@ pub enum RouteOutcome<'a> {
     NoRoute,
 }
 
-impl RouteTable {
-    /// The route of a request. Domains: exact, then the longest `*suffix`, then the longest
-    /// `prefix*`, then `*`; then the first route that matches (Envoy documentation, `VirtualHost`).
-    pub fn select(&self, request: &RequestHead<'_>) -> RouteOutcome<'_> {
-        let _ = request;
-        RouteOutcome::NoVirtualHost
-    }
-}
-
-impl Route {
-    /// Path and query to send upstream, `None` = unchanged.
-    pub fn rewrite_path(&self, path: &str) -> Option<String> {
-        let _ = path;
-        None
-    }
-}
-
-impl Redirect {
-    /// Value of the `location` header.
-    pub fn location(&self, route: &Route, request: &RequestHead<'_>) -> String {
-        let _ = (route, request);
-        String::new()
-    }
-}
+#[cfg(test)]
+mod tests;
