@@ -1,6 +1,13 @@
 //! `cargo xtask`: the developer's commands. In: a subcommand. Out: its exit status. One file per command.
 
 mod build_ebpf;
+mod cargo;
+mod check;
+mod demo;
+mod lab;
+mod packages;
+mod steps;
+mod test;
 
 use std::process::ExitCode;
 
@@ -18,11 +25,33 @@ struct Cli {
 enum Command {
     /// Builds the kernel programs into target/bpf/mesh-ebpf.o; finds or installs what that takes.
     BuildEbpf,
+    /// Checks format, lints, documentation and tidiness.
+    Check,
+    /// Runs all tests: format, clippy, unit, kernel, end to end.
+    Test(test::Options),
+    /// Shows the mesh at work on two nodes, with proofs.
+    #[command(disable_help_flag = true)]
+    Demo {
+        /// Options of `mesh-lab demo`; try `--help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// A mesh of network namespaces to try things in: up, exec, pods, logs, apply, down.
+    #[command(disable_help_flag = true)]
+    Lab {
+        /// Command and options of `mesh-lab`; try `--help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::BuildEbpf => build_ebpf::run().map(|object| println!("{}", object.display())),
+        Command::Check => check::all(),
+        Command::Test(options) => test::run(&options),
+        Command::Demo { arguments } => demo::run(&arguments),
+        Command::Lab { arguments } => lab::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,12 +11,9 @@ use super::support::*;
 #[test]
 fn a_connection_to_anywhere_reaches_the_agent_with_its_destination() {
     let mesh = Mesh::new();
-    for (to, v4) in [
-        ("192.0.2.80:80", true),
-        ("10.77.0.1:443", true),
-        ("[2001:db8::80]:8080", false),
-        ("[fd77::1]:15008", false),
-    ] {
+    for (to, v4) in
+        [("192.0.2.80:80", true), ("10.77.0.1:443", true), ("[2001:db8::80]:8080", false), ("[fd77::1]:15008", false)]
+    {
         let client = mesh.connect(to).unwrap();
         let (server, origin) = mesh.accept_outbound(v4);
         assert_eq!(origin, Some(at(to)));

@@ -60,7 +60,8 @@ async fn answer(page: Page, options: Options, request: Request<Incoming>, ends: 
         Page::Reviews => "/reviews",
         Page::Ratings => "/ratings",
     };
-    if !path.starts_with(expected) {
+    // The front page is also what a browser asks for first.
+    if !path.starts_with(expected) && !(path == "/" && matches!(page, Page::Product)) {
         return (StatusCode::NOT_FOUND, json!({"from": about, "error": format!("nothing at {path}, try {expected}")}));
     }
     let content = match page {

@@ -34,9 +34,9 @@ enum Mesh {
 enum Command {
     /// Bring a lab up and leave it standing.
     Up {
-        /// Nodes and pods; format in docs/lab.md.
-        #[arg(long, default_value = "demo/topology.yaml")]
-        topology: PathBuf,
+        /// Nodes and pods; format in docs/lab.md. Default: the demo's, with the demo's objects.
+        #[arg(long)]
+        topology: Option<PathBuf>,
         /// Directory of Kubernetes and Istio objects.
         #[arg(long)]
         config: Option<PathBuf>,
@@ -119,6 +119,8 @@ impl Which {
 fn main() -> Result<()> {
     match Args::parse().command {
         Command::Up { topology, config, mesh, name, cert_ttl } => {
+            let config = config.or_else(|| topology.is_none().then(|| demo::files().join("config")));
+            let topology = topology.unwrap_or_else(|| demo::files().join("topology.yaml"));
             up(&topology, config.as_deref(), matches!(mesh, Mesh::On), name, cert_ttl)
         }
         Command::Exec { which, pod, command } => exec(&which.name()?, &pod, command),
