@@ -10,6 +10,7 @@ pub mod identity;
 pub mod kernel;
 pub mod live;
 pub mod net;
+pub mod proxy;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;

@@ -1,7 +1,9 @@
 //! Connections to destinations: plain from the source's namespace, or in a tunnel to the destination's agent.
 
+mod connect;
 mod errors;
 pub mod stream;
 pub mod tunnel;
 
+pub use connect::{BAGGAGE, CONNECT_TIMEOUT, Connected, HBONE_PORT, Source};
 pub use errors::UpstreamError;

@@ -78,6 +78,24 @@ impl Duplex for TcpStream {
     }
 }
 
+impl<S: Duplex> Duplex for &mut S {
+    fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<Bytes>> {
+        S::poll_recv(self, cx, buffer)
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<usize>> {
+        S::poll_send(self, cx, data)
+    }
+
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        S::poll_finish(self, cx)
+    }
+
+    fn reset(&mut self) {
+        S::reset(self);
+    }
+}
+
 /// A read buffer that grows with the traffic and costs nothing between reads.
 #[derive(Debug, Default)]
 pub struct Buffer {

@@ -85,6 +85,8 @@ pub struct Transport<T> {
     pub io: T,
     /// Own end of the connection.
     pub local: Option<SocketAddr>,
+    /// Who the peer has proved to be.
+    pub identity: SpiffeId,
 }
 
 /// An open stream.
@@ -96,6 +98,8 @@ pub struct Opened {
     pub headers: HeaderMap,
     /// Own end of the tunnel.
     pub local: Option<SocketAddr>,
+    /// Who the peer of the tunnel has proved to be.
+    pub identity: SpiffeId,
 }
 
 /// The tunnels of one worker. Clones share them.
@@ -121,6 +125,7 @@ struct Tunnel {
     streams: Arc<AtomicUsize>,
     credential: Arc<Credential>,
     local: Option<SocketAddr>,
+    identity: SpiffeId,
     /// Set when it must take no new streams: the peer says GOAWAY, or it broke.
     retired: Cell<bool>,
     last_used: Cell<Instant>,
@@ -223,7 +228,7 @@ impl Tunnels {
         T: AsyncRead + AsyncWrite + Unpin + 'static,
         F: Future<Output = Result<Transport<T>, UpstreamError>>,
     {
-        let Transport { io, local } = dial().await?;
+        let Transport { io, local, identity } = dial().await?;
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(TUNNEL_WINDOW)
@@ -240,6 +245,7 @@ impl Tunnels {
             streams: Arc::new(AtomicUsize::new(0)),
             credential: credential.clone(),
             local,
+            identity,
             retired: Cell::new(false),
             last_used: Cell::new(Instant::now()),
         });
@@ -340,7 +346,7 @@ impl Tunnel {
             return Err(OpenError::Failed(UpstreamError::Refused { to, status: parts.status.as_u16() }));
         }
         let stream = TunnelStream::new(body, recv, Some(guard));
-        Ok(Opened { stream, headers: parts.headers, local: self.local })
+        Ok(Opened { stream, headers: parts.headers, local: self.local, identity: self.identity.clone() })
     }
 }
 

@@ -62,7 +62,7 @@ impl Peers {
             tokio::task::spawn_local(serve(far, to_test.clone(), max, goaway));
             Box::pin(async move {
                 tokio::task::yield_now().await;
-                Ok(Transport { io: near, local: None })
+                Ok(Transport { io: near, local: None, identity: B.parse().unwrap() })
             })
         }
     }
@@ -268,7 +268,9 @@ async fn a_peer_that_answers_no_probe_is_dead() {
             let (tunnels, credential) = (Tunnels::default(), credential());
             let (near, far) = tokio::io::duplex(64 << 10);
             let io = RefCell::new(Some(near));
-            let dial = || async { Ok(Transport { io: io.borrow_mut().take().unwrap(), local: None }) };
+            let dial = || async {
+                Ok(Transport { io: io.borrow_mut().take().unwrap(), local: None, identity: B.parse().unwrap() })
+            };
             let (key, head) = (key(1), head());
             // Nobody reads `far`: CONNECT is never answered, and neither is a probe.
             let open = tunnels.open(&key, &credential, &head, Duration::from_secs(3600), dial);

@@ -1,0 +1,119 @@
+//! From a cluster to an address: picks the endpoint.
+//!
+//! In: a cluster's name and the snapshot. Out: a [`Target`], or why there is none. An endpoint is counted as busy while
+//! its [`Target`] lives. No I/O.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use mesh_core::Snapshot;
+use mesh_core::balance::{PickContext, pick};
+use mesh_core::resource::cluster::{Cluster, ClusterKind, DnsHost};
+use mesh_core::resource::endpoint::Endpoint;
+
+use super::chosen::{Flow, Side};
+use crate::errors::Flags;
+
+/// A place to connect to.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) cluster: Arc<Cluster>,
+    /// `None`: the connection's own destination.
+    pub(super) endpoint: Option<Busy>,
+    pub(super) address: SocketAddr,
+}
+
+/// Why there is no target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoTarget {
+    /// There is no such cluster.
+    NoCluster,
+    /// It has no endpoint that may be used.
+    NoEndpoint,
+}
+
+impl NoTarget {
+    pub(super) fn flags(self) -> Flags {
+        match self {
+            NoTarget::NoCluster => Flags::NC,
+            NoTarget::NoEndpoint => Flags::UH,
+        }
+    }
+}
+
+/// An endpoint, counted as in use.
+#[derive(Debug)]
+pub(super) struct Busy(Arc<Endpoint>);
+
+impl Busy {
+    fn new(endpoint: Arc<Endpoint>) -> Self {
+        endpoint.runtime.active.fetch_add(1, Ordering::Relaxed);
+        Self(endpoint)
+    }
+}
+
+impl std::ops::Deref for Busy {
+    type Target = Endpoint;
+
+    fn deref(&self) -> &Endpoint {
+        &self.0
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.runtime.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Picks where a connection or request for `cluster` goes.
+pub(super) fn choose(
+    snapshot: &Snapshot,
+    cluster: &str,
+    flow: &Flow,
+    context: &PickContext<'_>,
+) -> Result<Target, NoTarget> {
+    let cluster = snapshot.cluster(cluster).ok_or(NoTarget::NoCluster)?;
+    // Inbound there is one application, at the address that the client dialled; only a black hole has none.
+    if flow.side == Side::Inbound && !is_black_hole(snapshot, cluster) {
+        return Ok(Target { cluster: cluster.clone(), endpoint: None, address: flow.destination });
+    }
+    match &cluster.kind {
+        ClusterKind::Eds { .. } | ClusterKind::Static(_) => {
+            let endpoint = pick(snapshot.endpoints(cluster), &cluster.lb, context, &mut rand::random::<u64>)
+                .ok_or(NoTarget::NoEndpoint)?;
+            let address = endpoint.address;
+            Ok(Target { cluster: cluster.clone(), endpoint: Some(Busy::new(endpoint)), address })
+        }
+        ClusterKind::OriginalDst { port_override } => {
+            let port = port_override.unwrap_or(flow.destination.port());
+            let address = SocketAddr::new(flow.destination.ip(), port);
+            Ok(Target { cluster: cluster.clone(), endpoint: None, address })
+        }
+        // The application has resolved the name itself, and its answer is as good as ours would be.
+        ClusterKind::StrictDns(hosts) | ClusterKind::LogicalDns(hosts) => {
+            let address = literal(hosts).unwrap_or(flow.destination);
+            Ok(Target { cluster: cluster.clone(), endpoint: None, address })
+        }
+        ClusterKind::Internal => Err(NoTarget::NoEndpoint),
+    }
+}
+
+fn is_black_hole(snapshot: &Snapshot, cluster: &Cluster) -> bool {
+    matches!(cluster.kind, ClusterKind::Static(_)) && snapshot.endpoints(cluster).endpoints().next().is_none()
+}
+
+/// A host that is an address already. One of several is taken at random, by weight.
+fn literal(hosts: &[DnsHost]) -> Option<SocketAddr> {
+    let known = || hosts.iter().filter_map(|host| Some((host.host.parse::<IpAddr>().ok()?, host)));
+    let total: u64 = known().map(|(_, host)| u64::from(host.weight)).sum();
+    let mut left = rand::random::<u64>() % total.max(1);
+    for (ip, host) in known() {
+        match left.checked_sub(u64::from(host.weight)) {
+            Some(rest) => left = rest,
+            None => return Some(SocketAddr::new(ip, host.port)),
+        }
+    }
+    None
+}

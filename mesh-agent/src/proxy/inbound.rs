@@ -1,0 +1,124 @@
+//! Connections to a local workload: those that come in the open, and from [`serve_stream`] on also those from a tunnel.
+//!
+//! The application is dialled before anything is read, at the address that the client dialled: it sees the connection as
+//! early as without the mesh, it may speak first, and its refusal is the client's refusal.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use mesh_core::detect::Detect;
+use mesh_core::resource::listener::{Detection, Terminal};
+use tokio::net::TcpStream;
+
+use super::chosen::{Chosen, Flow, Side, server_name};
+use super::cluster;
+use super::detect::spoken;
+use super::pod::Pod;
+use super::{http, tcp};
+use crate::net::copy::Duplex;
+use crate::net::peek::{Peek, Peeked};
+use crate::upstream::Connected;
+use crate::upstream::stream::Stream;
+
+/// Serves one connection accepted in the open (PERMISSIVE).
+pub(super) async fn serve(pod: Rc<Pod>, mut accepted: TcpStream) {
+    let Some((client, destination)) = ends(&pod, &accepted) else { return accepted.reset() };
+    let flow = Flow::new(Side::Inbound, client, destination);
+    match pod.dial_app(&flow).await {
+        Ok(app) => serve_stream(pod, flow, Stream::Tcp(accepted), app).await,
+        Err(error) => {
+            tracing::debug!(workload = pod.name, %error, "the application does not answer");
+            accepted.reset();
+        }
+    }
+}
+
+/// Who connected, and to what: the accepted socket's own address is the one that the client dialled.
+fn ends(pod: &Pod, accepted: &TcpStream) -> Option<(SocketAddr, SocketAddr)> {
+    let client = accepted.peer_addr().ok()?;
+    let destination = accepted.local_addr().ok()?;
+    if !pod.serves(destination) {
+        return None;
+    }
+    accepted.set_nodelay(true).ok()?;
+    Some((client, destination))
+}
+
+/// Serves a connection whose application is already connected.
+pub(super) async fn serve_stream(pod: Rc<Pod>, flow: Flow, stream: Stream, app: Connected) {
+    let mut downstream = Peeked::new(stream);
+    let Some(snapshot) = pod.config().await else {
+        tracing::warn!(workload = pod.name, "no configuration yet: connection reset");
+        return downstream.reset();
+    };
+    let Some(listener) = snapshot.inbound() else {
+        return tcp::refuse_without_chain(&pod, &flow, downstream, None);
+    };
+    let mut app = app;
+    let first = match listener.detection(flow.destination) {
+        Detection::NotNeeded => First::Unheard,
+        Detection::Needed => first_to_speak(&mut downstream, &mut app.stream).await,
+    };
+    let (detected, said) = match first {
+        First::Unheard => (None, Bytes::new()),
+        First::Client(detected) => (Some(detected), Bytes::new()),
+        First::Application(said) => (None, said),
+        First::Broken => return downstream.reset(),
+    };
+    let Some(chosen) = Chosen::new(listener, &flow, detected.as_ref()) else {
+        return tcp::refuse_without_chain(&pod, &flow, downstream, server_name(detected.as_ref()));
+    };
+    match chosen.terminal() {
+        Some(Terminal::Tcp(proxy)) => {
+            let name = server_name(detected.as_ref());
+            let cluster = &proxy.clusters.pick(rand::random()).name;
+            match cluster::choose(&snapshot, cluster, &flow, &Default::default()) {
+                Ok(target) => {
+                    let upstream = tcp::Upstream { target, connected: app };
+                    tcp::relay(&pod, &flow, downstream, upstream, Some(proxy), name, said).await;
+                }
+                Err(none) => tcp::refuse(&pod, &flow, downstream, &tcp::Failure::no_target(none, cluster), name),
+            }
+        }
+        Some(Terminal::Http(_)) => {
+            drop(snapshot);
+            let http2 = detected == Some(Detect::Http2);
+            http::serve(pod, flow, chosen, downstream, http2, Some(app)).await;
+        }
+        None => tcp::refuse_without_chain(&pod, &flow, downstream, server_name(detected.as_ref())),
+    }
+}
+
+/// Who spoke first.
+enum First {
+    /// Nobody was listened to.
+    Unheard,
+    Client(Detect),
+    /// The application, with these bytes: only an opaque protocol begins so.
+    Application(Bytes),
+    Broken,
+}
+
+/// Listens to both ends at once: there is no time to wait for, because one of them will speak.
+async fn first_to_speak(downstream: &mut Peeked<Stream>, app: &mut Stream) -> First {
+    let mut app = Peeked::new(app);
+    let client = async {
+        match spoken(downstream).await {
+            Ok(detected) => First::Client(detected),
+            Err(_) => First::Broken,
+        }
+    };
+    tokio::pin!(client);
+    let application = tokio::select! {
+        biased;
+        first = &mut client => return first,
+        heard = app.more(1) => heard,
+    };
+    match application {
+        Ok(Peek::More) => First::Application(Bytes::copy_from_slice(app.seen())),
+        // It has closed without a word. An HTTP client may come later and get a new connection, an opaque one gets the end.
+        Ok(Peek::End | Peek::Full) => First::Application(Bytes::new()),
+        Err(_) => First::Broken,
+    }
+}

@@ -1,0 +1,152 @@
+//! Connections that a local workload opens, from accept to the end. Reads from top to bottom as the way of a connection.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mesh_core::Snapshot;
+use mesh_core::detect::Detect;
+use mesh_core::resource::listener::{Detection, Listener, Terminal};
+use tokio::net::TcpStream;
+
+use super::chosen::{Chosen, Flow, Side, server_name};
+use super::detect::{FirstBytes, first_bytes, spoken};
+use super::http;
+use super::pod::Pod;
+use super::tcp;
+use crate::net::copy::Duplex;
+use crate::net::peek::{Peek, Peeked};
+use crate::upstream::stream::Stream;
+
+/// Serves one accepted connection.
+pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
+    let mut downstream = Peeked::new(Stream::Tcp(accepted));
+    let Some((client, destination)) = ends(&pod, downstream.get_ref()) else { return downstream.reset() };
+    let Some(snapshot) = pod.config().await else {
+        tracing::warn!(workload = pod.name, %destination, "no configuration yet: connection reset");
+        return downstream.reset();
+    };
+    let flow = Flow::new(Side::Outbound, client, destination);
+    let Some(listener) = snapshot.outbound(flow.destination) else {
+        return tcp::refuse_without_chain(&pod, &flow, downstream, None);
+    };
+    let detected = match listener.detection(flow.destination) {
+        Detection::NotNeeded => None,
+        Detection::Needed => match first_bytes(&mut downstream, listener).await {
+            Ok(FirstBytes::Spoke(detected)) => Some(detected),
+            Ok(FirstBytes::Silent) if may_go_on(listener) => {
+                match serve_silent(&pod, &flow, listener, &snapshot, &mut downstream).await {
+                    Silence::ServerSpoke(upstream, chosen, first) => {
+                        let proxy = proxy_of(&chosen);
+                        return tcp::relay(&pod, &flow, downstream, upstream, proxy, None, first).await;
+                    }
+                    Silence::ClientSpoke(detected) => Some(detected),
+                    Silence::Broken => return downstream.reset(),
+                }
+            }
+            Ok(FirstBytes::Silent) | Err(_) => return downstream.reset(),
+        },
+    };
+    let Some(chosen) = Chosen::new(listener, &flow, detected.as_ref()) else {
+        return tcp::refuse_without_chain(&pod, &flow, downstream, server_name(detected.as_ref()));
+    };
+    match chosen.terminal() {
+        Some(Terminal::Tcp(proxy)) => {
+            let name = server_name(detected.as_ref());
+            match tcp::connect(&pod, &flow, proxy, &snapshot).await {
+                Ok(upstream) => tcp::relay(&pod, &flow, downstream, upstream, Some(proxy), name, Bytes::new()).await,
+                Err(failure) => tcp::refuse(&pod, &flow, downstream, &failure, name),
+            }
+        }
+        Some(Terminal::Http(_)) => {
+            // Nothing of this frame is needed any more, and requests look at the configuration of their own time.
+            drop(snapshot);
+            let http2 = detected == Some(Detect::Http2);
+            http::serve(pod, flow, chosen, downstream, http2, None).await;
+        }
+        None => tcp::refuse_without_chain(&pod, &flow, downstream, server_name(detected.as_ref())),
+    }
+}
+
+/// Who connected, and where to before the kernel redirected it. `None` for a connection that was not redirected: somebody
+/// dialled the listener by hand, or means the agent itself.
+fn ends(pod: &Pod, stream: &Stream) -> Option<(SocketAddr, SocketAddr)> {
+    let Stream::Tcp(stream) = stream else { return None };
+    let client = stream.peer_addr().ok()?;
+    let destination = match pod.original_destination(stream) {
+        Ok(destination) => destination?,
+        Err(error) => {
+            tracing::warn!(workload = pod.name, %error, "cannot read an original destination");
+            return None;
+        }
+    };
+    if pod.is_own_listener(destination) {
+        return None;
+    }
+    // A wish of the application for low latency costs nothing to grant always.
+    stream.set_nodelay(true).ok()?;
+    Some((client, destination))
+}
+
+fn may_go_on(listener: &Listener) -> bool {
+    // Without a time of its own a listener would wait for ever; going on as opaque is what lets such a server speak.
+    listener.continue_on_timeout || listener.detection_timeout.is_none_or(|wait| wait.is_zero())
+}
+
+/// What ended the silence.
+enum Silence {
+    /// The server's first bytes, on a connection made by the chain for opaque bytes.
+    ServerSpoke(tcp::Upstream, Chosen, Bytes),
+    ClientSpoke(Detect),
+    Broken,
+}
+
+/// The client waits. Connects as for opaque bytes, so that a server that speaks first can; whoever speaks first decides.
+async fn serve_silent(
+    pod: &Pod,
+    flow: &Flow,
+    listener: &Arc<Listener>,
+    snapshot: &Snapshot,
+    downstream: &mut Peeked<Stream>,
+) -> Silence {
+    let server = async {
+        let chosen = Chosen::new(listener, flow, None)?;
+        let Some(Terminal::Tcp(proxy)) = chosen.terminal() else { return None };
+        let mut upstream = tcp::connect(pod, flow, proxy, snapshot).await.ok()?;
+        let first = first_of(&mut upstream).await?;
+        Some(Silence::ServerSpoke(upstream, chosen, first))
+    };
+    let client = async {
+        match spoken(downstream).await {
+            Ok(detected) => Silence::ClientSpoke(detected),
+            Err(_) => Silence::Broken,
+        }
+    };
+    tokio::pin!(client);
+    tokio::select! {
+        biased;
+        silence = &mut client => silence,
+        // Where it cannot connect, or the server leaves without a word, only the client can end the silence.
+        served = server => match served {
+            Some(silence) => silence,
+            None => client.await,
+        },
+    }
+}
+
+/// The first bytes of a server; `None` if it ends without any.
+async fn first_of(upstream: &mut tcp::Upstream) -> Option<Bytes> {
+    let mut peeked = Peeked::new(&mut upstream.connected.stream);
+    match peeked.more(1).await {
+        Ok(Peek::More) => Some(Bytes::copy_from_slice(peeked.seen())),
+        Ok(Peek::End | Peek::Full) | Err(_) => None,
+    }
+}
+
+fn proxy_of(chosen: &Chosen) -> Option<&mesh_core::resource::listener::TcpProxy> {
+    match chosen.terminal() {
+        Some(Terminal::Tcp(proxy)) => Some(proxy),
+        _ => None,
+    }
+}

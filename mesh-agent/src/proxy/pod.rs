@@ -1,0 +1,182 @@
+//! One enrolled workload as one worker knows it: everything its connections share.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::Snapshot;
+use mesh_core::identity::SpiffeId;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::chosen::{Flow, Side};
+use super::cluster::Target;
+use super::report::Reports;
+use super::worker::Worker;
+use crate::live::Live;
+use crate::shutdown;
+use crate::telemetry::access_log::Log;
+use crate::telemetry::{Peer, WorkerMetrics};
+use crate::tls::Credential;
+use crate::upstream::{CONNECT_TIMEOUT, Connected, Source, UpstreamError};
+use crate::workload::Workload;
+
+#[cfg(test)]
+pub(super) mod tests;
+
+/// Connections of one workload on one worker; further ones are reset.
+const MAX_CONNECTIONS: usize = 65_536;
+
+/// How long a connection waits for its workload's first configuration before it is reset.
+const CONFIG_WAIT: Duration = Duration::from_secs(10);
+
+/// One enrolled workload on one worker.
+pub(super) struct Pod {
+    id: u32,
+    /// `namespace/name`.
+    pub(super) name: String,
+    pub(super) identity: SpiffeId,
+    pub(super) peer: Arc<Peer>,
+    pub(super) credential: watch::Receiver<Option<Arc<Credential>>>,
+    live: Arc<Live>,
+    pub(super) metrics: WorkerMetrics,
+    pub(super) log: Log,
+    pub(super) reports: Reports,
+    pub(super) shutdown: shutdown::Watch,
+    /// The workload was withdrawn, or the worker ends: everything about it is dropped.
+    pub(super) ended: CancellationToken,
+    connections: Rc<Cell<usize>>,
+    net: Net,
+}
+
+/// Where its connections are made.
+enum Net {
+    /// In its network namespace.
+    Real(Source),
+    /// By a test.
+    #[cfg(test)]
+    Test(tests::Net),
+}
+
+impl Pod {
+    pub(super) fn new(worker: &Worker, workload: &Arc<Workload>, own_ports: &[u16]) -> Self {
+        let context = &worker.context;
+        let credential = context.identities.watch(&workload.identity);
+        let source = Source {
+            credential: credential.clone(),
+            workload: workload.clone(),
+            sockets: context.sockets.clone(),
+            tunnels: worker.tunnels.clone(),
+            own_ports: own_ports.to_vec(),
+        };
+        Self {
+            id: workload.id,
+            name: workload.key(),
+            identity: workload.identity.clone(),
+            peer: workload.peer.clone(),
+            credential,
+            live: context.live.clone(),
+            metrics: context.metrics.clone(),
+            log: context.access_log.clone(),
+            reports: worker.reports.clone(),
+            shutdown: context.shutdown.clone(),
+            ended: CancellationToken::new(),
+            connections: Rc::default(),
+            net: Net::Real(source),
+        }
+    }
+
+    /// A place for one more connection, given back when dropped.
+    pub(super) fn admit(&self) -> Option<Place> {
+        if self.connections.get() >= MAX_CONNECTIONS {
+            return None;
+        }
+        self.connections.set(self.connections.get() + 1);
+        Some(Place(self.connections.clone()))
+    }
+
+    /// The configuration in force now.
+    pub(super) fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.live.workload(self.id)
+    }
+
+    /// The configuration in force. A connection that comes before the first one waits for it, but not for ever.
+    pub(super) async fn config(&self) -> Option<Arc<Snapshot>> {
+        match self.snapshot() {
+            Some(snapshot) => Some(snapshot),
+            None => timeout(CONFIG_WAIT, self.live.ready(self.id)).await.ok(),
+        }
+    }
+
+    /// Where a connection caught on its way out wanted to go; `None` if it was not caught but dialled us by hand.
+    pub(super) fn original_destination(&self, accepted: &TcpStream) -> io::Result<Option<SocketAddr>> {
+        match &self.net {
+            Net::Real(source) => source.sockets.original_destination(accepted.as_fd()),
+            #[cfg(test)]
+            Net::Test(net) => Ok(net.original),
+        }
+    }
+
+    /// Whether somebody outside may ask for a connection to this address: the workload's own, and not the agent's.
+    pub(super) fn serves(&self, to: SocketAddr) -> bool {
+        match &self.net {
+            Net::Real(source) => {
+                source.workload.addresses.contains(&to.ip().to_canonical()) && !source.is_own_listener(to)
+            }
+            #[cfg(test)]
+            Net::Test(_) => true,
+        }
+    }
+
+    /// Whether a connection to this address would come back to the agent itself.
+    pub(super) fn is_own_listener(&self, to: SocketAddr) -> bool {
+        match &self.net {
+            Net::Real(source) => source.is_own_listener(to),
+            #[cfg(test)]
+            Net::Test(_) => false,
+        }
+    }
+
+    /// Connects to what was chosen, on behalf of the flow's client.
+    pub(super) async fn connect(&self, flow: &Flow, target: &Target) -> Result<Connected, UpstreamError> {
+        match (&self.net, flow.side, &target.endpoint) {
+            (_, Side::Inbound, _) => self.connect_app(flow, target.cluster.connect_timeout).await,
+            (Net::Real(source), Side::Outbound, Some(endpoint)) => {
+                source.to_endpoint(&target.cluster, endpoint, flow.client).await
+            }
+            (Net::Real(source), Side::Outbound, None) => {
+                source.plain(target.address, target.cluster.connect_timeout).await
+            }
+            #[cfg(test)]
+            (Net::Test(net), Side::Outbound, _) => net.connect(target.address).await,
+        }
+    }
+
+    /// Connects to the workload's application, which sees the flow's client.
+    pub(super) async fn dial_app(&self, flow: &Flow) -> Result<Connected, UpstreamError> {
+        self.connect_app(flow, CONNECT_TIMEOUT).await
+    }
+
+    async fn connect_app(&self, flow: &Flow, limit: Duration) -> Result<Connected, UpstreamError> {
+        match &self.net {
+            Net::Real(source) => source.to_app(flow.destination, flow.client, limit).await,
+            #[cfg(test)]
+            Net::Test(net) => net.connect(flow.destination).await,
+        }
+    }
+}
+
+/// A connection's place in its workload's budget.
+pub(super) struct Place(Rc<Cell<usize>>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}

@@ -1,0 +1,65 @@
+//! A pod whose connections a test makes: plain TCP on loopback, to wherever the test says.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use super::*;
+use crate::telemetry::{Limits, Metrics};
+use crate::upstream::stream::Stream;
+
+/// Where connections of a test's pod really go.
+pub(crate) struct Net {
+    pub(crate) original: Option<SocketAddr>,
+    /// From the address that the configuration names to the one that is dialled; an address that is not here refuses.
+    pub(crate) routes: Rc<RefCell<HashMap<SocketAddr, SocketAddr>>>,
+    /// Connections made so far.
+    pub(crate) dials: Rc<Cell<usize>>,
+}
+
+impl Net {
+    pub(super) async fn connect(&self, to: SocketAddr) -> Result<Connected, UpstreamError> {
+        self.dials.set(self.dials.get() + 1);
+        let failed = |source: io::Error| UpstreamError::Connect { to, source: Arc::new(source) };
+        let real = self.routes.borrow().get(&to).copied();
+        let real = real.ok_or_else(|| failed(io::ErrorKind::ConnectionRefused.into()))?;
+        let stream = TcpStream::connect(real).await.map_err(failed)?;
+        let local = stream.local_addr().ok();
+        Ok(Connected { stream: Stream::Tcp(stream), local, remote: to, identity: None, peer: None })
+    }
+}
+
+/// A pod, its network and what keeps both going.
+pub(crate) struct TestPod {
+    pub(crate) pod: Rc<Pod>,
+    pub(crate) live: Arc<Live>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) routes: Rc<RefCell<HashMap<SocketAddr, SocketAddr>>>,
+    pub(crate) dials: Rc<Cell<usize>>,
+    pub(crate) trigger: shutdown::Trigger,
+    _guard: shutdown::Guard,
+}
+
+impl TestPod {
+    pub(crate) fn new(original: Option<SocketAddr>) -> Self {
+        let (trigger, shutdown, guard) = shutdown::channel();
+        let (live, metrics) = (Arc::new(Live::default()), Metrics::new(Limits::default()));
+        let (routes, dials) = (Rc::default(), Rc::default());
+        let peer = Peer { workload: "client-v1".into(), namespace: "default".into(), ..Peer::default() };
+        let pod = Pod {
+            id: 1,
+            name: "default/client".into(),
+            identity: "spiffe://cluster.local/ns/default/sa/client".parse().unwrap(),
+            peer: Arc::new(peer),
+            credential: watch::channel(None).1,
+            live: live.clone(),
+            metrics: metrics.worker(0),
+            log: Log::off(),
+            reports: Reports::default(),
+            shutdown,
+            ended: CancellationToken::new(),
+            connections: Rc::default(),
+            net: super::Net::Test(Net { original, routes: Rc::clone(&routes), dials: Rc::clone(&dials) }),
+        };
+        Self { pod: Rc::new(pod), live, metrics, routes, dials, trigger, _guard: guard }
+    }
+}

@@ -1,0 +1,160 @@
+//! Opaque connections: one downstream, one upstream, bytes copied until both directions have ended.
+//!
+//! In: a downstream stream and its TCP chain. Out: the relayed connection and its report. What keeps the connection from
+//! being served resets the client, as the network itself would.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use mesh_core::Snapshot;
+use mesh_core::balance::PickContext;
+use mesh_core::resource::listener::TcpProxy;
+
+use super::chosen::Flow;
+use super::cluster::{self, NoTarget, Target};
+use super::pod::Pod;
+use super::report::{self, Far, TcpEnd, TcpReport};
+use crate::errors::Flags;
+use crate::net::copy::{Duplex, End, copy};
+use crate::net::peek::Peeked;
+use crate::telemetry::Protocol;
+use crate::upstream::Connected;
+use crate::upstream::stream::Stream;
+
+/// An upstream connection that is ready to be relayed to.
+pub(super) struct Upstream {
+    pub(super) target: Target,
+    pub(super) connected: Connected,
+}
+
+/// Why an opaque connection has no upstream.
+pub(super) struct Failure {
+    pub(super) flags: Flags,
+    cluster: Option<Arc<str>>,
+    target: Option<Target>,
+    why: Option<String>,
+}
+
+impl Failure {
+    /// The cluster does not exist or has no endpoint.
+    pub(super) fn no_target(none: NoTarget, cluster: &Arc<str>) -> Self {
+        Self { flags: none.flags(), cluster: Some(cluster.clone()), target: None, why: None }
+    }
+}
+
+/// Picks the cluster and the endpoint, and connects.
+pub(super) async fn connect(
+    pod: &Pod,
+    flow: &Flow,
+    proxy: &TcpProxy,
+    snapshot: &Snapshot,
+) -> Result<Upstream, Failure> {
+    let name = &proxy.clusters.pick(rand::random()).name;
+    let target = cluster::choose(snapshot, name, flow, &PickContext::default())
+        .map_err(|none| Failure::no_target(none, name))?;
+    match pod.connect(flow, &target).await {
+        Ok(connected) => Ok(Upstream { target, connected }),
+        Err(error) => {
+            tracing::debug!(workload = pod.name, %error, "no upstream connection");
+            let (flags, cluster) = (error.flags(), Some(target.cluster.name.clone()));
+            Err(Failure { flags, cluster, target: Some(target), why: Some(error.to_string()) })
+        }
+    }
+}
+
+/// Resets a client whose connection cannot be served, and reports it.
+pub(super) fn refuse<S: Duplex>(
+    pod: &Pod,
+    flow: &Flow,
+    mut downstream: S,
+    failure: &Failure,
+    server_name: Option<&str>,
+) {
+    downstream.reset();
+    let far = failure.target.as_ref().map_or_else(Far::default, |target| Far::new(target, None));
+    let series = pod.metrics.tcp(&report::labels(pod, flow, &far, Protocol::Tcp), failure.flags);
+    series.opened();
+    series.closed();
+    let end = TcpEnd {
+        flags: failure.flags,
+        received: 0,
+        sent: 0,
+        server_name,
+        cluster: failure.cluster.as_deref(),
+        upstream: failure.target.as_ref().map(|target| target.address),
+        upstream_local: None,
+        failure: failure.why.as_deref(),
+    };
+    report::log_tcp(pod, flow, &end);
+}
+
+/// Resets a client for whom there is no filter chain.
+pub(super) fn refuse_without_chain<S: Duplex>(pod: &Pod, flow: &Flow, downstream: S, server_name: Option<&str>) {
+    let failure = Failure { flags: Flags::NR, cluster: None, target: None, why: None };
+    refuse(pod, flow, downstream, &failure, server_name);
+}
+
+/// Relays until both directions have ended.
+pub(super) async fn relay<S: Duplex>(
+    pod: &Pod,
+    flow: &Flow,
+    downstream: S,
+    upstream: Upstream,
+    proxy: Option<&TcpProxy>,
+    server_name: Option<&str>,
+    already_received: bytes::Bytes,
+) {
+    let Upstream { target, connected } = upstream;
+    let open = TcpReport::open(pod, report::labels(pod, flow, &Far::new(&target, Some(&connected)), Protocol::Tcp));
+    let Connected { stream, local, remote, .. } = connected;
+    let upstream: Peeked<Stream> = Peeked::with_prefix(stream, already_received);
+    let done = Done { pod, flow, open, target, local, remote, server_name, flags: Flags::LR };
+    let idle = proxy.and_then(|proxy| proxy.idle_timeout);
+    let report = done.open.clone();
+    let relay = copy(downstream, upstream, &report.traffic, idle);
+    let end = match proxy.and_then(|proxy| proxy.max_duration) {
+        Some(limit) => tokio::time::timeout(limit, relay).await.ok(),
+        None => Some(relay.await),
+    };
+    done.finish(match end {
+        Some(End::Finished | End::FirstReset(_) | End::SecondReset(_)) => Flags::NONE,
+        Some(End::Idle) => Flags::SI,
+        None => Flags::DT,
+    });
+}
+
+/// Reports the end of a connection, however it comes.
+struct Done<'a> {
+    pod: &'a Pod,
+    flow: &'a Flow,
+    open: Rc<TcpReport>,
+    target: Target,
+    local: Option<std::net::SocketAddr>,
+    remote: std::net::SocketAddr,
+    server_name: Option<&'a str>,
+    flags: Flags,
+}
+
+impl Done<'_> {
+    fn finish(mut self, flags: Flags) {
+        self.flags = flags;
+    }
+}
+
+impl Drop for Done<'_> {
+    /// Also when the connection's task is dropped because the workload or the agent goes away.
+    fn drop(&mut self) {
+        self.open.close(self.pod, self.flags);
+        let end = TcpEnd {
+            flags: self.flags,
+            received: self.open.traffic.forward.get(),
+            sent: self.open.traffic.back.get(),
+            server_name: self.server_name,
+            cluster: Some(&self.target.cluster.name),
+            upstream: Some(self.remote),
+            upstream_local: self.local,
+            failure: None,
+        };
+        report::log_tcp(self.pod, self.flow, &end);
+    }
+}

@@ -1,0 +1,244 @@
+//! HBONE server: mutual TLS, HTTP/2, one CONNECT per connection of the client's application.
+//!
+//! In: a raw connection to the tunnel listener. Out: one inbound connection per CONNECT, with the verified identity of the
+//! other agent's workload and the address of its application. Never: connects anywhere but to the workload's own
+//! addresses, or takes a client's address or identity from an unverified word.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::{Connection, SendResponse};
+use http::header::{FORWARDED, HeaderMap, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::chosen::{Flow, Side};
+use super::inbound;
+use super::pod::Pod;
+use crate::shutdown;
+use crate::telemetry::Peer;
+use crate::tls::{Credential, PeerCertificate, peer_certificate};
+use crate::upstream::stream::{Stream, TunnelStream};
+use crate::upstream::tunnel::{
+    DATA_FRAME_BUDGET, MAX_FRAME, MAX_HEADER_LIST, SEND_BUFFER, STREAM_WINDOW, TUNNEL_WINDOW,
+};
+use crate::upstream::{BAGGAGE, UpstreamError};
+
+#[cfg(test)]
+mod tests;
+
+/// Time for TLS and the HTTP/2 preface. Whoever needs longer is no agent.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams on one tunnel.
+const MAX_STREAMS: u32 = 1024;
+/// Streams opened and reset by the peer before anybody has looked at them.
+const MAX_PENDING_RESETS: usize = 64;
+
+/// Serves one accepted connection.
+pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
+    let Ok(remote) = accepted.peer_addr() else { return };
+    let established = timeout(HANDSHAKE_TIMEOUT, async {
+        let mut credentials = pod.credential.clone();
+        let credential = match credentials.wait_for(Option::is_some).await {
+            Ok(credential) => credential.clone(),
+            Err(_) => None,
+        };
+        let credential = credential.ok_or("there is no certificate")?;
+        accepted.set_nodelay(true).map_err(|error| error.to_string())?;
+        establish(accepted, &credential).await
+    })
+    .await;
+    let (connection, peer) = match established {
+        Ok(Ok(established)) => established,
+        Ok(Err(why)) => {
+            tracing::info!(workload = pod.name, %remote, why, "tunnel refused");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(workload = pod.name, %remote, "tunnel handshake took too long");
+            return;
+        }
+    };
+    let not_after = peer.not_after;
+    let peer = Arc::new(peer);
+    let on_request = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
+        let (pod, peer) = (pod.clone(), peer.clone());
+        tokio::task::spawn_local(async move {
+            let ended = pod.ended.clone();
+            tokio::select! {
+                () = answer(pod, peer, remote, request, respond) => {}
+                () = ended.cancelled() => {}
+            }
+        });
+    };
+    run(connection, not_after, pod.shutdown.clone(), on_request).await;
+}
+
+/// TLS and the HTTP/2 handshake. The error says why the peer is refused.
+async fn establish<T: AsyncRead + AsyncWrite + Unpin>(
+    io: T,
+    credential: &Credential,
+) -> Result<(Connection<TlsStream<T>, Bytes>, PeerCertificate), String> {
+    let config = credential.server_config().map_err(|error| error.to_string())?;
+    let tls = TlsAcceptor::from(config).accept(io).await.map_err(|error| error.to_string())?;
+    let peer = peer_certificate(tls.get_ref().1, SystemTime::now()).map_err(|error| error.to_string())?;
+    let connection = h2::server::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(TUNNEL_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_send_buffer_size(SEND_BUFFER)
+        .data_frame_budget(DATA_FRAME_BUDGET)
+        .handshake(tls)
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok((connection, peer))
+}
+
+/// Moves the tunnel's frames and hands on each request until the tunnel ends. It takes no new streams once the peer's
+/// certificate has expired or the agent drains.
+async fn run<T: AsyncRead + AsyncWrite + Unpin>(
+    mut connection: Connection<T, Bytes>,
+    not_after: SystemTime,
+    mut shutdown: shutdown::Watch,
+    on_request: impl Fn(Request<RecvStream>, SendResponse<Bytes>),
+) {
+    let last_call = async {
+        let left = not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        tokio::select! {
+            () = sleep(left) => {}
+            () = shutdown.draining() => {}
+        }
+    };
+    tokio::pin!(last_call);
+    let mut open = true;
+    loop {
+        tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => on_request(request, respond),
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "tunnel ended");
+                    return;
+                }
+                None => return,
+            },
+            () = &mut last_call, if open => {
+                open = false;
+                connection.graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Serves one request to its end.
+async fn answer(
+    pod: Rc<Pod>,
+    peer: Arc<PeerCertificate>,
+    remote: SocketAddr,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let (head, body) = request.into_parts();
+    let served = async {
+        let wanted = judge(&head, remote, |to| pod.serves(to))?;
+        let place = pod.admit().ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
+        let mut flow = Flow::new(Side::Inbound, wanted.client, wanted.destination);
+        flow.source = Some(Arc::new(source(&head.headers, &peer)));
+        flow.identity = Some(peer.identity.clone());
+        let app = pod.dial_app(&flow).await.map_err(|error| {
+            tracing::debug!(workload = pod.name, %error, "the application does not answer");
+            status(&error)
+        })?;
+        Ok((place, flow, app))
+    };
+    match served.await {
+        Ok((_place, flow, app)) => {
+            let Ok(send) = respond.send_response(accepted(&pod), false) else { return };
+            let stream = Stream::Tunnel(TunnelStream::new(send, body, None));
+            inbound::serve_stream(pod, flow, stream, app).await;
+        }
+        Err(status) => {
+            let mut refusal = Response::new(());
+            *refusal.status_mut() = status;
+            // The peer may have given up already.
+            let _ = respond.send_response(refusal, true);
+        }
+    }
+}
+
+/// What a good CONNECT asks for.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    destination: SocketAddr,
+    client: SocketAddr,
+}
+
+/// Whether a request may be served; if not, with which status it is refused.
+fn judge(
+    head: &http::request::Parts,
+    remote: SocketAddr,
+    serves: impl Fn(SocketAddr) -> bool,
+) -> Result<Wanted, StatusCode> {
+    if head.method != Method::CONNECT {
+        return Err(StatusCode::METHOD_NOT_ALLOWED);
+    }
+    let authority = head.uri.authority().ok_or(StatusCode::BAD_REQUEST)?;
+    let destination: SocketAddr = authority.as_str().parse().map_err(|_| StatusCode::BAD_REQUEST)?;
+    if destination.port() == 0 {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    if !serves(destination) {
+        return Err(StatusCode::NOT_FOUND);
+    }
+    Ok(Wanted { destination, client: client(&head.headers, remote) })
+}
+
+/// The application's socket at the other end. Its port is the other agent's word. So would be its address, were it not
+/// the tunnel's own: another one is not believed.
+fn client(headers: &HeaderMap, remote: SocketAddr) -> SocketAddr {
+    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+    let said = headers.get(FORWARDED).and_then(|value| forwarded_for(value.to_str().ok()?));
+    said.map_or(remote, |said| SocketAddr::new(remote.ip(), said.port()))
+}
+
+/// `for="192.0.2.1:4711"` of the first element (RFC 7239).
+fn forwarded_for(header: &str) -> Option<SocketAddr> {
+    let first = header.split(',').next()?;
+    first.split(';').find_map(|pair| {
+        let (name, value) = pair.trim().split_once('=')?;
+        name.eq_ignore_ascii_case("for").then(|| value.trim_matches('"').parse().ok()).flatten()
+    })
+}
+
+/// The client as metrics show it: its own words, except for what its certificate proves.
+fn source(headers: &HeaderMap, peer: &PeerCertificate) -> Peer {
+    let said = headers.get(&BAGGAGE).and_then(|value| value.to_str().ok()).map(Peer::from_baggage);
+    let mut source = said.unwrap_or_default().with_principal(peer.identity.as_str());
+    source.namespace = peer.identity.namespace().into();
+    source
+}
+
+fn accepted(pod: &Pod) -> Response<()> {
+    let mut response = Response::new(());
+    if let Ok(value) = HeaderValue::try_from(pod.peer.to_baggage()) {
+        response.headers_mut().insert(&BAGGAGE, value);
+    }
+    response
+}
+
+fn status(error: &UpstreamError) -> StatusCode {
+    match error {
+        UpstreamError::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}

@@ -1,0 +1,248 @@
+//! A worker thread: accepts connections of its workloads and runs everything about them.
+//!
+//! In: commands and accepted sockets. Out: one task per connection. A worker much busier than another hands over what it
+//! accepts, so that one hot pod can use every core. Never: blocks, or lets a failed accept spin.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+use super::pod::Pod;
+use super::report::Reports;
+use super::{Command, Context, Door, inbound, outbound, tunnel};
+use crate::kernel::Listeners;
+use crate::net::copy::Duplex;
+use crate::upstream::tunnel::Tunnels;
+use crate::workload::Workload;
+
+/// A worker hands a connection over when it has this many more than another one.
+const IMBALANCE: usize = 16;
+/// First pause after a failed accept (as a rule no free descriptors); it doubles up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_millis(5);
+/// Longest pause after failed accepts.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+
+/// Withdrawn workloads remembered.
+const MAX_WITHDRAWN: usize = 256;
+
+/// The other workers, and how busy all are.
+#[derive(Clone)]
+pub(super) struct Siblings {
+    pub(super) senders: Arc<[mpsc::Sender<Command>]>,
+    pub(super) loads: Arc<[AtomicUsize]>,
+}
+
+/// Starts a worker's thread.
+pub(super) fn spawn(
+    index: usize,
+    context: Context,
+    commands: mpsc::Receiver<Command>,
+    siblings: Siblings,
+) -> std::io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let worker = Rc::new(Worker {
+            index,
+            context,
+            siblings,
+            tunnels: Tunnels::default(),
+            reports: Reports::default(),
+            pods: RefCell::default(),
+            withdrawn: RefCell::default(),
+        });
+        LocalSet::new().block_on(&runtime, worker.run(commands));
+    })
+}
+
+/// Everything one thread owns.
+pub(super) struct Worker {
+    index: usize,
+    pub(super) context: Context,
+    siblings: Siblings,
+    pub(super) tunnels: Tunnels,
+    pub(super) reports: Reports,
+    pods: RefCell<HashMap<u32, Rc<Pod>>>,
+    /// The last ones that went, so that a connection handed over late does not bring one back.
+    withdrawn: RefCell<VecDeque<u32>>,
+}
+
+impl Worker {
+    async fn run(self: Rc<Self>, mut commands: mpsc::Receiver<Command>) {
+        let mut shutdown = self.context.shutdown.clone();
+        let reporting = self.reports.clone();
+        tokio::task::spawn_local(async move { reporting.run().await });
+        loop {
+            let command = tokio::select! {
+                command = commands.recv() => command,
+                () = shutdown.stopped() => None,
+            };
+            match command {
+                Some(Command::Enrol { workload, listeners }) => self.enrol(workload, listeners),
+                Some(Command::Withdraw { id }) => self.withdraw(id),
+                Some(Command::Take { workload, own_ports, accepted, door }) => {
+                    if self.withdrawn.borrow().contains(&workload.id) {
+                        continue;
+                    }
+                    let pod = self.pod(&workload, &own_ports);
+                    match TcpStream::from_std(accepted) {
+                        Ok(stream) => self.clone().serve(pod, stream, door),
+                        Err(error) => tracing::warn!(%error, "cannot take over a connection"),
+                    }
+                }
+                None => break,
+            }
+        }
+        let ids: Vec<u32> = self.pods.borrow().keys().copied().collect();
+        ids.into_iter().for_each(|id| self.withdraw(id));
+        // Tasks see the end of their pod in their next turn, and report what they carried.
+        for _ in 0..2 {
+            tokio::task::yield_now().await;
+        }
+        self.reports.flush();
+    }
+
+    /// The workload as this worker knows it.
+    fn pod(self: &Rc<Self>, workload: &Arc<Workload>, own_ports: &[u16]) -> Rc<Pod> {
+        let mut pods = self.pods.borrow_mut();
+        pods.entry(workload.id).or_insert_with(|| Rc::new(Pod::new(self, workload, own_ports))).clone()
+    }
+
+    fn enrol(self: &Rc<Self>, workload: Arc<Workload>, listeners: Listeners) {
+        let doors = [
+            (Door::Outbound, listeners.outbound),
+            (Door::Inbound, listeners.inbound),
+            (Door::Tunnel, listeners.tunnel),
+        ];
+        let all = doors.iter().flat_map(|(_, listeners)| listeners);
+        let own_ports: Vec<u16> = all.filter_map(|listener| Some(listener.local_addr().ok()?.port())).collect();
+        let home = Rc::new(Home { pod: self.pod(&workload, &own_ports), workload, own_ports });
+        for (door, listeners) in doors {
+            for listener in listeners {
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => {
+                        tokio::task::spawn_local(self.clone().accept(home.clone(), listener, door));
+                    }
+                    Err(error) => {
+                        tracing::error!(workload = home.pod.name, ?door, %error, "cannot serve a listener");
+                    }
+                }
+            }
+        }
+    }
+
+    fn withdraw(&self, id: u32) {
+        if let Some(pod) = self.pods.borrow_mut().remove(&id) {
+            pod.ended.cancel();
+        }
+        self.tunnels.forget(id);
+        let mut withdrawn = self.withdrawn.borrow_mut();
+        withdrawn.truncate(MAX_WITHDRAWN - 1);
+        withdrawn.push_front(id);
+    }
+
+    /// Accepts until the workload is withdrawn or the agent drains.
+    async fn accept(self: Rc<Self>, home: Rc<Home>, listener: TcpListener, door: Door) {
+        let mut shutdown = self.context.shutdown.clone();
+        let mut pause = MIN_PAUSE;
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = home.pod.ended.cancelled() => return,
+                () = shutdown.draining() => return,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    pause = MIN_PAUSE;
+                    self.place(&home, stream, door);
+                }
+                Err(error) => {
+                    tracing::warn!(workload = home.pod.name, ?door, %error, "accept failed");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(MAX_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Serves a connection here, or has a worker do it that is much less busy.
+    fn place(self: &Rc<Self>, home: &Home, stream: TcpStream, door: Door) {
+        let load =
+            |index: usize| self.siblings.loads.get(index).map_or(usize::MAX, |load| load.load(Ordering::Relaxed));
+        let idlest = (0..self.siblings.loads.len()).min_by_key(|index| load(*index)).unwrap_or(self.index);
+        if idlest == self.index || load(self.index) < load(idlest).saturating_add(IMBALANCE) {
+            return self.clone().serve(home.pod.clone(), stream, door);
+        }
+        // Room is taken first: the socket can be moved only once.
+        let Some(Ok(place)) = self.siblings.senders.get(idlest).map(|sender| sender.try_reserve()) else {
+            return self.clone().serve(home.pod.clone(), stream, door);
+        };
+        match stream.into_std() {
+            Ok(accepted) => place.send(Command::Take {
+                workload: home.workload.clone(),
+                own_ports: home.own_ports.clone(),
+                accepted,
+                door,
+            }),
+            Err(error) => tracing::warn!(%error, "cannot hand over a connection"),
+        }
+    }
+
+    fn serve(self: Rc<Self>, pod: Rc<Pod>, mut stream: TcpStream, door: Door) {
+        let Some(place) = pod.admit() else {
+            tracing::warn!(workload = pod.name, ?door, "too many connections: one was reset");
+            stream.reset();
+            return;
+        };
+        let busy = Busy::new(&self);
+        let guard = self.context.shutdown.guard();
+        tokio::task::spawn_local(async move {
+            let _held = (place, busy, guard);
+            let ended = pod.ended.clone();
+            tokio::select! {
+                () = async {
+                    match door {
+                        Door::Outbound => outbound::serve(pod, stream).await,
+                        Door::Inbound => inbound::serve(pod, stream).await,
+                        Door::Tunnel => tunnel::serve(pod, stream).await,
+                    }
+                } => {}
+                () = ended.cancelled() => {}
+            }
+        });
+    }
+}
+
+/// A workload whose listeners this worker has.
+struct Home {
+    pod: Rc<Pod>,
+    workload: Arc<Workload>,
+    own_ports: Vec<u16>,
+}
+
+/// Counts a connection in its worker's load.
+struct Busy(Rc<Worker>);
+
+impl Busy {
+    fn new(worker: &Rc<Worker>) -> Self {
+        if let Some(load) = worker.siblings.loads.get(worker.index) {
+            load.fetch_add(1, Ordering::Relaxed);
+        }
+        Self(worker.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(load) = self.0.siblings.loads.get(self.0.index) {
+            load.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Opens upstream connections on behalf of one local workload, from inside its network namespace.
+//!
+//! In: an endpoint, or an address. Out: a [`Connected`] stream and what is known of its far end.
+//! Never: dials one of the agent's own listeners (a loop), or opens a tunnel to somebody whose identity nobody vouches for.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
+use mesh_core::identity::SpiffeId;
+use mesh_core::resource::cluster::{Cluster, Transport as ClusterTransport, TransportWhen};
+use mesh_core::resource::endpoint::Endpoint;
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::errors::UpstreamError;
+use super::stream::Stream;
+use super::tunnel::{ConnectHead, Transport, TunnelKey, Tunnels};
+use crate::kernel::Sockets;
+use crate::telemetry::Peer;
+use crate::tls::{Credential, peer_certificate};
+use crate::workload::Workload;
+
+/// Port of the tunnel listener of every meshed pod (Istio's HBONE port).
+pub const HBONE_PORT: u16 = 15008;
+
+/// Header by which agents tell each other whom they speak for (W3C Baggage).
+pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+
+/// Connect timeout where no cluster gives one.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A local workload as the source of connections; one per workload and worker.
+pub struct Source {
+    /// Whose connections.
+    pub workload: Arc<Workload>,
+    /// Opens sockets in its namespace.
+    pub sockets: Sockets,
+    /// Its certificate, once there is one.
+    pub credential: watch::Receiver<Option<Arc<Credential>>>,
+    /// The worker's tunnels.
+    pub tunnels: Tunnels,
+    /// Ports of the agent's listeners in its namespace.
+    pub own_ports: Vec<u16>,
+}
+
+/// An open upstream connection.
+#[derive(Debug)]
+pub struct Connected {
+    /// The bytes.
+    pub stream: Stream,
+    /// Own end.
+    pub local: Option<SocketAddr>,
+    /// Where it goes.
+    pub remote: SocketAddr,
+    /// Who has been verified to be at the other end; `None` in plaintext.
+    pub identity: Option<SpiffeId>,
+    /// What the other agent says of the destination. A name only, no proof.
+    pub peer: Option<Peer>,
+}
+
+impl Source {
+    /// Connects to an endpoint of a cluster, for the application's `client` socket.
+    pub async fn to_endpoint(
+        &self,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+        client: SocketAddr,
+    ) -> Result<Connected, UpstreamError> {
+        let to = endpoint.address;
+        // The workload is its own endpoint: there is no wire to protect, and the kernel does not catch what stays inside.
+        if self.workload.addresses.contains(&to.ip().to_canonical()) {
+            return self.to_app(to, client, cluster.connect_timeout).await;
+        }
+        if endpoint.tunnel {
+            return self.through_tunnel(cluster, endpoint, client).await;
+        }
+        let transport = cluster.transports.iter().find(|transport| match transport.when {
+            TransportWhen::Tunnel => endpoint.tunnel,
+            TransportWhen::IstioMtls => endpoint.istio_mtls,
+            TransportWhen::Always => true,
+        });
+        match transport.map(|transport| &transport.transport) {
+            Some(ClusterTransport::Tls(_)) => {
+                Err(UpstreamError::Tls { to, why: "TLS on the endpoint's own port is not supported yet".into() })
+            }
+            Some(ClusterTransport::Hbone) => self.through_tunnel(cluster, endpoint, client).await,
+            Some(ClusterTransport::Raw) | None => self.plain(to, cluster.connect_timeout).await,
+        }
+    }
+
+    /// Connects in the open.
+    pub async fn plain(&self, to: SocketAddr, limit: Duration) -> Result<Connected, UpstreamError> {
+        let stream = self.tcp(to, limit, |sockets, workload| sockets.socket(&workload.netns, to)).await?;
+        Ok(in_the_open(stream, to))
+    }
+
+    /// Connects to the workload's own application, which will see `client` as its peer.
+    pub async fn to_app(
+        &self,
+        to: SocketAddr,
+        client: SocketAddr,
+        limit: Duration,
+    ) -> Result<Connected, UpstreamError> {
+        let stream =
+            self.tcp(to, limit, |sockets, workload| sockets.socket_to_app(&workload.netns, to, client)).await?;
+        Ok(in_the_open(stream, to))
+    }
+
+    /// Whether `to` is one of the agent's own listeners in this workload's namespace.
+    pub fn is_own_listener(&self, to: SocketAddr) -> bool {
+        let ip = to.ip().to_canonical();
+        let here = ip.is_loopback() || ip.is_unspecified() || self.workload.addresses.contains(&ip);
+        here && self.own_ports.contains(&to.port())
+    }
+
+    async fn tcp(
+        &self,
+        to: SocketAddr,
+        limit: Duration,
+        open: impl FnOnce(&Sockets, &Workload) -> io::Result<socket2::Socket>,
+    ) -> Result<TcpStream, UpstreamError> {
+        let failed = |source: io::Error| UpstreamError::Connect { to, source: Arc::new(source) };
+        if self.is_own_listener(to) {
+            return Err(failed(io::Error::new(io::ErrorKind::ConnectionRefused, "that is the agent itself")));
+        }
+        let socket = open(&self.sockets, &self.workload).map_err(failed)?;
+        socket.set_tcp_nodelay(true).map_err(failed)?;
+        let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
+        match timeout(limit, connecting).await {
+            Ok(connected) => connected.map_err(failed),
+            Err(_) => Err(UpstreamError::Timeout { to, stage: "TCP" }),
+        }
+    }
+
+    async fn through_tunnel(
+        &self,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+        client: SocketAddr,
+    ) -> Result<Connected, UpstreamError> {
+        let to = SocketAddr::new(endpoint.address.ip(), HBONE_PORT);
+        let expected: Arc<[SpiffeId]> = match &endpoint.identity {
+            Some(identity) => Arc::new([identity.clone()]),
+            None if cluster.sans.is_empty() => return Err(UpstreamError::NoIdentity { to }),
+            None => cluster.sans.as_slice().into(),
+        };
+        let limit = cluster.connect_timeout;
+        let credential = self.credential(to, limit).await?;
+        let key = TunnelKey {
+            workload: self.workload.id,
+            to,
+            source: self.workload.identity.clone(),
+            expected: expected.clone(),
+        };
+        let head = ConnectHead { authority: endpoint.address, headers: self.connect_headers(client) };
+        let dial = || self.dial_tunnel(to, limit, &credential, &expected);
+        let opened = self.tunnels.open(&key, &credential, &head, limit, dial).await?;
+        Ok(Connected {
+            stream: Stream::Tunnel(opened.stream),
+            local: opened.local,
+            remote: endpoint.address,
+            identity: Some(opened.identity),
+            peer: opened.headers.get(&BAGGAGE).and_then(|value| value.to_str().ok()).map(Peer::from_baggage),
+        })
+    }
+
+    /// The certificate; a connection that comes before the first one waits for it.
+    async fn credential(&self, to: SocketAddr, limit: Duration) -> Result<Arc<Credential>, UpstreamError> {
+        if let Some(credential) = &*self.credential.borrow() {
+            return Ok(credential.clone());
+        }
+        let mut updates = self.credential.clone();
+        let missing = || UpstreamError::NoCredential { to, identity: self.workload.identity.to_string().into() };
+        let first = timeout(limit, updates.wait_for(Option::is_some)).await.map_err(|_| missing())?;
+        first.ok().and_then(|credential| credential.clone()).ok_or_else(missing)
+    }
+
+    async fn dial_tunnel(
+        &self,
+        to: SocketAddr,
+        limit: Duration,
+        credential: &Credential,
+        expected: &Arc<[SpiffeId]>,
+    ) -> Result<Transport<TlsStream<TcpStream>>, UpstreamError> {
+        let refused = |why: String| UpstreamError::Tls { to, why: why.into() };
+        let deadline = Instant::now() + limit;
+        let tcp = self.tcp(to, limit, |sockets, workload| sockets.socket(&workload.netns, to)).await?;
+        let local = tcp.local_addr().ok();
+        let config = credential.client_config(expected).map_err(|error| refused(error.to_string()))?;
+        // The name plays no part in verification and is not sent: who the server must be stands in `expected`.
+        let name = ServerName::IpAddress(to.ip().into());
+        let tls = match timeout_at(deadline, TlsConnector::from(config).connect(name, tcp)).await {
+            Ok(connected) => connected.map_err(|error| refused(error.to_string()))?,
+            Err(_) => return Err(UpstreamError::Timeout { to, stage: "TLS" }),
+        };
+        let peer = peer_certificate(tls.get_ref().1, SystemTime::now()).map_err(|error| refused(error.to_string()))?;
+        Ok(Transport { io: tls, local, identity: peer.identity })
+    }
+
+    fn connect_headers(&self, client: SocketAddr) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(2);
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+        if let Ok(value) = HeaderValue::try_from(format!("for=\"{client}\"")) {
+            headers.insert(FORWARDED, value);
+        }
+        if let Ok(value) = HeaderValue::try_from(self.workload.peer.to_baggage()) {
+            headers.insert(BAGGAGE, value);
+        }
+        headers
+    }
+}
+
+fn in_the_open(stream: TcpStream, remote: SocketAddr) -> Connected {
+    let local = stream.local_addr().ok();
+    Connected { stream: Stream::Tcp(stream), local, remote, identity: None, peer: None }
+}
