@@ -209,9 +209,11 @@ impl Drop for Kernel {
     }
 }
 
-impl Events {
-    /// The next event, if one is there; never waits. The descriptor becomes readable when there is one.
-    pub fn next(&mut self) -> Option<abi::Event> {
+/// Yields what is there and never waits; `None` is not the end. The descriptor becomes readable when there is more.
+impl Iterator for Events {
+    type Item = abi::Event;
+
+    fn next(&mut self) -> Option<abi::Event> {
         loop {
             let item = self.0.next()?;
             if item.len() == size_of::<abi::Event>() {

@@ -44,13 +44,26 @@ pub mod maps {
     pub const AGENT: &str = "AGENT";
     /// [`Counter`](super::Counter) → u64, per CPU.
     pub const METRICS: &str = "METRICS";
+    /// A `LISTENER_` constant → the agent's listener in this pod. One map per pod, not pinned. Written by the agent only.
+    pub const LISTENERS: &str = "LISTENERS";
     /// [`Event`](super::Event)s.
     pub const EVENTS: &str = "EVENTS";
-    /// Every map, for pinning.
+    /// Every map that is shared by all instances of the programs, by a pin.
     pub const ALL: [&str; 9] = [WORKLOADS, AGENTS, FLOW, PEER, ORIGIN, CLIENT, AGENT, METRICS, EVENTS];
 }
 
-/// Name of the load-time constant that holds the netns cookie for which one instance of `ingress` works.
+/// Place in LISTENERS of the listener for plain IPv4 connections.
+pub const LISTENER_PLAIN4: u32 = 0;
+/// Place in LISTENERS of the listener for plain IPv6 connections.
+pub const LISTENER_PLAIN6: u32 = 1;
+/// Place in LISTENERS of the listener for HBONE over IPv4.
+pub const LISTENER_TUNNEL4: u32 = 2;
+/// Place in LISTENERS of the listener for HBONE over IPv6.
+pub const LISTENER_TUNNEL6: u32 = 3;
+/// Places in LISTENERS.
+pub const LISTENER_COUNT: u32 = 4;
+
+/// Name of the load-time constant that holds the netns cookie for which one instance of `ingress` and `lookup` works.
 pub const INGRESS_NETNS: &str = "INGRESS_NETNS";
 
 /// An enrolled workload, by its network namespace's cookie.
@@ -129,7 +142,8 @@ pub enum Counter {
     InboundNoAgent = 8,
     /// Packets that `bpf_sk_assign` refused; dropped.
     InboundAssignFailed = 9,
-    /// SYNs for a connection in TIME_WAIT, given to the agent's listeners.
+    /// SYNs that met a connection in TIME_WAIT: left to the kernel, which puts the old connection away and then asks
+    /// `lookup` for the listener.
     InboundTimeWait = 10,
     /// Events that did not fit into the ring buffer.
     EventLost = 11,

@@ -65,6 +65,12 @@ pub fn is_never_captured(workload: &Workload, to: &Endpoint) -> bool {
     if a.is_unspecified() || a.is_loopback() || a.is_multicast_or_broadcast() || a.is_link_local() || to.port == 0 {
         return true;
     }
+    is_own(workload, a)
+}
+
+/// Whether this is one of the workload's own addresses.
+#[inline(always)]
+pub fn is_own(workload: &Workload, a: &Addr) -> bool {
     let mut i = 0;
     while i < MAX_ADDRESSES {
         if workload.own[i].same(a) {
@@ -92,16 +98,31 @@ pub fn spread(random: u32) -> u32 {
     (0x7f00_0000 | host).to_be()
 }
 
-/// The listener for a packet to `port` that belongs to no live connection; `None` when it belongs to one. A SYN that
-/// meets the remains of an old connection opens a new one; anything else for those remains is theirs.
+/// The listener for a packet to `port` that belongs to nobody; `None` when it belongs to somebody. A SYN that meets the
+/// remains of an old connection is the kernel's to judge; when it opens a new connection, [`lookup`] is asked.
 #[inline(always)]
-pub fn inbound(workload: &Workload, port: u16, syn: bool, found: Found) -> Option<Inbound> {
+pub fn inbound(workload: &Workload, port: u16, found: Found) -> Option<Inbound> {
     match found {
-        Found::Live => None,
-        Found::TimeWait if !syn => None,
-        Found::TimeWait | Found::Nobody if port == TUNNEL_PORT => Some(Inbound::Tunnel(workload.tunnel_port)),
-        Found::TimeWait | Found::Nobody => Some(Inbound::Plain(workload.inbound_port)),
+        Found::Live | Found::TimeWait => None,
+        Found::Nobody => Some(listener(workload, port)),
     }
+}
+
+/// The listener for a connection to `port` of `local`, if `remote` is on the wire. What starts in the workload's own
+/// namespace, the agent's connections to the application among it, comes from loopback or from one of its own
+/// addresses (the kernel drops packets from the wire that claim so, or answers them on the host). `ingress` asks for the
+/// agent's listener in the name of the unspecified address.
+#[inline(always)]
+pub fn lookup(workload: &Workload, remote: &Addr, local: &Addr, port: u16) -> Option<Inbound> {
+    if remote.is_unspecified() || remote.is_loopback() || remote.same(local) || is_own(workload, remote) {
+        return None;
+    }
+    Some(listener(workload, port))
+}
+
+#[inline(always)]
+fn listener(workload: &Workload, port: u16) -> Inbound {
+    if port == TUNNEL_PORT { Inbound::Tunnel(workload.tunnel_port) } else { Inbound::Plain(workload.inbound_port) }
 }
 
 #[cfg(test)]
@@ -185,15 +206,35 @@ mod tests {
     #[test]
     fn inbound_table() {
         let w = workload();
-        for syn in [false, true] {
-            assert_eq!(inbound(&w, 80, syn, Found::Live), None);
-            assert_eq!(inbound(&w, 80, syn, Found::Nobody), Some(Inbound::Plain(15006)));
-            assert_eq!(inbound(&w, 15008, syn, Found::Nobody), Some(Inbound::Tunnel(15108)));
-        }
-        assert_eq!(inbound(&w, 80, false, Found::TimeWait), None);
-        assert_eq!(inbound(&w, 80, true, Found::TimeWait), Some(Inbound::Plain(15006)));
+        assert_eq!(inbound(&w, 80, Found::Live), None);
+        assert_eq!(inbound(&w, 80, Found::TimeWait), None);
+        assert_eq!(inbound(&w, 80, Found::Nobody), Some(Inbound::Plain(15006)));
+        assert_eq!(inbound(&w, 15008, Found::Nobody), Some(Inbound::Tunnel(15108)));
         // The port on which the tunnel listener happens to be is an ordinary port on the wire.
-        assert_eq!(inbound(&w, 15108, true, Found::Nobody), Some(Inbound::Plain(15006)));
+        assert_eq!(inbound(&w, 15108, Found::Nobody), Some(Inbound::Plain(15006)));
+    }
+
+    #[test]
+    fn lookup_steers_what_comes_from_the_wire_only() {
+        let w = workload();
+        let ask = |remote: &str, local: &str, port| {
+            lookup(&w, &remote.parse::<IpAddr>().unwrap().into(), &local.parse::<IpAddr>().unwrap().into(), port)
+        };
+        for (remote, local) in [("10.0.0.3", "10.0.0.2"), ("fd00::3", "fd00::2"), ("fe80::3", "fe80::2")] {
+            assert_eq!(ask(remote, local, 80), Some(Inbound::Plain(15006)), "{remote}");
+            assert_eq!(ask(remote, local, 15008), Some(Inbound::Tunnel(15108)), "{remote}");
+        }
+        for (remote, local) in [
+            ("127.3.2.1", "10.0.0.2"),
+            ("::1", "fd00::2"),
+            ("10.0.0.2", "10.0.0.2"),
+            ("fd00::2", "fd00::2"),
+            ("fe80::2", "fe80::2"),
+            ("0.0.0.0", "0.0.0.0"),
+            ("::", "::"),
+        ] {
+            assert_eq!(ask(remote, local, 80), None, "{remote}");
+        }
     }
 
     proptest! {

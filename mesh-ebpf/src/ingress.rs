@@ -1,13 +1,16 @@
 //! tc ingress on every interface of a pod but loopback. In: a packet. Out: TCP that belongs to no live connection is
 //! given to the agent's listener, which so accepts with the original local address; everything else goes on as it is.
 //! With the agent's listener gone, the packet goes on to the application and is counted (PERMISSIVE).
-//! Not looked into, and so not caught: IPv4 fragments, and TCP behind IPv6 extension headers.
+//! Left to the kernel and so to `lookup`: IPv4 fragments, TCP behind IPv6 extension headers, and a SYN that meets
+//! TIME_WAIT: a listener given here would find the old connection in its way and drop the SYN (Linux 6.10 and later).
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1 as Addresses};
-use aya_ebpf::bindings::{bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6};
+use aya_ebpf::bindings::{
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
+};
 use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_release, bpf_skb_load_bytes_relative, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
 use mesh_common::abi::{self, Counter};
@@ -134,7 +137,10 @@ fn steer(
     let workload = unsafe { WORKLOADS.get(netns) }?;
     let syn = tcp.flags & (SYN | ACK) == SYN;
     let found = find(ctx, packet, size);
-    let port = match capture::inbound(workload, u16::from_be(tcp.destination), syn, found)? {
+    if syn && matches!(found, Found::TimeWait) {
+        count(Counter::InboundTimeWait);
+    }
+    let port = match capture::inbound(workload, u16::from_be(tcp.destination), found)? {
         Inbound::Plain(port) | Inbound::Tunnel(port) => port,
     };
     let sk = lookup(ctx, &mut listener(port), size);
@@ -154,7 +160,7 @@ fn steer(
         tell(Counter::InboundAssignFailed, workload.id, &tuple(netns, tcp, addresses()));
         return Some(DROP);
     }
-    count(if syn && matches!(found, Found::TimeWait) { Counter::InboundTimeWait } else { Counter::InboundAssigned });
+    count(Counter::InboundAssigned);
     Some(NEXT)
 }
 

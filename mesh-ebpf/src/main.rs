@@ -7,13 +7,14 @@
 mod connect;
 mod getname;
 mod ingress;
+mod lookup;
 mod maps;
 mod report;
 mod sock_ops;
 mod socket;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier, sock_ops};
-use aya_ebpf::programs::{SockAddrContext, SockOpsContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext};
 
 /// cgroup/connect4: `connect()` of an AF_INET socket, before the kernel looks for a route.
 #[cgroup_sock_addr(connect4)]
@@ -61,6 +62,12 @@ pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
 #[classifier]
 pub fn mesh_ingress(ctx: TcContext) -> i32 {
     ingress::run(&ctx)
+}
+
+/// sk_lookup: the kernel looks for a listener. One instance per pod.
+#[sk_lookup]
+pub fn mesh_lookup(ctx: SkLookupContext) -> u32 {
+    lookup::run(&ctx)
 }
 
 /// The kernel offers helpers such as `bpf_sk_assign` to programs under a GPL-compatible licence only.

@@ -6,7 +6,7 @@ use core::ffi::c_void;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC};
-use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::abi;
 use mesh_common::addr::Endpoint;
@@ -43,6 +43,11 @@ pub static CLIENT: SkStorage<Endpoint, NO_PREALLOC> = SkStorage::new();
 #[btf_map]
 pub static AGENT: SkStorage<u32, CLONE> = SkStorage::new();
 
+/// The agent's inbound listeners in one pod, for `lookup`; each pod's instance has its own, without a pin. Key: a
+/// `LISTENER_` constant. A listener that is closed disappears from it. Writer: the agent.
+#[btf_map]
+pub static LISTENERS: SockMap<{ abi::LISTENER_COUNT as usize }> = SockMap::new();
+
 /// What happened how often, per CPU. Key: a `Counter`. Writers: every program.
 #[btf_map]
 pub static METRICS: PerCpuArray<u64, { abi::Counter::COUNT as usize }> = PerCpuArray::new();
@@ -52,7 +57,7 @@ pub static METRICS: PerCpuArray<u64, { abi::Counter::COUNT as usize }> = PerCpuA
 #[btf_map]
 pub static EVENTS: RingBuf<abi::Event, { abi::EVENT_BYTES as usize }> = RingBuf::new();
 
-/// The cookie of the network namespace in which this instance of `ingress` runs: tc programs can ask for it from Linux
+/// The cookie of the network namespace in which this instance of `ingress` and `lookup` runs: tc programs can ask for it from Linux
 /// 6.13 only. Set at load; 0 (no namespace) in the instance that is never attached.
 #[unsafe(no_mangle)]
 pub static INGRESS_NETNS: Global<u64> = Global::new(0);

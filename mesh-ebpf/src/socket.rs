@@ -29,7 +29,8 @@ impl<T: Copy, const FLAGS: usize> SkStorage<T, FLAGS> {
     pub fn set(&self, sk: *mut bpf_sock, mut value: T) -> bool {
         let create = BPF_SK_STORAGE_GET_F_CREATE.into();
         // SAFETY: as in get; the initial value lives on this stack frame and is copied.
-        let place = unsafe { bpf_sk_storage_get(self.as_ptr(), sk.cast(), (&raw mut value).cast(), create) }.cast::<T>();
+        let place =
+            unsafe { bpf_sk_storage_get(self.as_ptr(), sk.cast(), (&raw mut value).cast(), create) }.cast::<T>();
         if place.is_null() {
             return false;
         }

@@ -12,6 +12,8 @@ mod getname;
 mod ingress;
 #[path = "bpf/lifecycle.rs"]
 mod lifecycle;
+#[path = "bpf/lookup.rs"]
+mod lookup;
 #[path = "bpf/sock_ops.rs"]
 mod sock_ops;
 #[path = "bpf/support.rs"]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SchedClassifier, SockOps, TcAttachType, tc,
+    CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SchedClassifier, SkLookup, SockOps, TcAttachType, tc,
 };
 use aya::util::KernelVersion;
 
@@ -23,6 +23,7 @@ const CGROUP: [&str; 7] = [
     "mesh_sock_ops",
 ];
 const INGRESS: &str = "mesh_ingress";
+const LOOKUP: &str = "mesh_lookup";
 
 /// Attaches every cgroup program. sock_ops comes before connect, so that no redirected connection goes unnoted.
 pub(super) fn attach_cgroup(object: &mut Ebpf, cgroup: &Path) -> Result<(), KernelError> {
@@ -68,6 +69,20 @@ pub(super) fn attach_ingress(object: &mut Ebpf, ns: &NetNs, interfaces: &[String
         ns.run(|| attach_one(p, interface)).map_err(|e| failed(e.to_string()))?.map_err(|e| failed(chain(&e)))?;
     }
     Ok(())
+}
+
+/// Loads this object's lookup program and attaches it to the namespace.
+pub(super) fn attach_lookup(object: &mut Ebpf, ns: &NetNs) -> Result<(), KernelError> {
+    let Program::SkLookup(p) = program(object, LOOKUP)? else {
+        return Err(refused_because(LOOKUP, "it is of another kind than expected".into()));
+    };
+    let p: &mut SkLookup = p;
+    p.load().map_err(|e| refused(LOOKUP, &e))?;
+    p.attach(ns).map(|_| ()).map_err(|e| KernelError::Attach {
+        program: LOOKUP,
+        place: "the workload's network namespace".into(),
+        why: chain(&e),
+    })
 }
 
 fn attach_one(program: &mut SchedClassifier, interface: &str) -> Result<(), ProgramError> {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{HashMap as BpfHashMap, MapData};
+use aya::maps::{HashMap as BpfHashMap, MapData, SockMap};
 use mesh_common::abi::{self, MAX_ADDRESSES, Role, TUNNEL_PORT, maps};
 use mesh_common::addr::Addr;
 use tracing::warn;
@@ -75,9 +75,11 @@ pub(super) fn enrol(
     let mut ingress = load::parse(&kernel.object, kernel.pins.path(), netns.cookie())
         .map_err(|e| KernelError::Map { map: abi::INGRESS_NETNS, why: chain(&e) })?;
 
+    keep_listeners(&mut ingress, &listeners)?;
     let inserted = kernel.workloads.insert(netns.cookie(), entry, 0);
     inserted.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
-    let attached = attach::attach_ingress(&mut ingress, netns, &interfaces);
+    let attached = attach::attach_lookup(&mut ingress, netns)
+        .and_then(|()| attach::attach_ingress(&mut ingress, netns, &interfaces));
     let pod = Pod { netns: Arc::clone(netns), ingress };
     if let Err(e) = attached {
         // The first error is the one to tell.
@@ -86,6 +88,22 @@ pub(super) fn enrol(
     }
     kernel.pods.insert(id, pod);
     Ok(listeners)
+}
+
+/// Tells this workload's lookup program where the listeners are.
+fn keep_listeners(object: &mut Ebpf, listeners: &Listeners) -> Result<(), KernelError> {
+    let wrong = |why: String| KernelError::Map { map: maps::LISTENERS, why };
+    let map = object.map_mut(maps::LISTENERS).ok_or_else(|| wrong("not in the object".into()))?;
+    let mut map = SockMap::try_from(map).map_err(|e| wrong(chain(&e)))?;
+    for (group, v4, v6) in [
+        (&listeners.inbound, abi::LISTENER_PLAIN4, abi::LISTENER_PLAIN6),
+        (&listeners.tunnel, abi::LISTENER_TUNNEL4, abi::LISTENER_TUNNEL6),
+    ] {
+        for (place, listener) in [v4, v6].into_iter().zip(group) {
+            map.set(place, listener, 0).map_err(|e| wrong(chain(&e)))?;
+        }
+    }
+    Ok(())
 }
 
 fn first(addresses: &[IpAddr], family: impl Fn(&IpAddr) -> bool) -> Addr {

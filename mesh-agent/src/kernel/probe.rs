@@ -5,15 +5,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::KernelError;
 
-/// The magic number of bpffs, linux/magic.h.
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
-
 /// The oldest kernel on which the programs work, and the helper or hook that asks for it.
-pub const NEEDED: [(&str, &str); 8] = [
+pub const NEEDED: [(&str, &str); 9] = [
     ("mesh_connect4", "6.1 (bpf_set_retval in cgroup/connect4)"),
     ("mesh_connect6", "6.1 (bpf_set_retval in cgroup/connect6)"),
     ("mesh_getpeername4", "6.1 (bpf_sk_storage_get in cgroup/getpeername4)"),
@@ -22,6 +19,7 @@ pub const NEEDED: [(&str, &str); 8] = [
     ("mesh_getsockname6", "6.1 (bpf_sk_storage_get in cgroup/getsockname6)"),
     ("mesh_sock_ops", "6.1 (bpf_get_netns_cookie in sock_ops)"),
     ("mesh_ingress", "6.1 (bpf_sk_assign in tc ingress)"),
+    ("mesh_lookup", "6.1 (bpf_sk_assign in sk_lookup)"),
 ];
 
 /// The cgroup that the agent attaches to, and its own.
@@ -52,7 +50,7 @@ pub fn privileges() -> Result<(), KernelError> {
 pub fn bpffs(pin_path: &Path) -> Result<(), KernelError> {
     let existing = pin_path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     match statfs(existing) {
-        Ok(fs) if fs.filesystem_type().0 as i64 == BPF_FS_MAGIC => Ok(()),
+        Ok(fs) if fs.filesystem_type() == BPF_FS_MAGIC => Ok(()),
         _ => Err(KernelError::Environment {
             missing: format!("no bpffs at {}", pin_path.display()),
             remedy: "mount it (mount -t bpf bpf /sys/fs/bpf), or set kernel.pinPath to a directory on one".into(),

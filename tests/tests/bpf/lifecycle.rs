@@ -1,1 +1,189 @@
-//! to come
+//! Loading, enrolling, withdrawing: what is refused and how, and that nothing is left.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use mesh_agent::kernel::Kernel;
+use mesh_common::abi::{self, Counter};
+
+use super::support::*;
+
+#[test]
+fn a_withdrawn_workload_is_as_if_it_never_was() {
+    let mut mesh = Mesh::new();
+    let there = listen_in(&mesh.net.wire, "10.77.0.1:8080");
+    let here = listen_in(&mesh.net.pod, "10.77.0.2:8080");
+    let _captured = mesh.connect("10.77.0.1:8080").unwrap();
+    mesh.accept_outbound(true);
+    mesh.kernel.withdraw(ID);
+    mesh.kernel.withdraw(ID);
+    let client = mesh.connect("10.77.0.1:8080").unwrap();
+    assert_joined(&client, &accept(&there).0);
+    let client = connect_in(&mesh.net.wire, "10.77.0.2:8080").unwrap();
+    assert_joined(&client, &accept(&here).0);
+    assert!(!programs_at(&mesh.net).contains("mesh_ingress"));
+    // And again.
+    let addresses = mesh.net.pod.addresses().unwrap();
+    mesh.listeners = mesh.kernel.enrol_namespace(ID, &mesh.net.pod, &addresses).unwrap();
+    let _captured = mesh.connect("10.77.0.1:8080").unwrap();
+    assert_eq!(mesh.accept_outbound(true).1, Some(at("10.77.0.1:8080")));
+    assert!(programs_at(&mesh.net).contains("mesh_ingress"));
+}
+
+#[test]
+fn a_dropped_kernel_leaves_nothing() {
+    let mesh = Mesh::new();
+    let Mesh { kernel, net, pins, listeners, .. } = mesh;
+    assert_eq!(fs::metadata(&pins).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(fs::read_dir(&pins).unwrap().count(), abi::maps::ALL.len());
+    drop(kernel);
+    assert!(!pins.exists());
+    assert!(!programs_at(&net).contains("mesh_ingress"));
+    let there = listen_in(&net.wire, "10.77.0.1:8080");
+    let client = connect_in(&net.pod, "10.77.0.1:8080").unwrap();
+    assert_joined(&client, &accept(&there).0);
+    drop(listeners);
+}
+
+/// What tcx has on the pod's interfaces, as bpftool tells it.
+fn programs_at(net: &Net) -> String {
+    let output = net.pod.run(|| Command::new("bpftool").args(["net", "show"]).output()).unwrap();
+    match output {
+        Ok(output) if String::from_utf8_lossy(&output.stdout).contains("tcx") => {
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        }
+        // An older bpftool does not know tcx: ask the kernel itself.
+        _ => net
+            .pod
+            .run(|| {
+                let (_, found) =
+                    aya::programs::SchedClassifier::query_tcx("eth0", aya::programs::TcAttachType::Ingress).unwrap();
+                found.iter().filter_map(|p| p.name_as_str().map(str::to_owned)).collect::<Vec<_>>().join(" ")
+            })
+            .unwrap(),
+    }
+}
+
+#[test]
+fn equal_addresses_in_two_namespaces_do_not_mix() {
+    let (mut kernel, _) = kernel();
+    let nets: Vec<Net> = (0..2).map(|_| Net::new()).collect();
+    let sockets = kernel.sockets();
+    let mut listeners = Vec::new();
+    for (id, net) in (1..).zip(&nets) {
+        listeners.push(kernel.enrol_namespace(id, &net.pod, &net.pod.addresses().unwrap()).unwrap());
+    }
+    for (net, own) in nets.iter().zip(&listeners) {
+        let client = connect_in(&net.pod, "192.0.2.80:80").unwrap();
+        let (server, _) = accept(&own.outbound[0]);
+        let origin = sockets.original_destination(std::os::fd::AsFd::as_fd(&server)).unwrap();
+        assert_eq!(origin, Some(at("192.0.2.80:80")));
+        server.set_nonblocking(false).unwrap();
+        assert_joined(&client, &server);
+        let client = connect_in(&net.wire, "10.77.0.2:80").unwrap();
+        let (server, _) = accept(&own.inbound[0]);
+        server.set_nonblocking(false).unwrap();
+        assert_joined(&client, &server);
+        for listeners in &listeners {
+            assert!(!is_waiting(&listeners.outbound[0]) && !is_waiting(&listeners.inbound[0]));
+        }
+    }
+}
+
+#[test]
+fn ports_that_the_application_uses_are_left_to_it() {
+    let net = Net::new();
+    let _taken: Vec<_> = ["0.0.0.0:15001", "[::]:15006", "10.77.0.2:15008"].map(|on| listen_in(&net.pod, on)).into();
+    let (mut kernel, _) = kernel();
+    let listeners = kernel.enrol_namespace(ID, &net.pod, &net.pod.addresses().unwrap()).unwrap();
+    let tunnel = &listeners.tunnel[0];
+    assert_ne!(tunnel.local_addr().unwrap().port(), 15008);
+    let client = connect_in(&net.wire, "10.77.0.2:15008").unwrap();
+    let (server, _) = accept(tunnel);
+    assert_eq!(server.local_addr().unwrap(), at("10.77.0.2:15008"));
+    server.set_nonblocking(false).unwrap();
+    assert_joined(&client, &server);
+    let _client = connect_in(&net.pod, "192.0.2.80:80").unwrap();
+    accept(&listeners.outbound[0]);
+}
+
+#[test]
+fn one_directory_of_pins_has_one_owner() {
+    let (_kernel, pins) = kernel();
+    let error = Kernel::load(&settings(&pins), "test").err().unwrap().to_string();
+    assert!(error.contains("another agent"), "{error}");
+}
+
+#[test]
+fn what_a_dead_agent_left_is_replaced() {
+    let (kernel, pins) = kernel();
+    drop(kernel);
+    fs::create_dir(&pins).unwrap();
+    // A map of another shape, as another version would leave it.
+    let old = aya::maps::HashMap::<_, u32, u32>::create(1, 0).unwrap();
+    old.pin(pins.join(abi::maps::FLOW)).unwrap();
+    let kernel = Kernel::load(&settings(&pins), "test").unwrap();
+    assert_eq!(kernel.in_flight().unwrap(), (0, 0));
+    drop(kernel);
+    assert!(!pins.exists());
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    require();
+    let pins = Path::new("/sys/fs/bpf/mesh-bpf-test-never-made");
+    let load = |change: &dyn Fn(&mut mesh_agent::settings::KernelSettings)| {
+        let mut settings = settings(pins);
+        change(&mut settings);
+        Kernel::load(&settings, "test").err().unwrap().to_string()
+    };
+    let error = load(&|s| s.object = Some("/nowhere/mesh-ebpf.o".into()));
+    assert!(error.contains("/nowhere/mesh-ebpf.o") && error.contains("cargo xtask build-ebpf"), "{error}");
+    let error = load(&|s| s.pin_path = Some("/tmp/mesh-no-bpffs".into()));
+    assert!(error.contains("/tmp/mesh-no-bpffs") && error.contains("mount -t bpf"), "{error}");
+    let error = load(&|s| s.cgroup = Some("/nowhere".into()));
+    assert!(error.contains("/nowhere") && error.contains("kernel.cgroup"), "{error}");
+    let error = load(&|s| s.cgroup = Some("/tmp".into()));
+    assert!(error.contains("/tmp is not a cgroup v2 directory"), "{error}");
+    let file = std::env::temp_dir().join(format!("mesh-bpf-test-{}.o", std::process::id()));
+    fs::write(&file, b"\x7fELF nonsense").unwrap();
+    let error = load(&|s| s.object = Some(file.clone()));
+    fs::remove_file(&file).unwrap();
+    assert!(error.contains("mesh-bpf-test-"), "{error}");
+    assert!(!pins.exists(), "a failed load leaves nothing");
+}
+
+/// A process that is alone in its cgroup is the agent, all of it: runs this test again as such a process.
+#[test]
+fn an_agent_alone_in_its_cgroup_is_never_caught() {
+    const CHILD: &str = "MESH_BPF_TEST_CHILD";
+    if std::env::var_os(CHILD).is_some() {
+        let mesh = Mesh::new();
+        let there = listen_in(&mesh.net.wire, "10.77.0.1:8080");
+        let client = mesh.connect("10.77.0.1:8080").unwrap();
+        assert_joined(&client, &accept(&there).0);
+        assert_eq!(mesh.count(Counter::OutboundCaptured), 0);
+        return;
+    }
+    require();
+    let cgroup = cgroup2().join(format!("mesh-bpf-test-{}", std::process::id()));
+    fs::create_dir(&cgroup).unwrap();
+    let procs = cgroup.join("cgroup.procs");
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "lifecycle::an_agent_alone_in_its_cgroup_is_never_caught"]).env(CHILD, "1");
+    // SAFETY: between fork and exec only this write, of a path made before.
+    unsafe { child.pre_exec(move || fs::write(&procs, "0")) };
+    let output = child.output();
+    fs::remove_dir(&cgroup).unwrap();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+fn cgroup2() -> std::path::PathBuf {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let line = mounts.lines().find(|l| l.split(' ').nth(2) == Some("cgroup2")).expect("no cgroup v2 is mounted");
+    line.split(' ').nth(1).unwrap().into()
+}

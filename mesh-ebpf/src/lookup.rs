@@ -1,0 +1,52 @@
+//! sk_lookup in every pod's namespace. In: a connection for which the kernel looks for a listener. Out: the agent's, if
+//! it comes from the wire. Most packets never come here, because `ingress` has given them a socket already; these do: a
+//! SYN that meets TIME_WAIT (only the kernel can put the old connection's remains away), and what `ingress` does not
+//! look into: reassembled IPv4 fragments and TCP behind IPv6 extension headers.
+
+use core::ptr;
+
+use aya_ebpf::programs::SkLookupContext;
+use mesh_common::abi::{LISTENER_PLAIN4, LISTENER_PLAIN6, LISTENER_TUNNEL4, LISTENER_TUNNEL6};
+use mesh_common::addr::Addr;
+use mesh_common::capture::{self, Inbound};
+
+use crate::maps::{INGRESS_NETNS, LISTENERS, WORKLOADS};
+use crate::socket::AF_INET;
+
+/// Go on with what was assigned, or with the kernel's own search.
+const PASS: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+
+pub fn run(ctx: &SkLookupContext) -> u32 {
+    let c = ctx.lookup;
+    // SAFETY: fields of the context, read one by one as the verifier wants it.
+    let (v4, remote, local, port) = unsafe {
+        if ptr::read_volatile(&raw const (*c).protocol) != IPPROTO_TCP {
+            return PASS;
+        }
+        let v4 = ptr::read_volatile(&raw const (*c).family) == AF_INET;
+        let remote4 = ptr::read_volatile(&raw const (*c).remote_ip4);
+        let local4 = ptr::read_volatile(&raw const (*c).local_ip4);
+        let words = (&raw const (*c).remote_ip6).cast::<u32>();
+        let word = |i: usize| ptr::read_volatile(words.add(i));
+        let remote6 = Addr([word(0), word(1), word(2), word(3)]);
+        let words = (&raw const (*c).local_ip6).cast::<u32>();
+        let word = |i: usize| ptr::read_volatile(words.add(i));
+        let local6 = Addr([word(0), word(1), word(2), word(3)]);
+        let remote = if v4 { Addr::from_v4_wire(remote4) } else { remote6 };
+        let local = if v4 { Addr::from_v4_wire(local4) } else { local6 };
+        (v4, remote, local, ptr::read_volatile(&raw const (*c).local_port))
+    };
+    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
+    let Some(workload) = (unsafe { WORKLOADS.get(INGRESS_NETNS.load()) }) else { return PASS };
+    let listener = match (capture::lookup(workload, &remote, &local, port as u16), v4) {
+        (None, _) => return PASS,
+        (Some(Inbound::Plain(_)), true) => LISTENER_PLAIN4,
+        (Some(Inbound::Plain(_)), false) => LISTENER_PLAIN6,
+        (Some(Inbound::Tunnel(_)), true) => LISTENER_TUNNEL4,
+        (Some(Inbound::Tunnel(_)), false) => LISTENER_TUNNEL6,
+    };
+    // Not there: the agent is gone, and the connection goes on to the application, as in `ingress`.
+    let _ = LISTENERS.redirect_sk_lookup(ctx, listener, 0);
+    PASS
+}
