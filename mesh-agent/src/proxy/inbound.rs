@@ -60,6 +60,8 @@ pub(super) async fn serve_stream(pod: Rc<Pod>, flow: Flow, stream: Stream, app: 
         Detection::NotNeeded => First::Unheard,
         Detection::Needed => first_to_speak(&mut downstream, &mut app.stream).await,
     };
+    // An application that has spoken, or gone, is no use to an HTTP codec.
+    let unheard = !matches!(first, First::Application(_));
     let (detected, said) = match first {
         First::Unheard => (None, Bytes::new()),
         First::Client(detected) => (Some(detected), Bytes::new()),
@@ -84,7 +86,7 @@ pub(super) async fn serve_stream(pod: Rc<Pod>, flow: Flow, stream: Stream, app: 
         Some(Terminal::Http(_)) => {
             drop(snapshot);
             let http2 = detected == Some(Detect::Http2);
-            http::serve(pod, flow, chosen, downstream, http2, Some(app)).await;
+            http::serve(pod, flow, chosen, downstream, http2, unheard.then_some(app)).await;
         }
         None => tcp::refuse_without_chain(&pod, &flow, downstream, server_name(detected.as_ref())),
     }

@@ -39,7 +39,7 @@ pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
                 match serve_silent(&pod, &flow, listener, &snapshot, &mut downstream).await {
                     Silence::ServerSpoke(upstream, chosen, first) => {
                         let proxy = proxy_of(&chosen);
-                        return tcp::relay(&pod, &flow, downstream, upstream, proxy, None, first).await;
+                        return tcp::relay(&pod, &flow, downstream, *upstream, proxy, None, first).await;
                     }
                     Silence::ClientSpoke(detected) => Some(detected),
                     Silence::Broken => return downstream.reset(),
@@ -97,7 +97,7 @@ fn may_go_on(listener: &Listener) -> bool {
 /// What ended the silence.
 enum Silence {
     /// The server's first bytes, on a connection made by the chain for opaque bytes.
-    ServerSpoke(tcp::Upstream, Chosen, Bytes),
+    ServerSpoke(Box<tcp::Upstream>, Chosen, Bytes),
     ClientSpoke(Detect),
     Broken,
 }
@@ -115,7 +115,7 @@ async fn serve_silent(
         let Some(Terminal::Tcp(proxy)) = chosen.terminal() else { return None };
         let mut upstream = tcp::connect(pod, flow, proxy, snapshot).await.ok()?;
         let first = first_of(&mut upstream).await?;
-        Some(Silence::ServerSpoke(upstream, chosen, first))
+        Some(Silence::ServerSpoke(Box::new(upstream), chosen, first))
     };
     let client = async {
         match spoken(downstream).await {

@@ -58,6 +58,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// Name of its virtual host.
     pub virtual_host: Arc<str>,
+    /// Requests upstream carry `x-envoy-attempt-count` (the virtual host says so).
+    pub include_attempt_count: bool,
     /// What it is for.
     pub matches: RouteMatch,
     /// What becomes of the request.

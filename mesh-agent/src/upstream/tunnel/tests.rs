@@ -33,6 +33,8 @@ fn head() -> ConnectHead {
 /// What a test sees of a server's tunnel.
 type Request_ = (http::Request<h2::RecvStream>, SendResponse<Bytes>);
 
+type Dialling = std::pin::Pin<Box<dyn Future<Output = Result<Transport<DuplexStream>, UpstreamError>>>>;
+
 /// Stands for the other agents: every dial makes a tunnel whose requests arrive at the test.
 struct Peers {
     dials: Rc<Cell<usize>>,
@@ -50,10 +52,7 @@ impl Peers {
         Self { dials: Rc::default(), requests, to_test, max_streams: 1000, goaway_after: None }
     }
 
-    fn dial(
-        &self,
-    ) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = Result<Transport<DuplexStream>, UpstreamError>>>> + use<>
-    {
+    fn dial(&self) -> impl Fn() -> Dialling + use<> {
         let (dials, to_test, max, goaway) =
             (self.dials.clone(), self.to_test.clone(), self.max_streams, self.goaway_after);
         move || {

@@ -22,6 +22,7 @@ const FILTER_CONFIG: &str = "envoy.config.route.v3.FilterConfig";
 /// What the levels above a route add to it.
 struct Above<'a> {
     virtual_host: Arc<str>,
+    include_attempt_count: bool,
     request: [&'a HeaderOps; 2],
     response: [&'a HeaderOps; 2],
     outermost_first: bool,
@@ -103,6 +104,7 @@ fn virtual_host(
     let response = response_ops(&message.response_headers_to_add, &message.response_headers_to_remove)?;
     let above = Above {
         virtual_host: Arc::from(message.name.as_str()),
+        include_attempt_count: message.include_request_attempt_count,
         request: [&request, table_request],
         response: [&response, table_response],
         outermost_first,
@@ -144,6 +146,7 @@ fn route(message: &pb::Route, above: &Above<'_>) -> Result<Route, Fault> {
     Ok(Route {
         name: Arc::from(message.name.as_str()),
         virtual_host: above.virtual_host.clone(),
+        include_attempt_count: above.include_attempt_count,
         matches,
         action,
         request_headers: order(&request, above.request),

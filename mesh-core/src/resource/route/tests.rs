@@ -480,7 +480,7 @@ proptest! {
     #[test]
     fn rewriting_never_panics(matched in ".{0,6}", path_in in ".{0,12}", to in ".{0,6}") {
         let route = Route {
-            name: "".into(), virtual_host: "".into(), request_headers: Default::default(), response_headers: Default::default(),
+            name: "".into(), virtual_host: "".into(), include_attempt_count: false, request_headers: Default::default(), response_headers: Default::default(),
             origin: None, operation: None,
             matches: RouteMatch { path: PathMatch::Prefix(matched.into()), case_sensitive: true, headers: vec![], query: vec![], grpc: false },
             action: Action::Redirect(Box::new(Redirect {

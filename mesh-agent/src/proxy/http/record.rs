@@ -1,0 +1,268 @@
+//! What is told of one request: metrics and an access log entry, once, however it ends.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ::http::request::Parts;
+use ::http::{HeaderMap, HeaderName, Version, header};
+use mesh_core::identity::SpiffeId;
+use tokio::time::Instant;
+
+use super::Conn;
+use crate::errors::Flags;
+use crate::proxy::cluster::Target;
+use crate::proxy::report::{self, Far};
+use crate::telemetry::access_log::Entry;
+use crate::telemetry::{HttpSeries, Peer, Protocol};
+
+/// Series of one downstream connection kept at hand.
+const MAX_SERIES: usize = 16;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// What an open upstream connection tells of its far end.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) local: Option<SocketAddr>,
+    pub(super) identity: Option<SpiffeId>,
+    pub(super) peer: Option<Peer>,
+}
+
+/// The series that requests of one connection counted in: by cluster, address and protocol.
+#[derive(Default)]
+pub(super) struct SeriesCache(Vec<(Arc<str>, SocketAddr, Protocol, Rc<HttpSeries>)>);
+
+/// One request.
+pub(super) struct Record {
+    conn: Rc<Conn>,
+    started: Instant,
+    protocol: Protocol,
+    request_head: u64,
+    pub(super) request_bytes: Rc<Cell<u64>>,
+    pub(super) response_bytes: u64,
+    response_head: u64,
+    pub(super) status: u16,
+    pub(super) flags: Flags,
+    pub(super) details: &'static str,
+    grpc_status: Option<u8>,
+    series: Option<Rc<HttpSeries>>,
+    upstream: Option<SocketAddr>,
+    upstream_local: Option<SocketAddr>,
+    cluster: Option<Arc<str>>,
+    pub(super) route: Option<Arc<str>>,
+    pub(super) failure: Option<String>,
+    pub(super) service_time: Option<Duration>,
+    /// Only while the access log is on.
+    log: Option<Box<LogFields>>,
+    done: bool,
+}
+
+/// Texts for the access log, taken before the request is changed.
+struct LogFields {
+    start_time: SystemTime,
+    method: String,
+    path: String,
+    protocol: &'static str,
+    authority: String,
+    forwarded_for: Option<String>,
+    user_agent: Option<String>,
+    request_id: Option<String>,
+}
+
+impl Record {
+    pub(super) fn new(conn: &Rc<Conn>, head: &Parts, authority: &str) -> Self {
+        let text = |name: &HeaderName| Some(head.headers.get(name)?.to_str().ok()?.to_owned());
+        let path = head.uri.path_and_query().map_or("", |path| path.as_str());
+        let log = conn.pod.log.is_on().then(|| {
+            Box::new(LogFields {
+                start_time: SystemTime::now(),
+                method: head.method.to_string(),
+                path: path.to_owned(),
+                protocol: protocol(head.version),
+                authority: authority.to_owned(),
+                forwarded_for: text(&HeaderName::from_static("x-forwarded-for")),
+                user_agent: text(&header::USER_AGENT),
+                request_id: text(&super::request::X_REQUEST_ID),
+            })
+        });
+        Self {
+            conn: conn.clone(),
+            started: Instant::now(),
+            protocol: if is_grpc(&head.headers) { Protocol::Grpc } else { Protocol::Http },
+            request_head: head_size(&head.headers) + (head.method.as_str().len() + path.len() + 12) as u64,
+            request_bytes: Rc::default(),
+            response_bytes: 0,
+            response_head: 0,
+            status: 0,
+            flags: Flags::NONE,
+            details: "",
+            grpc_status: None,
+            series: None,
+            upstream: None,
+            upstream_local: None,
+            cluster: None,
+            route: None,
+            failure: None,
+            service_time: None,
+            log,
+            done: false,
+        }
+    }
+
+    /// A request that could not be parsed.
+    pub(super) fn unreadable(conn: &Conn, status: u16, flags: Flags) {
+        let labels = report::labels(&conn.pod, &conn.flow, &Far::default(), Protocol::Http);
+        conn.pod.metrics.http(&labels).record(status, flags, Duration::ZERO, 0, 0);
+        if conn.pod.log.is_on() {
+            conn.pod.log.write(&Entry {
+                response_code: status,
+                response_flags: flags,
+                downstream_local_address: Some(conn.flow.destination),
+                downstream_remote_address: Some(conn.flow.client),
+                ..Entry::new(SystemTime::now())
+            });
+        }
+    }
+
+    /// The request goes (or would go) to this target.
+    pub(super) fn target(&mut self, target: &Target, seen: Option<&Seen>) {
+        self.upstream = Some(target.address);
+        self.upstream_local = seen.and_then(|seen| seen.local);
+        self.cluster = Some(target.cluster.name.clone());
+        self.series = Some(self.series_of(target, seen));
+    }
+
+    /// The request would go to a cluster that has no endpoint, or does not exist.
+    pub(super) fn cluster(&mut self, name: &Arc<str>) {
+        self.cluster = Some(name.clone());
+    }
+
+    pub(super) fn response(&mut self, status: u16, headers: &HeaderMap) {
+        self.status = status;
+        self.response_head = head_size(headers) + 17;
+        self.trailers(headers);
+    }
+
+    /// gRPC says its outcome in the trailers, or in the headers of a response without body.
+    pub(super) fn trailers(&mut self, headers: &HeaderMap) {
+        if self.protocol == Protocol::Grpc
+            && let Some(status) = headers.get(&GRPC_STATUS)
+        {
+            self.grpc_status = status.to_str().ok().and_then(|status| status.parse().ok());
+        }
+    }
+
+    /// Reports the request; only the first call counts.
+    pub(super) fn finish(&mut self, flags: Flags) {
+        if std::mem::replace(&mut self.done, true) {
+            return;
+        }
+        let flags = self.flags | flags;
+        let duration = self.started.elapsed();
+        let (request, response) =
+            (self.request_head + self.request_bytes.get(), self.response_head + self.response_bytes);
+        let series = match self.series.take() {
+            Some(series) => series,
+            None => {
+                let conn = &self.conn;
+                let snapshot = conn.pod.snapshot();
+                let cluster = snapshot.as_ref().zip(self.cluster.as_ref()).and_then(|(s, name)| s.cluster(name));
+                let far = Far { cluster: cluster.map(AsRef::as_ref), ..Far::default() };
+                Rc::new(conn.pod.metrics.http(&report::labels(&conn.pod, &conn.flow, &far, self.protocol)))
+            }
+        };
+        match self.grpc_status {
+            Some(status) => series.record_grpc(self.status, status, flags, duration, request, response),
+            None => series.record(self.status, flags, duration, request, response),
+        }
+        self.log(flags, duration);
+    }
+
+    fn log(&self, flags: Flags, duration: Duration) {
+        let Some(fields) = &self.log else { return };
+        let conn = &self.conn;
+        conn.pod.log.write(&Entry {
+            start_time: fields.start_time,
+            method: Some(&fields.method),
+            path: Some(&fields.path),
+            protocol: Some(fields.protocol),
+            response_code: self.status,
+            response_flags: flags,
+            response_code_details: Some(self.details).filter(|details| !details.is_empty()),
+            connection_termination_details: None,
+            upstream_transport_failure_reason: self.failure.as_deref(),
+            bytes_received: self.request_bytes.get(),
+            bytes_sent: self.response_bytes,
+            duration,
+            upstream_service_time: self.service_time,
+            x_forwarded_for: fields.forwarded_for.as_deref(),
+            user_agent: fields.user_agent.as_deref(),
+            x_request_id: fields.request_id.as_deref(),
+            authority: Some(&fields.authority),
+            upstream_host: self.upstream,
+            upstream_cluster: self.cluster.as_deref(),
+            upstream_local_address: self.upstream_local,
+            downstream_local_address: Some(conn.flow.destination),
+            downstream_remote_address: Some(conn.flow.client),
+            requested_server_name: None,
+            route_name: self.route.as_deref(),
+        });
+    }
+
+    fn series_of(&self, target: &Target, seen: Option<&Seen>) -> Rc<HttpSeries> {
+        let conn = &self.conn;
+        let mut cache = conn.series.borrow_mut();
+        let known = cache.0.iter().find(|(cluster, address, protocol, _)| {
+            *protocol == self.protocol && *address == target.address && *cluster == target.cluster.name
+        });
+        if let (Some((.., series)), Some(_)) = (known, seen) {
+            return series.clone();
+        }
+        let far = Far {
+            peer: seen.and_then(|seen| seen.peer.as_ref()),
+            identity: seen.and_then(|seen| seen.identity.as_ref()),
+            ..Far::new(target, None)
+        };
+        let series = Rc::new(conn.pod.metrics.http(&report::labels(&conn.pod, &conn.flow, &far, self.protocol)));
+        // What could not be connected to is not kept: the next attempt may know more of it.
+        if seen.is_some() {
+            if cache.0.len() >= MAX_SERIES {
+                cache.0.remove(0);
+            }
+            cache.0.push((target.cluster.name.clone(), target.address, self.protocol, series.clone()));
+        }
+        series
+    }
+}
+
+impl Drop for Record {
+    /// A request whose client went away before there was an answer.
+    fn drop(&mut self) {
+        self.finish(Flags::DC);
+    }
+}
+
+/// `application/grpc`, also with a suffix, but not `application/grpc-web`.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let Some(kind) = headers.get(header::CONTENT_TYPE).map(|kind| kind.as_bytes()) else { return false };
+    match kind.strip_prefix(b"application/grpc") {
+        Some(rest) => matches!(rest.first(), None | Some(b'+' | b';')),
+        None => false,
+    }
+}
+
+/// Size as HTTP/1 writes it.
+fn head_size(headers: &HeaderMap) -> u64 {
+    headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
+    }
+}

@@ -1,0 +1,96 @@
+//! Answers that the agent gives itself, with Envoy's statuses, flags and words.
+
+use ::http::header::{CONTENT_TYPE, HeaderValue, LOCATION, SERVER};
+use ::http::{Response, StatusCode};
+use bytes::Bytes;
+
+use super::Conn;
+use super::body::ResponseBody;
+use super::record::Record;
+use crate::errors::Flags;
+
+/// An answer of the agent's own.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) flags: Flags,
+    /// For the access log.
+    pub(super) details: &'static str,
+    pub(super) body: Bytes,
+    pub(super) location: Option<String>,
+}
+
+impl Reply {
+    fn new(status: StatusCode, flags: Flags, details: &'static str, body: &'static str) -> Self {
+        Self { status, flags, details, body: Bytes::from_static(body.as_bytes()), location: None }
+    }
+
+    pub(super) fn no_route() -> Self {
+        Self::new(StatusCode::NOT_FOUND, Flags::NR, "route_not_found", "")
+    }
+
+    pub(super) fn no_cluster(status: StatusCode) -> Self {
+        Self::new(status, Flags::NC, "cluster_not_found", "")
+    }
+
+    pub(super) fn no_endpoint() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UH, "no_healthy_upstream", "no healthy upstream")
+    }
+
+    pub(super) fn overflow() -> Self {
+        let details = "upstream_reset_before_response_started{overflow}";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UO, details, "upstream connect error: overflow")
+    }
+
+    pub(super) fn no_connection() -> Self {
+        let details = "upstream_reset_before_response_started{connection_failure}";
+        let body = "upstream connect error or disconnect/reset before headers. reset reason: connection failure";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UF, details, body)
+    }
+
+    pub(super) fn connection_lost() -> Self {
+        let details = "upstream_reset_before_response_started{connection_termination}";
+        let body = "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UC, details, body)
+    }
+
+    pub(super) fn upstream_garbage() -> Self {
+        let details = "upstream_reset_before_response_started{protocol_error}";
+        let body = "upstream connect error or disconnect/reset before headers. reset reason: protocol error";
+        Self::new(StatusCode::BAD_GATEWAY, Flags::UPE, details, body)
+    }
+
+    pub(super) fn timeout() -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, Flags::UT, "response_timeout", "upstream request timeout")
+    }
+
+    pub(super) fn bad_request() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Flags::DPE, "http1.codec_error", "Bad Request")
+    }
+
+    pub(super) fn direct(status: StatusCode, body: Bytes) -> Self {
+        Self { body, ..Self::new(status, Flags::NONE, "direct_response", "") }
+    }
+
+    pub(super) fn redirect(status: StatusCode, location: String) -> Self {
+        Self { location: Some(location), ..Self::new(status, Flags::NONE, "direct_response", "") }
+    }
+
+    /// The response, which reports the request when it has been sent.
+    pub(super) fn respond(self, conn: &Conn, mut record: Record) -> Response<ResponseBody> {
+        record.flags |= self.flags;
+        record.details = self.details;
+        let mut response = Response::new(());
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        if !self.body.is_empty() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        }
+        if let Some(location) = self.location.and_then(|location| HeaderValue::try_from(location).ok()) {
+            headers.insert(LOCATION, location);
+        }
+        headers.insert(SERVER, conn.server.clone().unwrap_or(HeaderValue::from_static("envoy")));
+        record.response(self.status.as_u16(), headers);
+        response.map(|()| ResponseBody::fixed(self.body, record))
+    }
+}
