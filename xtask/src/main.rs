@@ -1,5 +1,6 @@
 //! `cargo xtask`: the developer's commands. In: a subcommand. Out: its exit status. One file per command.
 
+mod bench;
 mod build_ebpf;
 mod cargo;
 mod check;
@@ -36,6 +37,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measures direct connections, the mesh, nginx and HAProxy in one run; prints ratios, writes JSON.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Options of `mesh-bench`; try `--help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// A mesh of network namespaces to try things in: up, exec, pods, logs, apply, down.
     #[command(disable_help_flag = true)]
     Lab {
@@ -51,6 +59,7 @@ fn main() -> ExitCode {
         Command::Check => check::all(),
         Command::Test(options) => test::run(&options),
         Command::Demo { arguments } => demo::run(&arguments),
+        Command::Bench { arguments } => bench::run(&arguments),
         Command::Lab { arguments } => lab::run(&arguments),
     };
     match result {
