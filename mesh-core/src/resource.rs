@@ -12,7 +12,9 @@ pub mod listener;
 pub mod route;
 
 mod fault;
+mod filters;
 mod text;
+mod tls;
 mod wire;
 
 pub use fault::Rejection;

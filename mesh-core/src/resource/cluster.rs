@@ -9,7 +9,11 @@ use std::time::Duration;
 
 use crate::identity::SpiffeId;
 use crate::resource::StringMatch;
-use crate::resource::endpoint::LoadAssignment;
+use crate::resource::endpoint::{Endpoint, LoadAssignment};
+
+mod limits;
+mod parse;
+mod transport;
 
 /// One upstream cluster.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,7 +36,7 @@ pub struct Cluster {
     pub external: bool,
     /// SPIFFE ids the endpoints may prove, from the SAN matchers of the TLS sockets that carry mesh traffic.
     pub sans: Vec<SpiffeId>,
-    /// How endpoints are reached, first match wins; never empty.
+    /// How endpoints are reached, first match wins; the last one is for any.
     pub transports: Vec<TransportMatch>,
     /// Upstream HTTP protocol.
     pub http: HttpProtocol,
@@ -42,6 +46,20 @@ pub struct Cluster {
     pub outlier: Option<OutlierDetection>,
     /// Source addresses to bind to, at most one per family (InboundPassthroughCluster).
     pub bind_sources: Vec<IpAddr>,
+}
+
+impl Cluster {
+    /// How an endpoint of this cluster is reached: the first transport that is for it.
+    pub fn transport(&self, endpoint: &Endpoint) -> &Transport {
+        self.transports
+            .iter()
+            .find(|entry| match entry.when {
+                TransportWhen::Tunnel => endpoint.tunnel,
+                TransportWhen::IstioMtls => endpoint.istio_mtls,
+                TransportWhen::Always => true,
+            })
+            .map_or(&Transport::Raw, |entry| &entry.transport)
+    }
 }
 
 /// Where a cluster's endpoints come from.
@@ -100,11 +118,29 @@ pub struct LbConfig {
     pub panic_threshold: f64,
     /// Spread over localities by their weights.
     pub locality_weighted: bool,
+    /// New endpoints get their share little by little.
+    pub slow_start: Option<SlowStart>,
+}
+
+/// How new endpoints are warmed up, as configured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SlowStart {
+    /// Time until the full share.
+    pub window: Duration,
+    /// First share, percent of the full one.
+    pub min_weight_percent: f64,
+    /// Shape of growth; 1 = linear.
+    pub aggression: f64,
 }
 
 impl Default for LbConfig {
     fn default() -> Self {
-        LbConfig { policy: LbPolicy::RoundRobin, panic_threshold: DEFAULT_PANIC_THRESHOLD, locality_weighted: false }
+        LbConfig {
+            policy: LbPolicy::RoundRobin,
+            panic_threshold: DEFAULT_PANIC_THRESHOLD,
+            locality_weighted: false,
+            slow_start: None,
+        }
     }
 }
 
@@ -189,6 +225,15 @@ pub enum HttpProtocol {
     Downstream,
 }
 
+/// Share of requests that may be retries.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetryBudget {
+    /// Percent of the requests under way.
+    pub percent: f64,
+    /// Retries always allowed.
+    pub min_retries: u32,
+}
+
 /// Circuit-breaker limits; `u32::MAX` = none (Istio's default).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
@@ -200,6 +245,8 @@ pub struct Limits {
     pub max_requests: u32,
     /// Retries under way.
     pub max_retries: u32,
+    /// In place of `max_retries`, when given.
+    pub retry_budget: Option<RetryBudget>,
     /// Requests a connection may carry before it is closed; 0 = no limit.
     pub max_requests_per_connection: u32,
     /// Idle time after which a connection is closed; `None` = never.
@@ -226,3 +273,6 @@ pub struct OutlierDetection {
     /// Most of the cluster that may be ejected, percent.
     pub max_ejection_percent: u32,
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::identity::SpiffeId;
 
+mod levels;
+mod parse;
+
+pub(crate) use levels::{Level, Pool, Pools};
+pub use parse::MAX_ENDPOINTS;
+
 /// Whether the control plane says an endpoint may take traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
@@ -122,6 +128,7 @@ pub struct LoadAssignment {
     pub overprovisioning: u32,
     /// Live counters, kept over updates.
     pub runtime: Arc<ClusterRuntime>,
+    levels: Vec<Level>,
 }
 
 impl PartialEq for LoadAssignment {
@@ -136,12 +143,23 @@ impl PartialEq for LoadAssignment {
 impl LoadAssignment {
     /// An assignment without endpoints.
     pub fn empty(name: &str) -> Self {
-        LoadAssignment {
-            name: Arc::from(name),
-            localities: Vec::new(),
-            overprovisioning: DEFAULT_OVERPROVISIONING,
-            runtime: Arc::default(),
-        }
+        Self::new(Arc::from(name), Vec::new(), DEFAULT_OVERPROVISIONING, Arc::default())
+    }
+
+    /// Sorts endpoints for choosing. `overprovisioning` is in percent.
+    pub fn new(
+        name: Arc<str>,
+        mut localities: Vec<LocalityEndpoints>,
+        overprovisioning: u32,
+        runtime: Arc<ClusterRuntime>,
+    ) -> Self {
+        localities.sort_by_key(|locality| locality.priority);
+        LoadAssignment { levels: levels::levels(&localities), name, localities, overprovisioning, runtime }
+    }
+
+    /// By priority, lowest number first.
+    pub(crate) fn levels(&self) -> &[Level] {
+        &self.levels
     }
 
     /// Every endpoint, whatever its health.
@@ -152,3 +170,6 @@ impl LoadAssignment {
 
 /// Envoy's default `overprovisioning_factor`, percent.
 pub const DEFAULT_OVERPROVISIONING: u32 = 140;
+
+#[cfg(test)]
+mod tests;

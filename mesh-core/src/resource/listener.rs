@@ -10,8 +10,16 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::detect::Detect;
+use crate::resource::StringMatch;
 use crate::resource::route::{RouteTable, Weighted};
+
+mod http;
+mod inspect;
+mod parse;
+mod sieve;
+
+pub(crate) use inspect::Inspectors;
+pub use sieve::{ConnFacts, Detection};
 
 /// One listener.
 #[derive(Debug)]
@@ -47,10 +55,6 @@ pub enum Direction {
     /// Not said.
     Unspecified,
 }
-
-/// Listener filters that look at first bytes.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Inspectors;
 
 /// What a chain is for; every empty or absent field matches anything.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -121,7 +125,7 @@ pub struct DownstreamTls {
     /// SDS name of the trusted roots; `None` = the client's certificate is not verified.
     pub roots: Option<Arc<str>>,
     /// Names the client must have, any of them; empty = any under a trusted root.
-    pub sans: Vec<crate::resource::StringMatch>,
+    pub sans: Vec<StringMatch>,
 }
 
 /// Last filter of a chain.
@@ -142,6 +146,8 @@ pub struct TcpProxy {
     pub idle_timeout: Option<Duration>,
     /// Longest life of a connection; `None` = no limit.
     pub max_duration: Option<Duration>,
+    /// Consistent hashing goes by the client's address (`hash_policy`).
+    pub hash_source_ip: bool,
     /// Name in statistics.
     pub stat_prefix: Arc<str>,
 }
@@ -173,8 +179,23 @@ pub struct HttpManager {
     pub server_name: Arc<str>,
     /// HTTP/1.0 requests are accepted.
     pub accept_http_10: bool,
-    /// Names of the HTTP filters, in order, without the router.
-    pub filters: Vec<Arc<str>>,
+    /// What becomes of `x-forwarded-client-cert`.
+    pub client_cert: ClientCertHeader,
+}
+
+/// `forward_client_cert_details`: what becomes of the header `x-forwarded-client-cert`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertHeader {
+    /// Removed.
+    Sanitize,
+    /// Kept when the client proved an identity, else removed.
+    ForwardOnly,
+    /// The client's identity is added to what it sent.
+    AppendForward,
+    /// The client's identity replaces what it sent.
+    SanitizeSet,
+    /// Kept whatever the client is.
+    AlwaysForwardOnly,
 }
 
 /// Where routes come from.
@@ -197,37 +218,5 @@ pub enum Codec {
     Http2,
 }
 
-/// Whether a connection's first bytes are needed before its chain is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Detection {
-    /// The chain depends on addresses only: a server that speaks first works at once.
-    NotNeeded,
-    /// Peek, run [`crate::detect::detect`], then choose.
-    Needed,
-}
-
-/// What is known of a connection when its chain is chosen.
-#[derive(Debug, Clone, Copy)]
-pub struct ConnFacts<'a> {
-    /// Original destination.
-    pub destination: SocketAddr,
-    /// The client.
-    pub source: SocketAddr,
-    /// What the first bytes are; `None` when they were not waited for, which counts as opaque.
-    pub detected: Option<&'a Detect>,
-}
-
-impl Listener {
-    /// Whether first bytes are needed for a connection to `destination`.
-    pub fn detection(&self, destination: SocketAddr) -> Detection {
-        let _ = destination;
-        Detection::Needed
-    }
-
-    /// The chain that serves the connection, by Envoy's order of matching (Envoy documentation,
-    /// `FilterChainMatch`); `None` = the connection is closed.
-    pub fn chain(&self, facts: &ConnFacts<'_>) -> Option<&FilterChain> {
-        let _ = facts;
-        self.default_chain.as_ref()
-    }
-}
+#[cfg(test)]
+mod tests;
