@@ -13,8 +13,11 @@ pub mod balance;
 pub mod detect;
 pub mod identity;
 pub mod resource;
+mod shards;
 pub mod snapshot;
 pub mod store;
+#[cfg(test)]
+mod testing;
 
 pub use identity::SpiffeId;
 pub use snapshot::Snapshot;

@@ -11,7 +11,7 @@ pub mod endpoint;
 pub mod listener;
 pub mod route;
 
-mod fault;
+pub(crate) mod fault;
 mod filters;
 mod text;
 mod tls;

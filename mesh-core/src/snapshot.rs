@@ -10,22 +10,23 @@ use std::sync::{Arc, LazyLock};
 
 use crate::resource::cluster::{Cluster, ClusterKind};
 use crate::resource::endpoint::LoadAssignment;
-use crate::resource::listener::Listener;
+use crate::resource::listener::{Direction, Listener};
 use crate::resource::route::RouteTable;
+use crate::shards::Shards;
 
 /// Name of Istio's catch-all outbound listener.
 pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
 /// Name of Istio's inbound listener.
 pub const VIRTUAL_INBOUND: &str = "virtualInbound";
 
-/// One workload's configuration.
+/// One workload's configuration. Cloning shares everything.
 #[derive(Debug, Default, Clone)]
 pub struct Snapshot {
-    pub(crate) listeners: HashMap<Arc<str>, Arc<Listener>>,
-    pub(crate) outbound: HashMap<SocketAddr, Arc<Listener>>,
-    pub(crate) clusters: HashMap<Arc<str>, Arc<Cluster>>,
-    pub(crate) endpoints: HashMap<Arc<str>, Arc<LoadAssignment>>,
-    pub(crate) routes: HashMap<Arc<str>, Arc<RouteTable>>,
+    pub(crate) listeners: Shards<Listener>,
+    pub(crate) clusters: Shards<Cluster>,
+    pub(crate) endpoints: Shards<LoadAssignment>,
+    pub(crate) routes: Shards<RouteTable>,
+    outbound: Arc<HashMap<SocketAddr, Arc<Listener>>>,
 }
 
 static NO_ENDPOINTS: LazyLock<LoadAssignment> = LazyLock::new(|| LoadAssignment::empty(""));
@@ -86,5 +87,23 @@ impl Snapshot {
     /// Every route table from RDS, in no order (admin).
     pub fn route_tables(&self) -> impl Iterator<Item = &Arc<RouteTable>> {
         self.routes.values()
+    }
+
+    /// Sorts listeners by address anew, after one of them changed. Of two with the same address the
+    /// one with the lower name serves, so that the order of updates does not matter.
+    pub(crate) fn index_listeners(&mut self) {
+        let mut outbound: HashMap<SocketAddr, Arc<Listener>> = HashMap::new();
+        for listener in self.listeners.values() {
+            if listener.bind_to_port || listener.direction == Direction::Inbound {
+                continue;
+            }
+            for address in &listener.addresses {
+                let slot = outbound.entry(*address).or_insert_with(|| listener.clone());
+                if listener.name < slot.name {
+                    *slot = listener.clone();
+                }
+            }
+        }
+        self.outbound = Arc::new(outbound);
     }
 }

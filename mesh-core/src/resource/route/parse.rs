@@ -54,11 +54,6 @@ impl RouteTable {
         }
     }
 
-    /// A table without virtual hosts: every request gets 404.
-    pub(crate) fn empty(name: &str) -> Self {
-        RouteTable { name: Arc::from(name), virtual_hosts: Vec::new(), domains: Domains::default() }
-    }
-
     pub(crate) fn from_message(message: &pb::RouteConfiguration) -> Result<Self, Fault> {
         refuse!(message;
             vhds, internal_only_headers, cluster_specifier_plugins, request_mirror_policies,

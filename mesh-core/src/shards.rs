@@ -1,0 +1,85 @@
+//! A map by name that is cheap to copy and to change a little.
+//!
+//! In: names with values. Out: lookups; copies that share every shard neither side has touched
+//! since. One change among 100,000 copies one shard of a few hundred. It holds no order.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+const SHARDS: usize = 256;
+
+type Shard<V> = Arc<HashMap<Arc<str>, Arc<V>>>;
+
+/// Names to shared values.
+#[derive(Debug)]
+pub(crate) struct Shards<V>(Arc<Vec<Shard<V>>>);
+
+impl<V> Default for Shards<V> {
+    fn default() -> Self {
+        let empty = Shard::default();
+        Shards(Arc::new(vec![empty; SHARDS]))
+    }
+}
+
+impl<V> Clone for Shards<V> {
+    fn clone(&self) -> Self {
+        Shards(self.0.clone())
+    }
+}
+
+impl<V> Shards<V> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<V>> {
+        self.0.get(index(name))?.get(name)
+    }
+
+    pub(crate) fn insert(&mut self, name: Arc<str>, value: Arc<V>) {
+        if let Some(shard) = Arc::make_mut(&mut self.0).get_mut(index(&name)) {
+            Arc::make_mut(shard).insert(name, value);
+        }
+    }
+
+    /// Removes a value; true when it was there.
+    pub(crate) fn remove(&mut self, name: &str) -> bool {
+        // Looked up first: a miss must not copy the shard.
+        self.get(name).is_some()
+            && Arc::make_mut(&mut self.0)
+                .get_mut(index(name))
+                .is_some_and(|shard| Arc::make_mut(shard).remove(name).is_some())
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Arc<V>> {
+        self.0.iter().flat_map(|shard| shard.values())
+    }
+}
+
+fn index(name: &str) -> usize {
+    // Fixed keys: the shard of a name is the same in every copy.
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    usize::try_from(hasher.finish() % (SHARDS as u64)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_share_until_changed() {
+        let mut map = Shards::default();
+        for i in 0..2000 {
+            map.insert(i.to_string().into(), Arc::new(i));
+        }
+        let before = map.clone();
+        map.insert("7".into(), Arc::new(70));
+        assert!(map.remove("8"));
+        assert!(!map.remove("nobody"));
+        assert_eq!(before.get("7").map(|v| **v), Some(7));
+        assert_eq!(before.get("8").map(|v| **v), Some(8));
+        assert_eq!(map.get("7").map(|v| **v), Some(70));
+        assert_eq!(map.get("8"), None);
+        assert_eq!(map.values().count(), 1999);
+        let shared = map.0.iter().zip(before.0.iter()).filter(|(a, b)| Arc::ptr_eq(a, b)).count();
+        assert!(shared >= SHARDS - 2, "{shared}");
+    }
+}
