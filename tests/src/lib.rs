@@ -7,7 +7,7 @@
 //! namespaces, one cgroup subtree, one directory under `/run/mesh-lab` and pins under the BPF file system.
 //!
 //! Modules, low to high: `yaml`, `sys`, `metrics` → `topology`, `place` → `network`, `names`, `config` → `state` →
-//! `lab`, `pod`, `node`, `control`, `capture`.
+//! `capture`, `pod`, `node`, `control` → `lab` → `shared`.
 
 pub mod capture;
 pub mod config;
@@ -19,6 +19,7 @@ pub mod network;
 pub mod node;
 pub mod place;
 pub mod pod;
+pub mod shared;
 pub mod state;
 pub mod sys;
 pub mod topology;
@@ -31,4 +32,5 @@ pub use metrics::Metrics;
 pub use node::{Agent, Node};
 pub use place::{Output, Process};
 pub use pod::Pod;
+pub use shared::Shared;
 pub use topology::Topology;

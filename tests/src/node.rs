@@ -159,7 +159,15 @@ impl Agent<'_> {
     /// # Errors
     /// It cannot be started.
     pub fn spawn(&self) -> Result<()> {
-        sys::write_whole(&self.settings_file(), &self.settings())?;
+        self.spawn_with(&self.settings())
+    }
+
+    /// Starts it with other settings, without waiting; [`Agent::settings`] is what to begin with.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn_with(&self, settings: &str) -> Result<()> {
+        sys::write_whole(&self.settings_file(), settings)?;
         let program = sys::binary("mesh-agent")?.display().to_string();
         let settings = self.settings_file().display().to_string();
         let log = self.state.log(&format!("agent-{}", self.node));
@@ -209,7 +217,8 @@ impl Agent<'_> {
         format!("agent {}'s log:\n{}", self.node, sys::tail(&self.state.log(&format!("agent-{}", self.node)), 30))
     }
 
-    fn settings(&self) -> String {
+    /// The settings that the topology gives it.
+    pub fn settings(&self) -> String {
         let path = |p: PathBuf| quote(&p.display().to_string());
         let dir = self.state.node_dir(self.node);
         let mut yaml = format!(

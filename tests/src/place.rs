@@ -3,7 +3,7 @@
 //! In: a command line. Out: its [`Output`], or a [`Process`] that is ended when dropped. A process enters its place
 //! before its first instruction, so nothing of it ever runs outside. It never changes the caller's own namespaces.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -29,6 +29,9 @@ pub const RUN_LIMIT: Duration = Duration::from_secs(120);
 const GRACE: Duration = Duration::from_secs(5);
 /// Longest that a connection or read of [`Place::http_get`] takes.
 const HTTP_LIMIT: Duration = Duration::from_secs(5);
+
+/// TCP_LISTEN in `/proc/net/tcp`.
+const LISTEN: &str = "0A";
 
 /// Where processes run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -191,19 +194,29 @@ impl Place {
         std::thread::scope(|scope| scope.spawn(enter).join()).map_err(|e| std::panic::resume_unwind(e))?
     }
 
-    /// Whether something listens on a TCP port here, read from the kernel's table so that no program is disturbed.
+    /// Whether something listens on a TCP port here.
     ///
     /// # Errors
     /// The namespace cannot be entered.
     pub fn listens(&self, port: u16) -> Result<bool> {
+        Ok(self.listeners()?.contains(&port))
+    }
+
+    /// Every TCP port that something listens on, read from the kernel's table so that no program is disturbed.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn listeners(&self) -> Result<BTreeSet<u16>> {
         let tables = self.within(|| {
             ["tcp", "tcp6"].map(|t| std::fs::read_to_string(format!("/proc/thread-self/net/{t}")).unwrap_or_default())
         })?;
-        let wanted = format!(":{port:04X}");
-        Ok(tables.iter().flat_map(|t| t.lines()).any(|line| {
+        let listener = |line: &str| {
             let fields: Vec<_> = line.split_whitespace().collect();
-            fields.len() > 3 && fields[3] == "0A" && fields[1].ends_with(&wanted)
-        }))
+            let (address, state) = (fields.get(1)?, fields.get(3)?);
+            let port = address.rsplit(':').next().filter(|_| *state == LISTEN)?;
+            u16::from_str_radix(port, 16).ok()
+        };
+        Ok(tables.iter().flat_map(|t| t.lines()).filter_map(listener).collect())
     }
 
     /// Status and body of a plain HTTP/1.0 GET made from here.

@@ -61,7 +61,8 @@ async fn answer(page: Page, options: Options, request: Request<Incoming>, ends: 
         Page::Ratings => "/ratings",
     };
     // The front page is also what a browser asks for first.
-    if !path.starts_with(expected) && !(path == "/" && matches!(page, Page::Product)) {
+    let front = path == "/" && matches!(page, Page::Product);
+    if !front && !path.starts_with(expected) {
         return (StatusCode::NOT_FOUND, json!({"from": about, "error": format!("nothing at {path}, try {expected}")}));
     }
     let content = match page {

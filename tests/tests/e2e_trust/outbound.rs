@@ -1,0 +1,59 @@
+//! The client's side: an endpoint that shows another identity than its workload's gets nothing.
+
+use std::net::{SocketAddr, TcpListener};
+
+use anyhow::{Context, Result, ensure};
+use mesh_tests::Lab;
+
+use crate::authority::{Authority, Shown};
+use crate::tls::{Verdict, receive};
+use crate::{IMPOSTOR, LAB};
+
+const TRUSTED: &str = "spiffe://cluster.local/ns/default/sa/trusted";
+
+/// Lets the client ask `trusted` while we, at its address, show a certificate. Returns how the client's agent took it,
+/// and what curl got.
+fn ask(lab: &Lab, listener: &TcpListener, shown: Shown) -> Result<(Verdict, String)> {
+    let client = lab.pod("client")?;
+    let argv = ["curl", "-sS", "-o", "/dev/null", "--max-time", "15", "-w", "%{http_code}", "http://trusted:8080/"];
+    std::thread::scope(|scope| {
+        let server = scope.spawn(|| receive(listener.accept()?.0, shown));
+        let status = client.try_run(&argv)?.text();
+        let verdict = server.join().map_err(|_| anyhow::anyhow!("the impostor panicked"))??;
+        Ok((verdict, status))
+    })
+}
+
+#[test]
+fn an_endpoint_of_another_identity_gets_nothing() -> Result<()> {
+    LAB.test(|lab| {
+        let ours = Authority::of_lab(&lab.control().ca_dir())?;
+        let foreign = Authority::foreign()?;
+        let at: SocketAddr = format!("{IMPOSTOR}:15008").parse()?;
+        let listener = lab.pod("impostor")?.within(|| TcpListener::bind(at))?.context("listening as the impostor")?;
+        let cases = [
+            ("another identity of the mesh", ours.issue(Some("spiffe://cluster.local/ns/default/sa/server"), false)?),
+            ("the right name by a foreign CA", foreign.issue(Some(TRUSTED), false)?),
+            (
+                "the right path in another trust domain",
+                ours.issue(Some("spiffe://other.org/ns/default/sa/trusted"), false)?,
+            ),
+            ("no identity", ours.issue(None, false)?),
+            ("an expired certificate", ours.issue(Some(TRUSTED), true)?),
+        ];
+        for (what, shown) in cases {
+            let (verdict, status) = ask(lab, &listener, shown)?;
+            ensure!(verdict != Verdict::Accepted, "{what} was accepted");
+            ensure!(status == "503", "{what}: curl got `{status}`, expected 503");
+        }
+        let log = lab.node("a")?.agent().access_log();
+        ensure!(
+            log.lines().any(|l| l.contains(" 503 UF ") && l.contains("trusted")),
+            "no 503 UF in the access log: {log}"
+        );
+        // The same question with the right certificate goes on to HTTP/2: the refusals above are for the certificates.
+        let (verdict, _) = ask(lab, &listener, ours.issue(Some(TRUSTED), false)?)?;
+        ensure!(verdict == Verdict::Accepted, "the right certificate: {verdict:?}");
+        Ok(())
+    })
+}
