@@ -139,7 +139,7 @@ fn main() -> Result<()> {
 fn up(file: &Path, config: Option<&Path>, mesh: bool, name: Option<String>, cert_ttl: Option<u64>) -> Result<()> {
     let topology = Topology::load(file)?;
     let name = name.or_else(|| topology.name.clone()).unwrap_or_else(|| DEFAULT_NAME.to_owned());
-    interrupt::take_down(&name)?;
+    interrupt::take_down(&[&name])?;
     let mut builder = LabBuilder::new(&name, topology).mesh(mesh);
     if let Some(dir) = config {
         builder = builder.config_dir(dir);
