@@ -65,6 +65,19 @@ impl ControlPlaneChannel {
         ControlPlaneChannel { settings, cluster_id: cluster_id.to_owned(), current: Mutex::default() }
     }
 
+    /// One that uses a channel which a test has made.
+    #[cfg(test)]
+    pub(super) fn with_channel(channel: Channel) -> ControlPlaneChannel {
+        let settings = ControlPlane {
+            address: "http://memory:1".into(),
+            server_name: None,
+            root_cert: None,
+            token_file: None,
+        };
+        let current = Mutex::new(Current { generation: 1, channel: Some(channel) });
+        ControlPlaneChannel { settings, cluster_id: "Kubernetes".into(), current }
+    }
+
     /// The channel (connects at its first use) and its generation.
     pub fn get(&self) -> Result<(Channel, u64), ChannelError> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
