@@ -4,6 +4,8 @@
 //! The modules stand in layers, low to high: settings, errors, shutdown, telemetry → net → workload → tls → identity →
 //! kernel → upstream → live → proxy → xds → apply → admin → app. A module uses only what stands to its left (tested).
 
+pub mod admin;
+pub mod app;
 pub mod apply;
 pub mod errors;
 pub mod identity;

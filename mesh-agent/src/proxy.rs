@@ -120,6 +120,12 @@ impl Workers {
         self.loads.iter().map(|load| load.load(std::sync::atomic::Ordering::Relaxed)).collect()
     }
 
+    /// Resolves when a thread has ended: before the shutdown has stopped, that is one that panicked.
+    pub async fn ended(&self) {
+        let threads = self.workers.iter().map(|worker| Box::pin(worker.commands.closed()));
+        futures_util::future::select_all(threads).await;
+    }
+
     /// Waits for the threads to end, which they do when the shutdown has stopped. Blocks.
     pub fn join(self) {
         for worker in self.workers {

@@ -144,7 +144,7 @@ impl Metrics {
             family.rows(true, HttpCell::add_to)
         };
         family(out, "istio_requests_total", "Requests.", &rows, |totals| totals.requests);
-        let histograms: [(&str, &str, fn(&HttpTotals) -> &Totals); 3] = [
+        let histograms: [(&str, &str, Part); 3] = [
             ("istio_request_duration_milliseconds", "Duration of requests in milliseconds.", |t| &t.duration),
             ("istio_request_bytes", "Size of requests in bytes.", |t| &t.request_bytes),
             ("istio_response_bytes", "Size of responses in bytes.", |t| &t.response_bytes),
@@ -268,6 +268,9 @@ impl TcpSeries {
         bump(&self.cell.received, bytes);
     }
 }
+
+/// Which histogram of a series.
+type Part = fn(&HttpTotals) -> &Totals;
 
 #[derive(Default)]
 struct HttpTotals {

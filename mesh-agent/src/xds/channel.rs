@@ -68,12 +68,8 @@ impl ControlPlaneChannel {
     /// One that uses a channel which a test has made.
     #[cfg(test)]
     pub(super) fn with_channel(channel: Channel) -> ControlPlaneChannel {
-        let settings = ControlPlane {
-            address: "http://memory:1".into(),
-            server_name: None,
-            root_cert: None,
-            token_file: None,
-        };
+        let settings =
+            ControlPlane { address: "http://memory:1".into(), server_name: None, root_cert: None, token_file: None };
         let current = Mutex::new(Current { generation: 1, channel: Some(channel) });
         ControlPlaneChannel { settings, cluster_id: "Kubernetes".into(), current }
     }

@@ -1,0 +1,307 @@
+//! Which workloads run: makes what is enrolled equal to what the settings list. In: lists of workloads. Out: kernel
+//! entries, listeners handed to workers, configuration streams, certificates asked for. One that cannot be enrolled is
+//! reported and tried again; the others go on.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mesh_core::identity::IdentityError;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::admin::{Enrolled, Pending, Roster};
+use crate::apply;
+use crate::identity::Identities;
+use crate::kernel::{Kernel, KernelError};
+use crate::live::Live;
+use crate::net::netns::NetNs;
+use crate::proxy::Workers;
+use crate::settings::{Settings, WorkloadSettings};
+use crate::shutdown::Watch;
+use crate::telemetry::{Kind, Metrics};
+use crate::workload::Workload;
+use crate::xds::{Client, StatusCell};
+
+/// First pause before a workload is tried again; doubles up to [`LAST_RETRY`].
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+/// Longest pause before a workload is tried again.
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// What stands before the first workload comes.
+pub(super) struct Parts {
+    pub settings: Arc<Settings>,
+    /// Shared only with the metrics page.
+    pub kernel: Arc<Mutex<Kernel>>,
+    pub identities: Identities,
+    pub client: Arc<Client>,
+    pub live: Arc<Live>,
+    pub workers: Workers,
+    pub shutdown: Watch,
+}
+
+/// The local workloads and what belongs to them.
+pub(super) struct Workloads {
+    parts: Parts,
+    next_id: u32,
+    running: BTreeMap<String, Running>,
+    waiting: BTreeMap<String, Waiting>,
+    /// The agent's own namespace: enrolling it would catch the node's own traffic.
+    own_netns: Option<u64>,
+    roster: watch::Sender<Arc<Roster>>,
+    gauges: Arc<Gauges>,
+}
+
+struct Running {
+    settings: WorkloadSettings,
+    workload: Arc<Workload>,
+    xds: StatusCell,
+    stream: JoinHandle<()>,
+}
+
+struct Waiting {
+    settings: WorkloadSettings,
+    /// Kept once it could be opened: a pid may belong to somebody else by the next attempt.
+    netns: Option<Arc<NetNs>>,
+    reason: String,
+    pause: Duration,
+    /// `None`: only new settings can help.
+    retry_at: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Gauges {
+    enrolled: AtomicI64,
+    pending: AtomicI64,
+}
+
+/// Why a workload cannot be enrolled.
+#[derive(Debug, thiserror::Error)]
+enum EnrolError {
+    #[error("cannot open the network namespace {path}: {source}")]
+    Namespace { path: String, source: io::Error },
+    #[error("no process {pid}, or not one whose network namespace can be opened: {source}")]
+    Process { pid: u32, source: io::Error },
+    #[error("cannot read the addresses of its network namespace: {0}")]
+    Addresses(io::Error),
+    #[error("its network namespace has no address yet")]
+    NoAddress,
+    #[error("its network namespace is the agent's own; a workload needs one of its own")]
+    OwnNamespace,
+    #[error("shares its network namespace with {0}; enrol one of them")]
+    Shared(String),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+impl Workloads {
+    pub fn new(parts: Parts) -> Workloads {
+        Workloads {
+            parts,
+            next_id: 1,
+            running: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            own_netns: NetNs::current().ok().map(|netns| netns.cookie()),
+            roster: watch::channel(Arc::default()).0,
+            gauges: Arc::default(),
+        }
+    }
+
+    /// The list as it changes, for admin pages.
+    pub fn watch(&self) -> watch::Receiver<Arc<Roster>> {
+        self.roster.subscribe()
+    }
+
+    /// Adds the figures of workloads and kernel to the metrics page.
+    pub fn register(&self, metrics: &Metrics) {
+        let gauges = self.gauges.clone();
+        // Weak: the page must not keep the programs attached.
+        let kernel = Arc::downgrade(&self.parts.kernel);
+        metrics.add_source(move |out| {
+            let (enrolled, pending) = (gauges.enrolled.load(Relaxed), gauges.pending.load(Relaxed));
+            out.single("mesh_agent_workloads", Kind::Gauge, "Workloads whose traffic is caught.", enrolled);
+            out.single("mesh_agent_workloads_pending", Kind::Gauge, "Workloads that could not be enrolled.", pending);
+            let counters = kernel.upgrade().and_then(|kernel| lock(&kernel).counters().ok());
+            out.family("mesh_agent_kernel_total", Kind::Counter, "What the kernel programs did, by event.");
+            for (event, count) in counters.unwrap_or_default() {
+                out.name("mesh_agent_kernel_total", "");
+                out.label("event", event);
+                out.value(count);
+            }
+        });
+    }
+
+    /// Makes the running workloads equal to `wanted`: withdraws what is gone or changed, enrols what is new.
+    pub async fn reconcile(&mut self, wanted: &[WorkloadSettings]) {
+        let wanted: HashMap<String, &WorkloadSettings> = wanted.iter().map(|one| (one.key(), one)).collect();
+        let gone: Vec<String> = self
+            .running
+            .iter()
+            .filter(|(key, running)| {
+                wanted.get(*key).is_none_or(|settings| **settings != running.settings || replaced(running))
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in gone {
+            self.withdraw(&key).await;
+        }
+        self.waiting.clear();
+        for (key, settings) in wanted {
+            if !self.running.contains_key(&key) {
+                self.try_enrol(key, settings.clone(), None, FIRST_RETRY).await;
+            }
+        }
+        self.publish();
+    }
+
+    /// Waits until a workload is to be tried again; its key. Pending for ever when none waits.
+    pub async fn due(&self) -> String {
+        let due = self.waiting.iter().filter_map(|(key, one)| Some((one.retry_at?, key))).min();
+        let Some((at, key)) = due else { return std::future::pending().await };
+        tokio::time::sleep_until(at).await;
+        key.clone()
+    }
+
+    /// Tries a waiting workload again.
+    pub async fn retry(&mut self, key: String) {
+        if let Some(waiting) = self.waiting.remove(&key) {
+            self.try_enrol(key, waiting.settings, waiting.netns, (waiting.pause * 2).min(LAST_RETRY)).await;
+            self.publish();
+        }
+    }
+
+    /// Resolves when a worker's thread has ended.
+    pub async fn worker_ended(&self) {
+        self.parts.workers.ended().await;
+    }
+
+    /// Lets the traffic of all workloads go by itself, as before the end. Connections that are open keep their
+    /// configuration and certificates until they are drained.
+    pub fn release(&mut self) {
+        self.waiting.clear();
+        for running in self.running.values() {
+            lock(&self.parts.kernel).withdraw(running.workload.id);
+        }
+    }
+
+    /// Waits for the workers' threads and detaches the kernel programs; call it after the drain.
+    pub fn end(self) {
+        self.parts.workers.join();
+    }
+
+    async fn try_enrol(
+        &mut self,
+        key: String,
+        settings: WorkloadSettings,
+        mut netns: Option<Arc<NetNs>>,
+        pause: Duration,
+    ) {
+        match self.enrol(&key, &settings, &mut netns).await {
+            Ok(running) => {
+                self.running.insert(key, running);
+            }
+            Err(error) => {
+                // A pid that is gone never comes back as the same process.
+                let retry_at = (!matches!(error, EnrolError::Process { .. })).then(|| Instant::now() + pause);
+                let again = retry_at.map_or_else(|| "at the next reload".to_owned(), |_| format!("in {pause:?}"));
+                tracing::error!(workload = key, reason = %error, again, "cannot enrol a workload");
+                self.waiting.insert(key, Waiting { settings, netns, reason: error.to_string(), pause, retry_at });
+            }
+        }
+    }
+
+    async fn enrol(
+        &mut self,
+        key: &str,
+        settings: &WorkloadSettings,
+        netns: &mut Option<Arc<NetNs>>,
+    ) -> Result<Running, EnrolError> {
+        let netns = match netns {
+            Some(netns) => netns.clone(),
+            None => netns.insert(Arc::new(open(settings)?)).clone(),
+        };
+        if self.own_netns == Some(netns.cookie()) {
+            return Err(EnrolError::OwnNamespace);
+        }
+        if let Some((other, _)) =
+            self.running.iter().find(|(_, running)| running.workload.netns.cookie() == netns.cookie())
+        {
+            return Err(EnrolError::Shared(other.clone()));
+        }
+        let addresses = netns.addresses().map_err(EnrolError::Addresses)?;
+        if addresses.is_empty() {
+            return Err(EnrolError::NoAddress);
+        }
+        let id = self.next_id;
+        let agent = &self.parts.settings;
+        let workload = Arc::new(Workload::new(id, settings, &agent.cluster_id, &agent.trust_domain, netns, addresses)?);
+        let listeners = lock(&self.parts.kernel).enrol(&workload)?;
+        self.next_id += 1;
+
+        // Certificate and configuration are asked for at once; connections wait for them in the worker.
+        self.parts.identities.request(&workload.identity);
+        let xds = StatusCell::default();
+        let stream = self.follow(workload.clone(), xds.clone());
+        self.parts.workers.enrol(workload.clone(), listeners).await;
+        tracing::info!(workload = key, identity = %workload.identity, addresses = ?workload.addresses, "enrolled");
+        Ok(Running { settings: settings.clone(), workload, xds, stream })
+    }
+
+    fn follow(&self, workload: Arc<Workload>, status: StatusCell) -> JoinHandle<()> {
+        let (client, settings, live) =
+            (self.parts.client.clone(), self.parts.settings.clone(), self.parts.live.clone());
+        self.parts
+            .shutdown
+            .spawn("xds", async move { apply::follow(&client, &workload, &settings, &live, &status).await })
+    }
+
+    /// First the kernel, so that nothing new comes; then what serves it.
+    async fn withdraw(&mut self, key: &str) {
+        let Some(running) = self.running.remove(key) else { return };
+        let id = running.workload.id;
+        lock(&self.parts.kernel).withdraw(id);
+        self.parts.workers.withdraw(id).await;
+        running.stream.abort();
+        self.parts.identities.release(&running.workload.identity);
+        tracing::info!(workload = key, "withdrawn");
+    }
+
+    fn publish(&self) {
+        let enrolled: Vec<Enrolled> = self
+            .running
+            .values()
+            .map(|running| Enrolled { workload: running.workload.clone(), xds: running.xds.clone() })
+            .collect();
+        let pending: Vec<Pending> =
+            self.waiting.iter().map(|(key, one)| Pending { key: key.clone(), reason: one.reason.clone() }).collect();
+        self.gauges.enrolled.store(enrolled.len() as i64, Relaxed);
+        self.gauges.pending.store(pending.len() as i64, Relaxed);
+        self.roster.send_replace(Arc::new(Roster { enrolled, pending }));
+    }
+}
+
+fn open(settings: &WorkloadSettings) -> Result<NetNs, EnrolError> {
+    match (&settings.netns, settings.pid) {
+        (Some(path), _) => {
+            NetNs::open(path).map_err(|source| EnrolError::Namespace { path: path.display().to_string(), source })
+        }
+        (None, Some(pid)) => NetNs::of_pid(pid).map_err(|source| EnrolError::Process { pid, source }),
+        (None, None) => Err(EnrolError::NoAddress),
+    }
+}
+
+/// Whether another namespace stands at the workload's path by now: a pod of the same name was created anew.
+fn replaced(running: &Running) -> bool {
+    let Some(path) = &running.settings.netns else { return false };
+    NetNs::open(path).is_ok_and(|netns| netns.cookie() != running.workload.netns.cookie())
+}
+
+/// The kernel layer's own state is consistent between any two of its calls, so a panic elsewhere does not spoil it.
+pub(super) fn lock(kernel: &Mutex<Kernel>) -> MutexGuard<'_, Kernel> {
+    kernel.lock().unwrap_or_else(PoisonError::into_inner)
+}
