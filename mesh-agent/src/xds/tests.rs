@@ -182,6 +182,104 @@ const A: &str = "outbound|80||a.default.svc.cluster.local";
 const B: &str = "outbound|80||b.default.svc.cluster.local";
 
 #[tokio::test(start_paused = true)]
+async fn acknowledges_and_subscribes_apart() {
+    let mut harness = start();
+    let mut stream = harness.streams.recv().await.unwrap();
+    let first = stream.opening().await;
+    assert!(first.node.is_some_and(|node| node.id.starts_with("sidecar~10.0.0.1~a.default~")));
+    assert!(first.resource_names_subscribe.is_empty() && first.initial_resource_versions.is_empty());
+    assert_eq!(stream.authorization, None);
+
+    stream.respond(CLUSTER_TYPE, "n1", vec![cluster(A, "1"), cluster(B, "1")], &[]).await;
+    let ack = stream.request().await;
+    assert_eq!((ack.type_url.as_str(), ack.response_nonce.as_str()), (CLUSTER_TYPE, "n1"));
+    assert!(ack.error_detail.is_none() && ack.resource_names_subscribe.is_empty() && ack.node.is_none());
+    let subscribe = stream.request().await;
+    assert_eq!((subscribe.type_url.as_str(), subscribe.response_nonce.as_str()), (ENDPOINT_TYPE, ""));
+    assert_eq!(subscribe.resource_names_subscribe, [A, B]);
+
+    stream.respond(ENDPOINT_TYPE, "n2", vec![endpoints(A, "1"), endpoints(B, "1")], &[]).await;
+    assert_eq!(stream.request().await.response_nonce, "n2");
+
+    // A cluster that goes takes its subscription with it.
+    stream.respond(CLUSTER_TYPE, "n3", vec![], &[A]).await;
+    assert_eq!(stream.request().await.response_nonce, "n3");
+    let unsubscribe = stream.request().await;
+    assert_eq!(unsubscribe.resource_names_unsubscribe, [A]);
+    assert!(unsubscribe.resource_names_subscribe.is_empty());
+
+    assert_eq!(*harness.changes.wait_for(|n| *n == 3).await.unwrap(), 3);
+    let status = harness.status.get();
+    assert_eq!((status.state, status.responses, status.nacks), (State::Connected, 3, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn refuses_by_name_and_takes_the_rest() {
+    let mut harness = start();
+    let mut stream = harness.streams.recv().await.unwrap();
+    stream.opening().await;
+    let broken = Resource {
+        name: B.into(),
+        version: "1".into(),
+        resource: Some(Any { type_url: CLUSTER_TYPE.into(), value: vec![0xff, 0xff] }),
+        ..Resource::default()
+    };
+    let strange = resource("x", "1", ENDPOINT_TYPE, ClusterLoadAssignment::default());
+    let empty = Resource { name: "y".into(), ..Resource::default() };
+    stream.respond(CLUSTER_TYPE, "n1", vec![cluster(A, "1"), broken, strange, empty], &[]).await;
+    let nack = stream.request().await;
+    assert_eq!((nack.type_url.as_str(), nack.response_nonce.as_str()), (CLUSTER_TYPE, "n1"));
+    let message = nack.error_detail.expect("a NACK").message;
+    for part in [&format!("{B}: "), "x: resource: is a type.googleapis.com/", "y: resource: is empty"] {
+        assert!(message.contains(part), "{part} in {message}");
+    }
+    assert!(!message.contains(A), "{message}");
+    assert_eq!(stream.request().await.resource_names_subscribe, [A]);
+
+    // What nobody asked for is refused, and the stream goes on.
+    stream
+        .respond(
+            "type.googleapis.com/x.Y",
+            "n2",
+            vec![resource("z", "1", "type.googleapis.com/x.Y", ClusterLoadAssignment::default())],
+            &[],
+        )
+        .await;
+    let nack = stream.request().await;
+    assert_eq!(nack.response_nonce, "n2");
+    assert!(nack.error_detail.is_some());
+    harness.changes.wait_for(|n| *n == 2).await.unwrap();
+    let status = harness.status.get();
+    assert_eq!((status.responses, status.nacks), (2, 2));
+    assert!(status.last_nack.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn comes_back_at_once_and_tells_what_it_has() {
+    let mut harness = start();
+    let mut stream = harness.streams.recv().await.unwrap();
+    stream.opening().await;
+    stream.respond(CLUSTER_TYPE, "n1", vec![cluster(A, "7")], &[]).await;
+    stream.request().await;
+    stream.request().await;
+    stream.respond(ENDPOINT_TYPE, "n2", vec![endpoints(A, "3")], &[]).await;
+    stream.request().await;
+
+    let closed = Instant::now();
+    drop(stream);
+    let mut stream = harness.streams.recv().await.unwrap();
+    assert!(closed.elapsed() < Duration::from_millis(10), "{:?}", closed.elapsed());
+    let clusters = stream.request().await;
+    assert!(clusters.node.is_some());
+    assert_eq!(clusters.initial_resource_versions, [(A.to_owned(), "7".to_owned())].into());
+    let endpoints = stream.request().await;
+    assert_eq!(endpoints.type_url, ENDPOINT_TYPE);
+    assert_eq!(endpoints.resource_names_subscribe, [A]);
+    assert_eq!(endpoints.initial_resource_versions, [(A.to_owned(), "3".to_owned())].into());
+    assert_eq!(stream.request().await.type_url, LISTENER_TYPE);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failing_server_is_tried_ever_more_slowly() {
     let mut harness = start();
     let mut opened = Vec::new();
