@@ -1,0 +1,111 @@
+//! What the control plane publishes: resources as they travel in xDS, by kind and name, for one proxy.
+//!
+//! In: encoded Envoy messages. Out: [`Resource`]s whose version is a hash of their content. No I/O.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
+use envoy_types::pb::google::protobuf::Any;
+use prost::Message as _;
+
+use crate::directory::Directory;
+
+/// The kinds of resources, in the order in which they are pushed: what is referred to goes before what refers to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `envoy.config.cluster.v3.Cluster`.
+    Cluster,
+    /// `envoy.config.endpoint.v3.ClusterLoadAssignment`.
+    Endpoint,
+    /// `envoy.config.listener.v3.Listener`.
+    Listener,
+    /// `envoy.config.route.v3.RouteConfiguration`.
+    Route,
+}
+
+impl Kind {
+    /// All of them, in push order; the index is that of `metrics::TYPES`.
+    pub const ALL: [Kind; 4] = [Kind::Cluster, Kind::Endpoint, Kind::Listener, Kind::Route];
+
+    /// Index in [`Kind::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The type URL.
+    pub fn type_url(self) -> &'static str {
+        match self {
+            Kind::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+            Kind::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+            Kind::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
+            Kind::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+        }
+    }
+
+    /// The kind of a type URL.
+    pub fn of(type_url: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.type_url() == type_url)
+    }
+
+    /// Listeners and clusters may be subscribed to as a whole; the others only by name.
+    pub fn has_wildcard(self) -> bool {
+        matches!(self, Kind::Cluster | Kind::Listener)
+    }
+
+    /// What a client gets for a name that nothing is known of: an empty resource, as istiod sends it, so that its
+    /// cluster or listener does not wait for ever. `None` for kinds that are reported as removed instead.
+    pub fn absent(self, name: &str) -> Option<Resource> {
+        let value = match self {
+            Kind::Endpoint => {
+                ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() }.encode_to_vec()
+            }
+            Kind::Route => RouteConfiguration { name: name.to_owned(), ..Default::default() }.encode_to_vec(),
+            Kind::Cluster | Kind::Listener => return None,
+        };
+        Some(Resource::new(self, value))
+    }
+}
+
+/// One encoded resource.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resource {
+    /// Hash of the content.
+    pub version: u64,
+    /// The message.
+    pub body: Any,
+}
+
+impl Resource {
+    /// From an encoded message of this kind.
+    pub fn new(kind: Kind, value: Vec<u8>) -> Resource {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&value);
+        Resource { version: hasher.finish(), body: Any { type_url: kind.type_url().to_owned(), value } }
+    }
+}
+
+/// All resources of one kind for one proxy, by name.
+pub type Resources = BTreeMap<Arc<str>, Arc<Resource>>;
+
+/// A workload that a stream is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Proxy {
+    /// Namespace of the workload.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+/// Finds what a proxy is to have of a kind.
+pub type Lookup = Box<dyn Fn(&Proxy, Kind) -> Arc<Resources> + Send + Sync>;
+
+/// The configuration in force, from one reading of the objects: immutable, replaced as a whole.
+pub struct Published {
+    /// Which workloads each node runs.
+    pub directory: Arc<Directory>,
+    /// What a proxy is to have of a kind.
+    pub resources: Lookup,
+}
