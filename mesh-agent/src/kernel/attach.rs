@@ -24,6 +24,8 @@ const CGROUP: [&str; 7] = [
 ];
 const INGRESS: &str = "mesh_ingress";
 const LOOKUP: &str = "mesh_lookup";
+/// How often a program is offered to a kernel that was interrupted.
+const LOAD_TRIES: u32 = 10;
 
 /// Attaches every cgroup program. sock_ops comes before connect, so that no redirected connection goes unnoted.
 pub(super) fn attach_cgroup(object: &mut Ebpf, cgroup: &Path) -> Result<(), KernelError> {
@@ -43,12 +45,12 @@ pub(super) fn attach_cgroup(object: &mut Ebpf, cgroup: &Path) -> Result<(), Kern
         match program(object, name)? {
             Program::SockOps(p) => {
                 let p: &mut SockOps = p;
-                p.load().map_err(|e| refused(name, &e))?;
+                load(name, || p.load())?;
                 p.attach(&directory, mode).map_err(failed)?;
             }
             Program::CgroupSockAddr(p) => {
                 let p: &mut CgroupSockAddr = p;
-                p.load().map_err(|e| refused(name, &e))?;
+                load(name, || p.load())?;
                 p.attach(&directory, mode).map_err(failed)?;
             }
             _ => return Err(refused_because(name, "it is of another kind than expected".into())),
@@ -63,7 +65,7 @@ pub(super) fn attach_ingress(object: &mut Ebpf, ns: &NetNs, interfaces: &[String
     let Program::SchedClassifier(p) = program(object, INGRESS)? else {
         return Err(refused_because(INGRESS, "it is of another kind than expected".into()));
     };
-    p.load().map_err(|e| refused(INGRESS, &e))?;
+    load(INGRESS, || p.load())?;
     for interface in interfaces {
         let failed = |why: String| KernelError::Attach { program: INGRESS, place: interface.clone(), why };
         ns.run(|| attach_one(p, interface)).map_err(|e| failed(e.to_string()))?.map_err(|e| failed(chain(&e)))?;
@@ -77,7 +79,7 @@ pub(super) fn attach_lookup(object: &mut Ebpf, ns: &NetNs) -> Result<(), KernelE
         return Err(refused_because(LOOKUP, "it is of another kind than expected".into()));
     };
     let p: &mut SkLookup = p;
-    p.load().map_err(|e| refused(LOOKUP, &e))?;
+    load(LOOKUP, || p.load())?;
     p.attach(ns).map(|_| ()).map_err(|e| KernelError::Attach {
         program: LOOKUP,
         place: "the workload's network namespace".into(),
@@ -94,6 +96,21 @@ fn attach_one(program: &mut SchedClassifier, interface: &str) -> Result<(), Prog
         }
     }
     program.attach(interface, TcAttachType::Ingress).map(|_| ())
+}
+
+/// The verifier gives up with EAGAIN when a signal arrives; another try is all it takes.
+fn load(name: &'static str, mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), KernelError> {
+    let mut tries = 1;
+    loop {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) && tries < LOAD_TRIES =>
+            {
+                tries += 1;
+            }
+            done => return done.map_err(|e| refused(name, &e)),
+        }
+    }
 }
 
 fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, KernelError> {

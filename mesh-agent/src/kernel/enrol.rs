@@ -47,6 +47,10 @@ pub(super) fn enrol(
     addresses: &[IpAddr],
 ) -> Result<Listeners, KernelError> {
     let failed = |action| move |source| KernelError::Namespace { workload: id, action, source };
+    if let Some((other, _)) = kernel.pods.iter().find(|(_, pod)| pod.netns.cookie() == netns.cookie()) {
+        let taken = std::io::Error::other(format!("it is already enrolled as workload {other}"));
+        return Err(failed("enrol it")(taken));
+    }
     let open = |role: Role, preferred: u16| {
         let sockets = kernel.sockets.clone();
         listen(netns, preferred, |socket| sockets.mark(socket, role)).map_err(failed("listen"))

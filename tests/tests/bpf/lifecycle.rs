@@ -48,23 +48,21 @@ fn a_dropped_kernel_leaves_nothing() {
     drop(listeners);
 }
 
-/// What tcx has on the pod's interfaces, as bpftool tells it.
+/// The names of the programs that tcx has on the pod's interface.
 fn programs_at(net: &Net) -> String {
-    let output = net.pod.run(|| Command::new("bpftool").args(["net", "show"]).output()).unwrap();
-    match output {
-        Ok(output) if String::from_utf8_lossy(&output.stdout).contains("tcx") => {
-            String::from_utf8_lossy(&output.stdout).into_owned()
-        }
-        // An older bpftool does not know tcx: ask the kernel itself.
-        _ => net
-            .pod
-            .run(|| {
-                let (_, found) =
-                    aya::programs::SchedClassifier::query_tcx("eth0", aya::programs::TcAttachType::Ingress).unwrap();
-                found.iter().filter_map(|p| p.name_as_str().map(str::to_owned)).collect::<Vec<_>>().join(" ")
-            })
-            .unwrap(),
-    }
+    let query = || aya::programs::SchedClassifier::query_tcx("eth0", aya::programs::TcAttachType::Ingress);
+    let (_, found) = net.pod.run(query).unwrap().unwrap();
+    found.iter().filter_map(|p| p.name_as_str().map(str::to_owned)).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_namespace_belongs_to_one_workload() {
+    let mut mesh = Mesh::new();
+    let addresses = mesh.net.pod.addresses().unwrap();
+    let error = mesh.kernel.enrol_namespace(ID + 1, &mesh.net.pod, &addresses).unwrap_err().to_string();
+    assert!(error.contains(&format!("already enrolled as workload {ID}")), "{error}");
+    let _client = mesh.connect("192.0.2.80:80").unwrap();
+    assert_eq!(mesh.accept_outbound(true).1, Some(at("192.0.2.80:80")), "the first one still works");
 }
 
 #[test]

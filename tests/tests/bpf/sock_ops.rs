@@ -5,7 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use mesh_common::abi::Counter;
+use mesh_common::abi::{self, Counter};
+use mesh_common::addr::{Addr, Endpoint};
 
 use super::support::*;
 
@@ -39,8 +40,8 @@ fn the_application_accepts_the_real_client() {
         let local = server.local_addr().unwrap();
         assert_eq!((local.ip().to_canonical(), local.port()), (at(to).ip(), at(to).port()));
         assert_joined(&agent, &server);
+        assert_eq!(mesh.kernel.in_flight().unwrap(), (0, 0), "the entry was handed over");
     }
-    assert_eq!(mesh.kernel.in_flight().unwrap(), (0, 0));
 }
 
 #[test]
@@ -99,6 +100,22 @@ fn a_connection_that_is_given_up_leaves_nothing() {
     }
     drop(clients);
     assert_eq!(mesh.kernel.in_flight().unwrap(), (0, 0));
+}
+
+/// What cannot be noted is not passed by: it reaches the agent, which finds no destination and resets it.
+#[test]
+fn a_full_map_is_counted_and_the_agent_finds_no_destination() {
+    let mesh = Mesh::new();
+    let pinned = aya::maps::MapData::from_pin(mesh.pins.join(abi::maps::FLOW)).unwrap();
+    let mut flow: aya::maps::HashMap<_, abi::Tuple, Endpoint> =
+        aya::maps::Map::from_map_data(pinned).unwrap().try_into().unwrap();
+    let end = |port| Endpoint { addr: Addr::ZERO, port };
+    for port in 0..abi::MAX_FLOWS {
+        flow.insert(abi::Tuple { netns: 0, client: end(port), server: end(0) }, end(0), 0).unwrap();
+    }
+    let _client = mesh.connect("192.0.2.80:80").unwrap();
+    assert_eq!(mesh.accept_outbound(true).1, None);
+    assert_eq!(mesh.count(Counter::FlowFull), 1);
 }
 
 /// The client closes first, so its side keeps every port for a minute; there are 28,000 ports.
