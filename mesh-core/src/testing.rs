@@ -11,20 +11,20 @@ use envoy_types::pb::google::protobuf as google;
 use prost::{Message, Name};
 
 /// A message as `Any`.
-pub(crate) fn any<M: Message + Name>(message: &M) -> google::Any {
+pub(crate) fn packed<M: Message + Name>(message: &M) -> google::Any {
     google::Any { type_url: M::type_url(), value: message.encode_to_vec() }
 }
 
 /// An empty message of a type we have no code for.
-pub(crate) fn any_of(type_name: &str) -> google::Any {
+pub(crate) fn packed_empty(type_name: &str) -> google::Any {
     google::Any { type_url: format!("type.googleapis.com/{type_name}"), value: Vec::new() }
 }
 
-pub(crate) fn u32(value: u32) -> Option<google::UInt32Value> {
+pub(crate) fn number(value: u32) -> Option<google::UInt32Value> {
     Some(google::UInt32Value { value })
 }
 
-pub(crate) fn bool(value: bool) -> Option<google::BoolValue> {
+pub(crate) fn flag(value: bool) -> Option<google::BoolValue> {
     Some(google::BoolValue { value })
 }
 
@@ -130,21 +130,21 @@ pub(crate) fn tcp_filter(cluster: &str) -> listener::Filter {
         cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(cluster.into())),
         ..Default::default()
     };
-    filter("envoy.filters.network.tcp_proxy", any(&proxy))
+    filter("envoy.filters.network.tcp_proxy", packed(&proxy))
 }
 
 /// An HTTP manager with routes by RDS, as Istio builds it for a sidecar.
 pub(crate) fn http_manager(rds: &str) -> http::HttpConnectionManager {
     let http_filter = |name: &str, type_name: &str| http::HttpFilter {
         name: name.into(),
-        config_type: Some(http::http_filter::ConfigType::TypedConfig(any_of(type_name))),
+        config_type: Some(http::http_filter::ConfigType::TypedConfig(packed_empty(type_name))),
         ..Default::default()
     };
     http::HttpConnectionManager {
         stat_prefix: "outbound_0.0.0.0_9080;".into(),
-        normalize_path: bool(true),
+        normalize_path: flag(true),
         path_with_escaped_slashes_action: 1,
-        use_remote_address: bool(false),
+        use_remote_address: flag(false),
         stream_idle_timeout: seconds(0),
         upgrade_configs: vec![http::http_connection_manager::UpgradeConfig {
             upgrade_type: "websocket".into(),
@@ -167,7 +167,7 @@ pub(crate) fn http_manager(rds: &str) -> http::HttpConnectionManager {
 }
 
 pub(crate) fn http_filter(rds: &str) -> listener::Filter {
-    filter("envoy.filters.network.http_connection_manager", any(&http_manager(rds)))
+    filter("envoy.filters.network.http_connection_manager", packed(&http_manager(rds)))
 }
 
 pub(crate) fn chain(
@@ -185,7 +185,7 @@ pub(crate) fn inspector(name: &str) -> listener::ListenerFilter {
     };
     listener::ListenerFilter {
         name: format!("envoy.filters.listener.{name}"),
-        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(any_of(type_name))),
+        config_type: Some(listener::listener_filter::ConfigType::TypedConfig(packed_empty(type_name))),
         ..Default::default()
     }
 }
@@ -204,7 +204,7 @@ pub(crate) fn http_listener(name: &str, host: &str, port: u32, rds: &str) -> lis
     listener::Listener {
         name: name.into(),
         address: Some(address(host, port)),
-        bind_to_port: bool(false),
+        bind_to_port: flag(false),
         traffic_direction: core::TrafficDirection::Outbound as i32,
         filter_chains: vec![chain("http", plain_http(), vec![http_filter(rds)])],
         default_filter_chain: Some(chain(
@@ -224,7 +224,7 @@ pub(crate) fn tcp_listener(name: &str, host: &str, port: u32, cluster: &str) -> 
     listener::Listener {
         name: name.into(),
         address: Some(address(host, port)),
-        bind_to_port: bool(false),
+        bind_to_port: flag(false),
         traffic_direction: core::TrafficDirection::Outbound as i32,
         filter_chains: vec![chain("tcp", Default::default(), vec![tcp_filter(cluster)])],
         ..Default::default()

@@ -218,7 +218,7 @@ fn unchanged_parts_are_shared_and_counters_live_on() {
     let (b, also_b) = (before.endpoints.get("b").unwrap(), after.endpoints.get("b").unwrap());
     assert!(Arc::ptr_eq(b, also_b));
 
-    let heavier = endpoint::LbEndpoint { load_balancing_weight: u32(7), ..lb_endpoint("10.0.0.1", 80) };
+    let heavier = endpoint::LbEndpoint { load_balancing_weight: number(7), ..lb_endpoint("10.0.0.1", 80) };
     store.apply(ENDPOINT_TYPE, vec![upsert("a", "3", &assignment("a", vec![heavier]))], &[]);
     let changed = first(&store.snapshot().unwrap());
     assert_eq!((changed.weight, changed.runtime.active.load(Ordering::Relaxed)), (7, 3));
