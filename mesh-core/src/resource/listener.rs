@@ -57,7 +57,7 @@ pub enum Direction {
 }
 
 /// What a chain is for; every empty or absent field matches anything.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct FilterChainMatch {
     /// Original destination port.
     pub destination_port: Option<u16>,
@@ -89,7 +89,7 @@ pub enum TransportProtocol {
 }
 
 /// `source_type` of a match.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SourceType {
     /// Any.
     #[default]

@@ -52,10 +52,10 @@ pub(crate) fn type_name(any: &google::Any) -> String {
         type_url: String,
     }
     let name = strip(&any.type_url);
-    if name == UDPA_TYPED_STRUCT || name == XDS_TYPED_STRUCT {
-        if let Ok(inner) = TypedStruct::decode(any.value.as_slice()) {
-            return strip(&inner.type_url).to_owned();
-        }
+    if (name == UDPA_TYPED_STRUCT || name == XDS_TYPED_STRUCT)
+        && let Ok(inner) = TypedStruct::decode(any.value.as_slice())
+    {
+        return strip(&inner.type_url).to_owned();
     }
     name.to_owned()
 }

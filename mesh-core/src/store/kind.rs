@@ -156,11 +156,11 @@ impl Needed {
     ) -> Option<(Arc<str>, Arc<V>)> {
         let name = self.names.get(upsert.name.as_str())?;
         let good = Good::new(upsert);
-        if let Some(Some(held)) = self.answered.get_mut(name) {
-            if held.digest == good.digest {
-                held.version = good.version;
-                return None;
-            }
+        if let Some(Some(held)) = self.answered.get_mut(name)
+            && held.digest == good.digest
+        {
+            held.version = good.version;
+            return None;
         }
         match parse() {
             Ok(value) => {

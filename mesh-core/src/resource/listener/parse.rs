@@ -3,6 +3,7 @@
 //! In: the message. Out: a [`Listener`]. Socket options, statistics and access logs are accepted
 //! without effect: the agent has its own.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,9 +123,9 @@ fn addresses(message: &pb::Listener) -> Result<Vec<SocketAddr>, Fault> {
 
 /// Two chains for the same connections would leave one without any.
 fn check_distinct(chains: &[FilterChain]) -> Result<(), Fault> {
+    let mut seen = HashMap::new();
     for (i, chain) in chains.iter().enumerate() {
-        let earlier = chains.iter().take(i).position(|other| other.matches == chain.matches);
-        if let Some(earlier) = earlier {
+        if let Some(earlier) = seen.insert(&chain.matches, i) {
             return Err(Fault::new(format!("matches the same as filter_chains[{earlier}]")))
                 .at("filter_chain_match")
                 .at_index("filter_chains", i);
@@ -201,6 +202,7 @@ fn downstream_tls(message: Option<&core::TransportSocket>) -> Result<Option<Down
         TLS => {
             let read = || {
                 let message: tls::DownstreamTlsContext = decode(&any.value)?;
+                refuse!(message; require_sni);
                 let require = message.require_client_certificate.as_ref();
                 let common = CommonTls::parse(message.common_tls_context.as_ref()).at("common_tls_context")?;
                 Ok(Some(DownstreamTls {

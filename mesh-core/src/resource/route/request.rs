@@ -7,11 +7,11 @@ use http::HeaderMap;
 /// Lookup of request headers, for whatever form the codec keeps them in.
 pub trait Headers {
     /// Calls `visit` with every value of the header `name` (lower case), in order.
-    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8]));
+    fn each<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&'a [u8]));
 }
 
 impl Headers for HeaderMap {
-    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+    fn each<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&'a [u8])) {
         for value in self.get_all(name) {
             visit(value.as_bytes());
         }
@@ -20,7 +20,7 @@ impl Headers for HeaderMap {
 
 /// Pairs as a codec parsed them; names in any case.
 impl Headers for Vec<(&str, &[u8])> {
-    fn each(&self, name: &str, visit: &mut dyn FnMut(&[u8])) {
+    fn each<'a>(&'a self, name: &str, visit: &mut dyn FnMut(&'a [u8])) {
         for (_, value) in self.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)) {
             visit(value);
         }
@@ -56,15 +56,20 @@ impl<'a> RequestHead<'a> {
         if let Some(value) = pseudo {
             return use_value(Some(value.as_bytes()));
         }
-        let mut joined: Option<Vec<u8>> = None;
-        self.headers.each(name, &mut |value| match &mut joined {
-            None => joined = Some(value.to_vec()),
-            Some(all) => {
-                all.push(b',');
-                all.extend_from_slice(value);
+        // Nearly always there is one value, which needs no copy.
+        let mut first: Option<&[u8]> = None;
+        let mut joined: Vec<u8> = Vec::new();
+        self.headers.each(name, &mut |value| match first {
+            None => first = Some(value),
+            Some(first) => {
+                if joined.is_empty() {
+                    joined.extend_from_slice(first);
+                }
+                joined.push(b',');
+                joined.extend_from_slice(value);
             }
         });
-        use_value(joined.as_deref())
+        if joined.is_empty() { use_value(first) } else { use_value(Some(&joined)) }
     }
 
     /// The path without query and fragment.
