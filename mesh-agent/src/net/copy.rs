@@ -5,7 +5,7 @@
 //! Never holds a buffer while it waits for bytes to read, never reads more than it could write on.
 
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
@@ -150,33 +150,54 @@ pub enum End {
     Idle,
 }
 
-/// Relays between `first` and `second` until both directions have ended. `idle` is the longest time without a byte; `None` is forever.
-pub async fn copy<A: Duplex, B: Duplex>(first: A, second: B, traffic: &Traffic, idle: Option<Duration>) -> End {
-    let mut relay = Relay { first, second, forward: Direction::default(), back: Direction::default() };
-    let mut watch = idle.map(IdleWatch::new);
-    let end = poll_fn(|cx| {
-        if let Poll::Ready(end) = relay.poll(cx, traffic) {
-            return Poll::Ready(end);
-        }
-        match &mut watch {
-            Some(watch) => watch.poll(cx, traffic.forward.get() + traffic.back.get()).map(|()| End::Idle),
-            None => Poll::Pending,
-        }
-    })
-    .await;
-    match end {
-        End::FirstReset(_) => reset(&mut relay.second).await,
-        End::SecondReset(_) => reset(&mut relay.first).await,
-        End::Finished | End::Idle => {}
-    }
-    end
+/// Relays between `first` and `second` until both directions have ended. `idle` is the longest time without a byte; `None`
+/// is forever. A future of its own, because an async function would hold both streams twice.
+pub fn copy<A: Duplex, B: Duplex>(first: A, second: B, traffic: &Traffic, idle: Option<Duration>) -> Copy<'_, A, B> {
+    let relay = Relay { first, second, forward: Direction::default(), back: Direction::default() };
+    Copy { relay, traffic, watch: idle.map(IdleWatch::new).map(Box::new), ending: None }
 }
 
-async fn reset<S: Duplex>(stream: &mut S) {
-    for _ in 0..TURNS_BEFORE_RESET {
-        tokio::task::yield_now().await;
+/// A relay under way; see [`copy`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Copy<'a, A, B> {
+    relay: Relay<A, B>,
+    traffic: &'a Traffic,
+    watch: Option<Box<IdleWatch>>,
+    /// The end, and how many turns what was written before still gets.
+    ending: Option<(End, usize)>,
+}
+
+impl<A: Duplex, B: Duplex> Future for Copy<'_, A, B> {
+    type Output = End;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
+        let this = &mut *self;
+        if this.ending.is_none() {
+            let end = match this.relay.poll(cx, this.traffic) {
+                Poll::Ready(end) => end,
+                Poll::Pending => match &mut this.watch {
+                    Some(watch) => {
+                        ready!(watch.poll(cx, this.traffic.forward.get() + this.traffic.back.get()));
+                        End::Idle
+                    }
+                    None => return Poll::Pending,
+                },
+            };
+            this.ending = Some((end, TURNS_BEFORE_RESET));
+        }
+        let Some((end, turns)) = this.ending.take() else { return Poll::Pending };
+        match &end {
+            End::FirstReset(_) | End::SecondReset(_) if turns > 0 => {
+                this.ending = Some((end, turns - 1));
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            End::FirstReset(_) => this.relay.second.reset(),
+            End::SecondReset(_) => this.relay.first.reset(),
+            End::Finished | End::Idle => {}
+        }
+        Poll::Ready(end)
     }
-    stream.reset();
 }
 
 struct Relay<A, B> {

@@ -1,15 +1,23 @@
-//! What is known of one connection, and the filter chain that serves it.
+//! What is known of one connection, the filter chain that serves it, and what that makes of it.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use mesh_core::detect::Detect;
 use mesh_core::identity::SpiffeId;
 use mesh_core::resource::listener::{ConnFacts, FilterChain, Listener, Terminal};
 use tokio::time::Instant;
 
+use super::pod::Pod;
+use super::tcp::Upstream;
+use super::{http, tcp};
+use crate::net::peek::Peeked;
 use crate::telemetry::Peer;
+use crate::upstream::Connected;
+use crate::upstream::stream::Stream;
 
 /// Whose side a connection is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +91,71 @@ impl Chosen {
     /// What becomes of the bytes. `None` for a chain that wants TLS towards the client, which is not supported yet.
     pub(super) fn terminal(&self) -> Option<&Terminal> {
         self.chain().filter(|chain| chain.tls.is_none()).map(|chain| &chain.terminal)
+    }
+}
+
+/// A connection that is ready to be served, and by what.
+pub(super) enum Served {
+    Tcp(Box<Relay>),
+    Http(Box<HttpConnection>),
+}
+
+/// An opaque connection with both its ends.
+pub(super) struct Relay {
+    pub(super) flow: Flow,
+    pub(super) downstream: Peeked<Stream>,
+    pub(super) upstream: Upstream,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) max_duration: Option<Duration>,
+    pub(super) server_name: Option<Box<str>>,
+    /// The upstream's first bytes, if they were read.
+    pub(super) said: Bytes,
+}
+
+/// A connection that speaks HTTP.
+pub(super) struct HttpConnection {
+    pub(super) flow: Flow,
+    pub(super) downstream: Peeked<Stream>,
+    pub(super) chosen: Chosen,
+    /// HTTP/2 with prior knowledge.
+    pub(super) http2: bool,
+    /// An upstream connection that is open already.
+    pub(super) first: Option<Connected>,
+}
+
+impl Served {
+    /// Serves the connection to its end.
+    pub(super) async fn run(self, pod: Rc<Pod>) {
+        match self {
+            Self::Tcp(relay) => tcp::relay(&pod, relay).await,
+            Self::Http(connection) => Box::pin(http::serve(pod, connection)).await,
+        }
+    }
+
+    pub(super) fn tcp(
+        flow: Flow,
+        downstream: Peeked<Stream>,
+        upstream: Upstream,
+        chosen: &Chosen,
+        server_name: Option<&str>,
+        said: Bytes,
+    ) -> Self {
+        let (idle_timeout, max_duration) = match chosen.terminal() {
+            Some(Terminal::Tcp(proxy)) => (proxy.idle_timeout, proxy.max_duration),
+            _ => (None, None),
+        };
+        let server_name = server_name.map(Into::into);
+        Self::Tcp(Box::new(Relay { flow, downstream, upstream, idle_timeout, max_duration, server_name, said }))
+    }
+
+    pub(super) fn http(
+        flow: Flow,
+        downstream: Peeked<Stream>,
+        chosen: Chosen,
+        http2: bool,
+        first: Option<Connected>,
+    ) -> Self {
+        Self::Http(Box::new(HttpConnection { flow, downstream, chosen, http2, first }))
     }
 }
 

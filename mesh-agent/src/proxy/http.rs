@@ -29,17 +29,12 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use mesh_core::resource::listener::{HttpManager, Terminal};
 
-use super::chosen::{Chosen, Flow, Side};
+use super::chosen::{Chosen, Flow, HttpConnection, Side};
 use super::pod::Pod;
 use crate::errors::Flags;
-use crate::net::peek::Peeked;
 use crate::upstream::Connected;
-use crate::upstream::stream::Stream;
 use record::Record;
 use upstreams::Upstreams;
-
-#[cfg(test)]
-mod tests;
 
 /// Longest head of a request, in bytes (Envoy's default: 60 KiB).
 const MAX_REQUEST_HEAD: usize = 60 << 10;
@@ -68,15 +63,9 @@ struct Conn {
     server: Option<HeaderValue>,
 }
 
-/// Serves a downstream connection to its end. `first` is an upstream connection that is open already.
-pub(super) async fn serve(
-    pod: Rc<Pod>,
-    flow: Flow,
-    chosen: Chosen,
-    downstream: Peeked<Stream>,
-    http2: bool,
-    first: Option<Connected>,
-) {
+/// Serves a downstream connection to its end.
+pub(super) async fn serve(pod: Rc<Pod>, connection: Box<HttpConnection>) {
+    let HttpConnection { flow, downstream, chosen, http2, first } = *connection;
     let mut shutdown = pod.shutdown.clone();
     let conn = Rc::new(Conn::new(pod, flow, chosen, http2, first));
     let service = {

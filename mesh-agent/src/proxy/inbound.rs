@@ -1,4 +1,4 @@
-//! Connections to a local workload: those that come in the open, and from [`serve_stream`] on also those from a tunnel.
+//! Connections to a local workload: those that come in the open, and from [`lead`] on also those from a tunnel.
 //!
 //! The application is dialled before anything is read, at the address that the client dialled: it sees the connection as
 //! early as without the mesh, it may speak first, and its refusal is the client's refusal.
@@ -7,29 +7,42 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use mesh_core::balance::PickContext;
 use mesh_core::detect::Detect;
 use mesh_core::resource::listener::{Detection, Terminal};
 use tokio::net::TcpStream;
 
-use super::chosen::{Chosen, Flow, Side, server_name};
+use super::chosen::{Chosen, Flow, Served, Side, server_name};
 use super::cluster;
 use super::detect::spoken;
 use super::pod::Pod;
-use super::{http, tcp};
+use super::tcp;
 use crate::net::copy::Duplex;
 use crate::net::peek::{Peek, Peeked};
 use crate::upstream::Connected;
 use crate::upstream::stream::Stream;
 
 /// Serves one connection accepted in the open (PERMISSIVE).
-pub(super) async fn serve(pod: Rc<Pod>, mut accepted: TcpStream) {
-    let Some((client, destination)) = ends(&pod, &accepted) else { return accepted.reset() };
+pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
+    // Boxed as in `outbound`.
+    let leading = Box::pin(dial_and_lead(pod.clone(), accepted));
+    if let Some(served) = leading.await {
+        served.run(pod).await;
+    }
+}
+
+async fn dial_and_lead(pod: Rc<Pod>, mut accepted: TcpStream) -> Option<Served> {
+    let Some((client, destination)) = ends(&pod, &accepted) else {
+        accepted.reset();
+        return None;
+    };
     let flow = Flow::new(Side::Inbound, client, destination);
     match pod.dial_app(&flow).await {
-        Ok(app) => serve_stream(pod, flow, Stream::Tcp(accepted), app).await,
+        Ok(app) => lead(&pod, flow, Stream::Tcp(accepted), app).await,
         Err(error) => {
             tracing::debug!(workload = pod.name, %error, "the application does not answer");
             accepted.reset();
+            None
         }
     }
 }
@@ -45,50 +58,60 @@ fn ends(pod: &Pod, accepted: &TcpStream) -> Option<(SocketAddr, SocketAddr)> {
     Some((client, destination))
 }
 
-/// Serves a connection whose application is already connected.
-pub(super) async fn serve_stream(pod: Rc<Pod>, flow: Flow, stream: Stream, app: Connected) {
+/// Leads a connection whose application is connected to the codec or relay that serves it. `None`: it was reset, and reported if there was anything to tell.
+pub(super) async fn lead(pod: &Pod, flow: Flow, stream: Stream, mut app: Connected) -> Option<Served> {
     let mut downstream = Peeked::new(stream);
     let Some(snapshot) = pod.config().await else {
         tracing::warn!(workload = pod.name, "no configuration yet: connection reset");
-        return downstream.reset();
+        downstream.reset();
+        return None;
     };
     let Some(listener) = snapshot.inbound() else {
-        return tcp::refuse_without_chain(&pod, &flow, downstream, None);
+        tcp::refuse_without_chain(pod, &flow, downstream, None);
+        return None;
     };
-    let mut app = app;
     let first = match listener.detection(flow.destination) {
         Detection::NotNeeded => First::Unheard,
         Detection::Needed => first_to_speak(&mut downstream, &mut app.stream).await,
     };
-    // An application that has spoken, or gone, is no use to an HTTP codec.
+    // An application that has spoken, or gone, is of no use to an HTTP codec.
     let unheard = !matches!(first, First::Application(_));
     let (detected, said) = match first {
         First::Unheard => (None, Bytes::new()),
         First::Client(detected) => (Some(detected), Bytes::new()),
         First::Application(said) => (None, said),
-        First::Broken => return downstream.reset(),
+        First::Broken => {
+            downstream.reset();
+            return None;
+        }
     };
+    let name = server_name(detected.as_ref());
     let Some(chosen) = Chosen::new(listener, &flow, detected.as_ref()) else {
-        return tcp::refuse_without_chain(&pod, &flow, downstream, server_name(detected.as_ref()));
+        tcp::refuse_without_chain(pod, &flow, downstream, name);
+        return None;
     };
     match chosen.terminal() {
         Some(Terminal::Tcp(proxy)) => {
-            let name = server_name(detected.as_ref());
             let cluster = &proxy.clusters.pick(rand::random()).name;
-            match cluster::choose(&snapshot, cluster, &flow, &Default::default()) {
+            match cluster::choose(&snapshot, cluster, &flow, &PickContext::default()) {
                 Ok(target) => {
                     let upstream = tcp::Upstream { target, connected: app };
-                    tcp::relay(&pod, &flow, downstream, upstream, Some(proxy), name, said).await;
+                    Some(Served::tcp(flow, downstream, upstream, &chosen, name, said))
                 }
-                Err(none) => tcp::refuse(&pod, &flow, downstream, &tcp::Failure::no_target(none, cluster), name),
+                Err(none) => {
+                    tcp::refuse(pod, &flow, downstream, &tcp::Failure::no_target(none, cluster), name);
+                    None
+                }
             }
         }
         Some(Terminal::Http(_)) => {
-            drop(snapshot);
             let http2 = detected == Some(Detect::Http2);
-            http::serve(pod, flow, chosen, downstream, http2, unheard.then_some(app)).await;
+            Some(Served::http(flow, downstream, chosen, http2, unheard.then_some(app)))
         }
-        None => tcp::refuse_without_chain(&pod, &flow, downstream, server_name(detected.as_ref())),
+        None => {
+            tcp::refuse_without_chain(pod, &flow, downstream, name);
+            None
+        }
     }
 }
 

@@ -10,9 +10,8 @@ use mesh_core::detect::Detect;
 use mesh_core::resource::listener::{Detection, Listener, Terminal};
 use tokio::net::TcpStream;
 
-use super::chosen::{Chosen, Flow, Side, server_name};
+use super::chosen::{Chosen, Flow, Served, Side, server_name};
 use super::detect::{FirstBytes, first_bytes, spoken};
-use super::http;
 use super::pod::Pod;
 use super::tcp;
 use crate::net::copy::Duplex;
@@ -21,51 +20,74 @@ use crate::upstream::stream::Stream;
 
 /// Serves one accepted connection.
 pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
+    // Each stage has a box of its own: a held connection costs what its last stage needs, not what some stage might.
+    let leading = Box::pin(lead(pod.clone(), accepted));
+    if let Some(served) = leading.await {
+        served.run(pod).await;
+    }
+}
+
+/// Leads a connection to the codec or relay that serves it. `None`: it was reset, and reported if there was anything to tell.
+async fn lead(pod: Rc<Pod>, accepted: TcpStream) -> Option<Served> {
+    let pod = &*pod;
     let mut downstream = Peeked::new(Stream::Tcp(accepted));
-    let Some((client, destination)) = ends(&pod, downstream.get_ref()) else { return downstream.reset() };
+    let Some((client, destination)) = ends(pod, downstream.get_ref()) else {
+        downstream.reset();
+        return None;
+    };
     let Some(snapshot) = pod.config().await else {
         tracing::warn!(workload = pod.name, %destination, "no configuration yet: connection reset");
-        return downstream.reset();
+        downstream.reset();
+        return None;
     };
     let flow = Flow::new(Side::Outbound, client, destination);
     let Some(listener) = snapshot.outbound(flow.destination) else {
-        return tcp::refuse_without_chain(&pod, &flow, downstream, None);
+        tcp::refuse_without_chain(pod, &flow, downstream, None);
+        return None;
     };
     let detected = match listener.detection(flow.destination) {
         Detection::NotNeeded => None,
         Detection::Needed => match first_bytes(&mut downstream, listener).await {
             Ok(FirstBytes::Spoke(detected)) => Some(detected),
             Ok(FirstBytes::Silent) if may_go_on(listener) => {
-                match serve_silent(&pod, &flow, listener, &snapshot, &mut downstream).await {
-                    Silence::ServerSpoke(upstream, chosen, first) => {
-                        let proxy = proxy_of(&chosen);
-                        return tcp::relay(&pod, &flow, downstream, *upstream, proxy, None, first).await;
+                match end_of_silence(pod, &flow, listener, &snapshot, &mut downstream).await {
+                    Silence::ServerSpoke(upstream, chosen, said) => {
+                        return Some(Served::tcp(flow, downstream, *upstream, &chosen, None, said));
                     }
                     Silence::ClientSpoke(detected) => Some(detected),
-                    Silence::Broken => return downstream.reset(),
+                    Silence::Broken => {
+                        downstream.reset();
+                        return None;
+                    }
                 }
             }
-            Ok(FirstBytes::Silent) | Err(_) => return downstream.reset(),
+            Ok(FirstBytes::Silent) | Err(_) => {
+                downstream.reset();
+                return None;
+            }
         },
     };
+    let name = server_name(detected.as_ref());
     let Some(chosen) = Chosen::new(listener, &flow, detected.as_ref()) else {
-        return tcp::refuse_without_chain(&pod, &flow, downstream, server_name(detected.as_ref()));
+        tcp::refuse_without_chain(pod, &flow, downstream, name);
+        return None;
     };
     match chosen.terminal() {
-        Some(Terminal::Tcp(proxy)) => {
-            let name = server_name(detected.as_ref());
-            match tcp::connect(&pod, &flow, proxy, &snapshot).await {
-                Ok(upstream) => tcp::relay(&pod, &flow, downstream, upstream, Some(proxy), name, Bytes::new()).await,
-                Err(failure) => tcp::refuse(&pod, &flow, downstream, &failure, name),
+        Some(Terminal::Tcp(proxy)) => match tcp::connect(pod, &flow, proxy, &snapshot).await {
+            Ok(upstream) => Some(Served::tcp(flow, downstream, upstream, &chosen, name, Bytes::new())),
+            Err(failure) => {
+                tcp::refuse(pod, &flow, downstream, &failure, name);
+                None
             }
-        }
+        },
         Some(Terminal::Http(_)) => {
-            // Nothing of this frame is needed any more, and requests look at the configuration of their own time.
-            drop(snapshot);
             let http2 = detected == Some(Detect::Http2);
-            http::serve(pod, flow, chosen, downstream, http2, None).await;
+            Some(Served::http(flow, downstream, chosen, http2, None))
         }
-        None => tcp::refuse_without_chain(&pod, &flow, downstream, server_name(detected.as_ref())),
+        None => {
+            tcp::refuse_without_chain(pod, &flow, downstream, name);
+            None
+        }
     }
 }
 
@@ -103,7 +125,7 @@ enum Silence {
 }
 
 /// The client waits. Connects as for opaque bytes, so that a server that speaks first can; whoever speaks first decides.
-async fn serve_silent(
+async fn end_of_silence(
     pod: &Pod,
     flow: &Flow,
     listener: &Arc<Listener>,
@@ -114,8 +136,8 @@ async fn serve_silent(
         let chosen = Chosen::new(listener, flow, None)?;
         let Some(Terminal::Tcp(proxy)) = chosen.terminal() else { return None };
         let mut upstream = tcp::connect(pod, flow, proxy, snapshot).await.ok()?;
-        let first = first_of(&mut upstream).await?;
-        Some(Silence::ServerSpoke(Box::new(upstream), chosen, first))
+        let said = first_of(&mut upstream).await?;
+        Some(Silence::ServerSpoke(Box::new(upstream), chosen, said))
     };
     let client = async {
         match spoken(downstream).await {
@@ -141,12 +163,5 @@ async fn first_of(upstream: &mut tcp::Upstream) -> Option<Bytes> {
     match peeked.more(1).await {
         Ok(Peek::More) => Some(Bytes::copy_from_slice(peeked.seen())),
         Ok(Peek::End | Peek::Full) | Err(_) => None,
-    }
-}
-
-fn proxy_of(chosen: &Chosen) -> Option<&mesh_core::resource::listener::TcpProxy> {
-    match chosen.terminal() {
-        Some(Terminal::Tcp(proxy)) => Some(proxy),
-        _ => None,
     }
 }

@@ -3,14 +3,17 @@
 //! In: a downstream stream and its TCP chain. Out: the relayed connection and its report. What keeps the connection from
 //! being served resets the client, as the network itself would.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use mesh_core::Snapshot;
 use mesh_core::balance::PickContext;
 use mesh_core::resource::listener::TcpProxy;
+use tokio::time::timeout;
 
-use super::chosen::Flow;
+use super::chosen::{Flow, Relay};
 use super::cluster::{self, NoTarget, Target};
 use super::pod::Pod;
 use super::report::{self, Far, TcpEnd, TcpReport};
@@ -50,7 +53,8 @@ pub(super) async fn connect(
     snapshot: &Snapshot,
 ) -> Result<Upstream, Failure> {
     let name = &proxy.clusters.pick(rand::random()).name;
-    let target = cluster::choose(snapshot, name, flow, &PickContext::default())
+    let hash = proxy.hash_source_ip.then(|| hash_of(flow));
+    let target = cluster::choose(snapshot, name, flow, &PickContext { hash, avoid: &[] })
         .map_err(|none| Failure::no_target(none, name))?;
     match pod.connect(flow, &target).await {
         Ok(connected) => Ok(Upstream { target, connected }),
@@ -60,6 +64,13 @@ pub(super) async fn connect(
             Err(Failure { flags, cluster, target: Some(target), why: Some(error.to_string()) })
         }
     }
+}
+
+/// The same for all connections of a client, on every worker and node.
+fn hash_of(flow: &Flow) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    flow.client.ip().hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Resets a client whose connection cannot be served, and reports it.
@@ -95,26 +106,14 @@ pub(super) fn refuse_without_chain<S: Duplex>(pod: &Pod, flow: &Flow, downstream
 }
 
 /// Relays until both directions have ended.
-pub(super) async fn relay<S: Duplex>(
-    pod: &Pod,
-    flow: &Flow,
-    downstream: S,
-    upstream: Upstream,
-    proxy: Option<&TcpProxy>,
-    server_name: Option<&str>,
-    already_received: bytes::Bytes,
-) {
-    let Upstream { target, connected } = upstream;
-    let open = TcpReport::open(pod, report::labels(pod, flow, &Far::new(&target, Some(&connected)), Protocol::Tcp));
-    let Connected { stream, local, remote, .. } = connected;
-    let upstream: Peeked<Stream> = Peeked::with_prefix(stream, already_received);
-    let done = Done { pod, flow, open, target, local, remote, server_name, flags: Flags::LR };
-    let idle = proxy.and_then(|proxy| proxy.idle_timeout);
+pub(super) async fn relay(pod: &Pod, relay: Box<Relay>) {
+    let (idle, limit) = (relay.idle_timeout, relay.max_duration);
+    let (done, downstream, upstream) = Done::new(pod, *relay);
     let report = done.open.clone();
-    let relay = copy(downstream, upstream, &report.traffic, idle);
-    let end = match proxy.and_then(|proxy| proxy.max_duration) {
-        Some(limit) => tokio::time::timeout(limit, relay).await.ok(),
-        None => Some(relay.await),
+    let copying = copy(downstream, upstream, &report.traffic, idle);
+    let end = match limit {
+        None => Some(copying.await),
+        Some(limit) => Box::pin(timeout(limit, copying)).await.ok(),
     };
     done.finish(match end {
         Some(End::Finished | End::FirstReset(_) | End::SecondReset(_)) => Flags::NONE,
@@ -126,16 +125,25 @@ pub(super) async fn relay<S: Duplex>(
 /// Reports the end of a connection, however it comes.
 struct Done<'a> {
     pod: &'a Pod,
-    flow: &'a Flow,
+    flow: Flow,
     open: Rc<TcpReport>,
     target: Target,
-    local: Option<std::net::SocketAddr>,
-    remote: std::net::SocketAddr,
-    server_name: Option<&'a str>,
+    local: Option<SocketAddr>,
+    server_name: Option<Box<str>>,
     flags: Flags,
 }
 
-impl Done<'_> {
+impl<'a> Done<'a> {
+    /// Begins the report; what the relay itself does not need goes no further.
+    fn new(pod: &'a Pod, relay: Relay) -> (Self, Peeked<Stream>, Peeked<Stream>) {
+        let Relay { flow, downstream, upstream: Upstream { target, connected }, server_name, said, .. } = relay;
+        let labels = report::labels(pod, &flow, &Far::new(&target, Some(&connected)), Protocol::Tcp);
+        let open = TcpReport::open(pod, labels);
+        // Cut off unless `finish` says otherwise.
+        let done = Self { pod, flow, open, target, local: connected.local, server_name, flags: Flags::LR };
+        (done, downstream, Peeked::with_prefix(connected.stream, said))
+    }
+
     fn finish(mut self, flags: Flags) {
         self.flags = flags;
     }
@@ -149,12 +157,12 @@ impl Drop for Done<'_> {
             flags: self.flags,
             received: self.open.traffic.forward.get(),
             sent: self.open.traffic.back.get(),
-            server_name: self.server_name,
+            server_name: self.server_name.as_deref(),
             cluster: Some(&self.target.cluster.name),
-            upstream: Some(self.remote),
+            upstream: Some(self.target.address),
             upstream_local: self.local,
             failure: None,
         };
-        report::log_tcp(self.pod, self.flow, &end);
+        report::log_tcp(self.pod, &self.flow, &end);
     }
 }

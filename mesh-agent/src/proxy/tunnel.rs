@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::chosen::{Flow, Side};
+use super::chosen::{Flow, Served, Side};
 use super::inbound;
 use super::pod::Pod;
 use crate::shutdown;
@@ -54,8 +54,9 @@ pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
         let credential = credential.ok_or("there is no certificate")?;
         accepted.set_nodelay(true).map_err(|error| error.to_string())?;
         establish(accepted, &credential).await
-    })
-    .await;
+    });
+    // Boxed: the handshake is large and soon over.
+    let established = Box::pin(established).await;
     let (connection, peer) = match established {
         Ok(Ok(established)) => established,
         Ok(Err(why)) => {
@@ -146,34 +147,52 @@ async fn answer(
     peer: Arc<PeerCertificate>,
     remote: SocketAddr,
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    respond: SendResponse<Bytes>,
 ) {
-    let (head, body) = request.into_parts();
-    let served = async {
-        let wanted = judge(&head, remote, |to| pod.serves(to))?;
-        let place = pod.admit().ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
-        let mut flow = Flow::new(Side::Inbound, wanted.client, wanted.destination);
-        flow.source = Some(Arc::new(source(&head.headers, &peer)));
-        flow.identity = Some(peer.identity.clone());
-        let app = pod.dial_app(&flow).await.map_err(|error| {
-            tracing::debug!(workload = pod.name, %error, "the application does not answer");
-            status(&error)
-        })?;
-        Ok((place, flow, app))
-    };
-    match served.await {
-        Ok((_place, flow, app)) => {
-            let Ok(send) = respond.send_response(accepted(&pod), false) else { return };
-            let stream = Stream::Tunnel(TunnelStream::new(send, body, None));
-            inbound::serve_stream(pod, flow, stream, app).await;
-        }
-        Err(status) => {
-            let mut refusal = Response::new(());
-            *refusal.status_mut() = status;
-            // The peer may have given up already.
-            let _ = respond.send_response(refusal, true);
-        }
+    let Some(_place) = pod.admit() else { return refuse(respond, StatusCode::SERVICE_UNAVAILABLE) };
+    let leading = Box::pin(dial_and_lead(pod.clone(), peer, remote, request, respond));
+    if let Some(served) = leading.await {
+        served.run(pod).await;
     }
+}
+
+async fn dial_and_lead(
+    pod: Rc<Pod>,
+    peer: Arc<PeerCertificate>,
+    remote: SocketAddr,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> Option<Served> {
+    let (head, body) = request.into_parts();
+    let wanted = match judge(&head, remote, |to| pod.serves(to)) {
+        Ok(wanted) => wanted,
+        Err(status) => {
+            tracing::info!(workload = pod.name, peer = %peer.identity, uri = %head.uri, %status, "CONNECT refused");
+            refuse(respond, status);
+            return None;
+        }
+    };
+    let mut flow = Flow::new(Side::Inbound, wanted.client, wanted.destination);
+    flow.source = Some(Arc::new(source(&head.headers, &peer)));
+    flow.identity = Some(peer.identity.clone());
+    let app = match pod.dial_app(&flow).await {
+        Ok(app) => app,
+        Err(error) => {
+            tracing::debug!(workload = pod.name, %error, "the application does not answer");
+            refuse(respond, status(&error));
+            return None;
+        }
+    };
+    let send = respond.send_response(accepted(&pod), false).ok()?;
+    let stream = Stream::Tunnel(TunnelStream::new(send, body, None));
+    inbound::lead(&pod, flow, stream, app).await
+}
+
+fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode) {
+    let mut refusal = Response::new(());
+    *refusal.status_mut() = status;
+    // The peer may have given up already.
+    let _ = respond.send_response(refusal, true);
 }
 
 /// What a good CONNECT asks for.

@@ -1,5 +1,6 @@
 //! Relays over loopback sockets: how each kind of end travels.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -9,6 +9,8 @@ use ::http::request::Parts;
 use ::http::uri::{Authority, PathAndQuery, Scheme};
 use ::http::{Uri, Version};
 
+use mesh_core::resource::listener::ClientCertHeader;
+
 use super::Conn;
 use crate::proxy::chosen::Side;
 
@@ -123,20 +125,22 @@ pub(super) fn add_standard_headers(conn: &Conn, headers: &mut HeaderMap) {
     }
 }
 
-/// Tells the application who its client has proved to be; what a client says of that itself is believed only if it has
-/// proved anything (Envoy: APPEND_FORWARD).
+/// Tells the application who its client has proved to be, as the listener says.
 fn forward_client_cert(conn: &Conn, headers: &mut HeaderMap) {
-    let Some(identity) = &conn.flow.identity else {
-        headers.remove(&X_FORWARDED_CLIENT_CERT);
-        return;
+    let how = conn.manager().map_or(ClientCertHeader::Sanitize, |manager| manager.client_cert);
+    let own = conn.flow.identity.as_ref().map(|identity| format!("By={};URI={identity}", conn.pod.identity));
+    let said = headers.remove(&X_FORWARDED_CLIENT_CERT);
+    let value = match (how, own) {
+        (ClientCertHeader::AlwaysForwardOnly, _) | (ClientCertHeader::ForwardOnly, Some(_)) => said,
+        (ClientCertHeader::SanitizeSet, Some(own)) => HeaderValue::try_from(own).ok(),
+        (ClientCertHeader::AppendForward, Some(own)) => {
+            let said = said.as_ref().and_then(|said| said.to_str().ok());
+            HeaderValue::try_from(said.map_or(own.clone(), |said| format!("{said},{own}"))).ok()
+        }
+        // What a client without a certificate says of certificates is worth nothing.
+        (ClientCertHeader::Sanitize, _) | (_, None) => None,
     };
-    let own = format!("By={};URI={identity}", conn.pod.identity);
-    let said = headers.get(&X_FORWARDED_CLIENT_CERT).and_then(|said| said.to_str().ok());
-    let value = match said {
-        Some(said) => format!("{said},{own}"),
-        None => own,
-    };
-    if let Ok(value) = HeaderValue::try_from(value) {
+    if let Some(value) = value {
         headers.insert(X_FORWARDED_CLIENT_CERT, value);
     }
 }
@@ -206,7 +210,7 @@ mod tests {
         }
         strip_hop_by_hop(&mut headers);
         let left: Vec<_> = headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
-        assert_eq!(left, ["te=trailers", "x-kept=2"]);
+        assert_eq!(left, ["x-kept=2", "te=trailers"]);
     }
 
     #[test]

@@ -1,0 +1,28 @@
+//! Connections through the proxy, on loopback, with configuration as a control plane sends it.
+
+mod config;
+mod http;
+mod http2;
+mod tcp;
+mod world;
+
+#[path = "../../../mesh-core/src/testing.rs"]
+#[allow(dead_code)]
+mod testing;
+
+use super::*;
+use world::{World, pair};
+
+#[tokio::test]
+async fn a_held_connection_is_small() {
+    let world = World::new();
+    let ((a, b), (c, _d)) = tokio::join!(pair(), pair());
+    for (name, size, most) in [
+        ("outbound", size_of_val(&outbound::serve(world.pod(), a)), 1024),
+        ("inbound", size_of_val(&inbound::serve(world.pod(), b)), 1024),
+        ("tunnel", size_of_val(&tunnel::serve(world.pod(), c)), 9 << 10),
+    ] {
+        println!("{name}: {size} bytes");
+        assert!(size <= most, "{name}: {size} bytes");
+    }
+}

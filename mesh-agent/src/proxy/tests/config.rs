@@ -1,0 +1,162 @@
+//! Snapshots for tests, by way of a store, as they come from a control plane.
+
+use std::sync::Arc;
+
+use ::http::StatusCode;
+use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+use envoy_types::pb::envoy::config::listener::v3 as listener;
+use envoy_types::pb::envoy::config::route::v3 as route;
+use mesh_core::Snapshot;
+use mesh_core::resource::{CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE};
+use mesh_core::store::{Store, Upsert};
+use prost::Message;
+
+use super::testing::*;
+
+/// Cluster of the test's service.
+pub(super) const SERVICE: &str = "outbound|80||web.default.svc.cluster.local";
+
+/// A configuration being written.
+pub(super) struct Config {
+    clusters: Vec<cluster::Cluster>,
+    endpoints: Vec<(String, Vec<String>)>,
+    listeners: Vec<listener::Listener>,
+    routes: Vec<route::RouteConfiguration>,
+}
+
+impl Config {
+    /// HTTP on port 80 to [`SERVICE`], everything else passes through; inbound is detected.
+    pub(super) fn new() -> Self {
+        let mut service = eds_cluster(SERVICE);
+        let named = [("host", "web.default.svc.cluster.local"), ("name", "web"), ("namespace", "default")];
+        let named = fields(&named.map(|(key, value)| (key, text(value))));
+        let list = envoy_types::pb::google::protobuf::ListValue {
+            values: vec![envoy_types::pb::google::protobuf::Value {
+                kind: Some(envoy_types::pb::google::protobuf::value::Kind::StructValue(named)),
+            }],
+        };
+        let list = envoy_types::pb::google::protobuf::Value {
+            kind: Some(envoy_types::pb::google::protobuf::value::Kind::ListValue(list)),
+        };
+        service.metadata = metadata(&[("istio", fields(&[("services", list)]))]);
+        Self {
+            clusters: vec![service, original_dst("PassthroughCluster"), original_dst("inbound|80||")],
+            endpoints: vec![(SERVICE.into(), vec!["10.0.0.1:80".into()])],
+            listeners: vec![http_listener("0.0.0.0_80", "0.0.0.0", 80, "80"), virtual_inbound()],
+            routes: vec![route_table("80", SERVICE)],
+        }
+    }
+
+    /// Endpoints of [`SERVICE`].
+    pub(super) fn endpoints(mut self, addresses: &[&str]) -> Self {
+        self.endpoints[0].1 = addresses.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// Changes the first route.
+    pub(super) fn route(mut self, change: impl FnOnce(&mut route::Route, &mut route::RouteAction)) -> Self {
+        let host = &mut self.routes[0].virtual_hosts[0];
+        let first = &mut host.routes[0];
+        let Some(route::route::Action::Route(mut action)) = first.action.take() else { unreachable!() };
+        change(first, &mut action);
+        if first.action.is_none() {
+            first.action = Some(route::route::Action::Route(action));
+        }
+        self
+    }
+
+    /// Changes the virtual host.
+    pub(super) fn host(mut self, change: impl FnOnce(&mut route::VirtualHost)) -> Self {
+        change(&mut self.routes[0].virtual_hosts[0]);
+        self
+    }
+
+    /// One more listener.
+    pub(super) fn listener(mut self, listener: listener::Listener) -> Self {
+        self.listeners.push(listener);
+        self
+    }
+
+    pub(super) fn build(self) -> Arc<Snapshot> {
+        let mut store = Store::new();
+        let mut apply = |kind: &str, upserts: Vec<Upsert>| {
+            let refused = store.apply(kind, upserts, &[]);
+            assert!(refused.is_empty(), "{refused:?}");
+        };
+        apply(CLUSTER_TYPE, self.clusters.iter().map(|c| upsert(&c.name, c)).collect());
+        let assignments = self.endpoints.iter().map(|(name, addresses)| {
+            let endpoints = addresses.iter().map(|address| {
+                let (host, port) = address.rsplit_once(':').unwrap();
+                lb_endpoint(host, port.parse().unwrap())
+            });
+            upsert(name, &assignment(name, endpoints.collect()))
+        });
+        apply(ENDPOINT_TYPE, assignments.collect());
+        apply(LISTENER_TYPE, self.listeners.iter().map(|l| upsert(&l.name, l)).collect());
+        apply(ROUTE_TYPE, self.routes.iter().map(|r| upsert(&r.name, r)).collect());
+        store.snapshot().expect("warmed")
+    }
+}
+
+fn upsert(name: &str, message: &impl Message) -> Upsert {
+    Upsert { name: name.into(), version: "1".into(), body: message.encode_to_vec().into() }
+}
+
+pub(super) fn original_dst(name: &str) -> cluster::Cluster {
+    cluster::Cluster {
+        name: name.into(),
+        cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
+            cluster::cluster::DiscoveryType::OriginalDst as i32,
+        )),
+        lb_policy: cluster::cluster::LbPolicy::ClusterProvided as i32,
+        connect_timeout: seconds(10),
+        ..Default::default()
+    }
+}
+
+/// A port declared TCP.
+pub(super) fn tcp_listener(port: u32, cluster: &str) -> listener::Listener {
+    listener::Listener {
+        name: format!("0.0.0.0_{port}"),
+        address: Some(address("0.0.0.0", port)),
+        bind_to_port: bool(false),
+        filter_chains: vec![chain("tcp", Default::default(), vec![tcp_filter(cluster)])],
+        ..Default::default()
+    }
+}
+
+fn virtual_inbound() -> listener::Listener {
+    let mut manager = http_manager("80");
+    manager.server_name = "istio-envoy".into();
+    manager.forward_client_cert_details = 2; // APPEND_FORWARD
+    let filter = filter("envoy.filters.network.http_connection_manager", any(&manager));
+    listener::Listener {
+        name: "virtualInbound".into(),
+        address: Some(address("0.0.0.0", 15006)),
+        filter_chains: vec![
+            chain("0.0.0.0_80", plain_http(), vec![filter]),
+            chain("0.0.0.0_80", plain(), vec![tcp_filter("inbound|80||")]),
+        ],
+        listener_filters: vec![inspector("http_inspector")],
+        ..Default::default()
+    }
+}
+
+/// Plain bytes that are not HTTP: once one chain asks for the transport, every other has to (Envoy's order of matching).
+fn plain() -> listener::FilterChainMatch {
+    listener::FilterChainMatch { transport_protocol: "raw_buffer".into(), ..Default::default() }
+}
+
+/// A route's answer of its own.
+pub(super) fn direct(status: StatusCode, body: &str) -> route::route::Action {
+    route::route::Action::DirectResponse(route::DirectResponseAction {
+        status: status.as_u16().into(),
+        body: Some(envoy_types::pb::envoy::config::core::v3::DataSource {
+            specifier: Some(envoy_types::pb::envoy::config::core::v3::data_source::Specifier::InlineString(
+                body.into(),
+            )),
+            ..Default::default()
+        }),
+        ..Default::default()
+    })
+}

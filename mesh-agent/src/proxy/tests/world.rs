@@ -1,0 +1,144 @@
+//! A pod on loopback, its clients and its servers.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use mesh_core::Snapshot;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::LocalSet;
+
+use crate::proxy::pod::Pod;
+use crate::proxy::pod::tests::TestPod;
+use crate::proxy::{inbound, outbound};
+
+/// Two connected sockets.
+pub(super) async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+/// Runs a test with local tasks.
+pub(super) async fn run<F: Future>(test: F) -> F::Output {
+    LocalSet::new().run_until(test).await
+}
+
+pub(super) struct World {
+    pub(super) test: TestPod,
+}
+
+impl World {
+    /// Nothing is configured, and everything goes to 10.0.0.1:80.
+    pub(super) fn new() -> Self {
+        Self::to("10.0.0.1:80")
+    }
+
+    /// Every outbound connection wanted to go to `original`.
+    pub(super) fn to(original: &str) -> Self {
+        Self { test: TestPod::new(Some(original.parse().unwrap())) }
+    }
+
+    pub(super) fn configured(snapshot: Arc<Snapshot>) -> Self {
+        let world = Self::new();
+        world.configure(snapshot);
+        world
+    }
+
+    pub(super) fn configure(&self, snapshot: Arc<Snapshot>) {
+        self.test.live.publish(1, snapshot);
+    }
+
+    pub(super) fn pod(&self) -> Rc<Pod> {
+        self.test.pod.clone()
+    }
+
+    /// A server that the pod reaches under `address`.
+    pub(super) async fn server(&self, address: &str) -> TcpListener {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.route(address.parse().unwrap(), listener.local_addr().unwrap());
+        listener
+    }
+
+    pub(super) fn route(&self, address: SocketAddr, real: SocketAddr) {
+        self.test.routes.borrow_mut().insert(address, real);
+    }
+
+    /// A client caught on its way out.
+    pub(super) async fn client(&self) -> TcpStream {
+        let (client, accepted) = pair().await;
+        tokio::task::spawn_local(outbound::serve(self.pod(), accepted));
+        client
+    }
+
+    /// A client from the wire, and the address under which the application is asked for.
+    pub(super) async fn inbound_client(&self) -> (TcpStream, SocketAddr) {
+        let (client, accepted) = pair().await;
+        let dialled = accepted.local_addr().unwrap();
+        tokio::task::spawn_local(inbound::serve(self.pod(), accepted));
+        (client, dialled)
+    }
+
+    pub(super) fn dials(&self) -> usize {
+        self.test.dials.get()
+    }
+
+    /// The metrics page's lines of one metric.
+    pub(super) fn metric(&self, name: &str) -> Vec<String> {
+        let page = self.test.metrics.render(std::time::Instant::now());
+        page.lines().filter(|line| line.starts_with(name)).map(str::to_owned).collect()
+    }
+
+    /// Waits until some line of the metric has all these parts.
+    pub(super) async fn reported(&self, name: &str, parts: &[&str]) {
+        for _ in 0..10_000 {
+            if self.metric(name).iter().any(|line| parts.iter().all(|part| line.contains(part))) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("{name} with {parts:?} is not in {:#?}", self.metric(name));
+    }
+}
+
+/// Reads up to and with the end of a head.
+pub(super) async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(error) => panic!("{error} after {:?}", String::from_utf8_lossy(&head)),
+        }
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// Reads exactly so many bytes as text.
+pub(super) async fn read_text(stream: &mut TcpStream, length: usize) -> String {
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await.unwrap();
+    String::from_utf8(body).unwrap()
+}
+
+/// Sends a request and reads a response with a body of known length: status and head in lower case, and the body.
+pub(super) async fn exchange(stream: &mut TcpStream, request: &str) -> (String, String) {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let head = read_head(stream).await.to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+    let body = read_text(stream, length).await;
+    (head, body)
+}
+
+/// Accepts one connection, reads a head and answers 200 with a short body.
+pub(super) async fn answer_once(server: &TcpListener) -> (TcpStream, String) {
+    let (mut stream, _) = server.accept().await.unwrap();
+    let head = answer_on(&mut stream).await;
+    (stream, head)
+}
+
+pub(super) async fn answer_on(stream: &mut TcpStream) -> String {
+    let head = read_head(stream).await;
+    stream.write_all(b"HTTP/1.1 200 OK\r\nServer: tested\r\nContent-Length: 5\r\n\r\nhello").await.unwrap();
+    head
+}
