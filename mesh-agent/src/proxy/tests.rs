@@ -3,12 +3,9 @@
 mod config;
 mod http;
 mod http2;
+mod messages;
 mod tcp;
 mod world;
-
-#[path = "../../../mesh-core/src/testing.rs"]
-#[allow(dead_code)]
-mod testing;
 
 use super::*;
 use world::{World, pair};

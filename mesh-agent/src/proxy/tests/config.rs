@@ -11,7 +11,7 @@ use mesh_core::resource::{CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE
 use mesh_core::store::{Store, Upsert};
 use prost::Message;
 
-use super::testing::*;
+use super::messages::*;
 
 /// Cluster of the test's service.
 pub(super) const SERVICE: &str = "outbound|80||web.default.svc.cluster.local";
@@ -119,7 +119,7 @@ pub(super) fn tcp_listener(port: u32, cluster: &str) -> listener::Listener {
     listener::Listener {
         name: format!("0.0.0.0_{port}"),
         address: Some(address("0.0.0.0", port)),
-        bind_to_port: bool(false),
+        bind_to_port: flag(false),
         filter_chains: vec![chain("tcp", Default::default(), vec![tcp_filter(cluster)])],
         ..Default::default()
     }
@@ -129,7 +129,7 @@ fn virtual_inbound() -> listener::Listener {
     let mut manager = http_manager("80");
     manager.server_name = "istio-envoy".into();
     manager.forward_client_cert_details = 2; // APPEND_FORWARD
-    let filter = filter("envoy.filters.network.http_connection_manager", any(&manager));
+    let filter = filter("envoy.filters.network.http_connection_manager", packed(&manager));
     listener::Listener {
         name: "virtualInbound".into(),
         address: Some(address("0.0.0.0", 15006)),

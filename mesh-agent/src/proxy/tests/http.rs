@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::config::route::v3 as route;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::config::{Config, direct};
-use super::testing::*;
+use super::messages::*;
 use super::world::*;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: web\r\n\r\n";
@@ -100,7 +100,7 @@ async fn a_refused_connection_is_tried_on_another_endpoint_if_the_route_says_so(
             host.include_request_attempt_count = true;
             host.retry_policy = Some(route::RetryPolicy {
                 retry_on: "connect-failure".into(),
-                num_retries: u32(2),
+                num_retries: number(2),
                 retry_back_off: Some(route::retry_policy::RetryBackOff {
                     base_interval: Some(envoy_types::pb::google::protobuf::Duration { seconds: 0, nanos: 1_000_000 }),
                     ..Default::default()
