@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod ca;
+pub mod config;
 pub mod directory;
 pub mod metrics;
 pub mod problem;
