@@ -160,6 +160,16 @@ impl Object {
         }
     }
 
+    /// Whether both say the same at the same place.
+    pub fn same(&self, other: &Object) -> bool {
+        self.key == other.key
+            && self.metadata == other.metadata
+            && self.body == other.body
+            && self.origin.file == other.origin.file
+            && self.origin.line == other.origin.line
+            && self.origin.tree == other.origin.tree
+    }
+
     /// Order of age: creation time, then namespace and name; the first wins where two claim the same.
     pub fn age(&self) -> (bool, &str, &str, &str) {
         // RFC 3339 in UTC sorts as text. Objects without a time come after those with one.

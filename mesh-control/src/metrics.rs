@@ -26,7 +26,6 @@ struct Counters {
     load_microseconds: AtomicU64,
     services: AtomicU64,
     endpoints: AtomicU64,
-    resources_dropped: AtomicU64,
 }
 
 /// Values known elsewhere, read at scrape time.
@@ -36,6 +35,8 @@ pub struct Gauges {
     pub errors: usize,
     /// Configuration warnings in force.
     pub warnings: usize,
+    /// Resources left out because the agents would refuse them.
+    pub resources_dropped: usize,
     /// Seconds since the epoch at which the root certificate ends.
     pub root_not_after: u64,
 }
@@ -95,11 +96,6 @@ impl Metrics {
         self.0.endpoints.store(endpoints as u64, Ordering::Relaxed);
     }
 
-    /// Resources that were made but that mesh-core refuses, and that therefore were not published.
-    pub fn resources_dropped(&self, count: usize) {
-        add(Some(&self.0.resources_dropped), count as u64);
-    }
-
     /// The text of `/metrics`.
     pub fn render(&self, gauges: Gauges) -> String {
         let counters = &self.0;
@@ -148,10 +144,10 @@ impl Metrics {
             ("pilot_services", "gauge", "Services known.", load(&counters.services)),
             ("mesh_control_endpoints", "gauge", "Endpoints known.", load(&counters.endpoints)),
             (
-                "mesh_control_resources_dropped_total",
-                "counter",
+                "mesh_control_resources_dropped",
+                "gauge",
                 "Resources not published because the agent would refuse them.",
-                load(&counters.resources_dropped),
+                gauges.resources_dropped as u64,
             ),
         ] {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");

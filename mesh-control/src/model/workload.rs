@@ -1,0 +1,268 @@
+//! Workloads: pods and workload entries, with identity and the names telemetry uses.
+//!
+//! In: objects. Out: [`Workloads`] with lookups by name, address and label.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_core::identity::SpiffeId;
+
+use super::MeshOptions;
+use super::service::selects;
+use crate::config::kubernetes::Pod;
+use crate::config::service_entry::WorkloadEntry;
+use crate::config::{Body, Labels, Metadata, Object};
+use crate::problem::{Problem, Severity};
+use crate::source::Objects;
+use crate::yaml::FieldPath;
+
+/// Annotation of a pod that is in the mesh, as Istio's ambient mode sets it.
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// Annotation of a WorkloadEntry with the node that runs it.
+pub const NODE: &str = "mesh.io/node";
+
+/// A workload.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Name of the pod or entry.
+    pub name: Arc<str>,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name of what made it: the deployment, or its own.
+    pub workload_name: Arc<str>,
+    /// Canonical service.
+    pub canonical_name: Arc<str>,
+    /// Canonical revision.
+    pub canonical_revision: Arc<str>,
+    /// Label `app`.
+    pub app: Arc<str>,
+    /// Label `version`.
+    pub version: Arc<str>,
+    /// Its identity.
+    pub identity: Option<SpiffeId>,
+    /// The node it runs on.
+    pub node: Option<Arc<str>>,
+    /// It is in the mesh: reached through a tunnel.
+    pub meshed: bool,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Labels.
+    pub labels: Arc<Labels>,
+    /// It takes traffic.
+    pub ready: bool,
+    /// It has not ended.
+    pub alive: bool,
+    /// Where its ports by name come from.
+    pub ports: Ports,
+    /// Share of the traffic.
+    pub weight: u32,
+}
+
+/// Ports by name.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// A pod: its containers'.
+    Pod(HashMap<String, u16>),
+    /// A workload entry: by the service's port names.
+    Entry(HashMap<String, u16>),
+}
+
+/// All workloads.
+#[derive(Debug, Default)]
+pub struct Workloads {
+    list: Vec<Arc<Workload>>,
+    by_name: HashMap<(Arc<str>, Arc<str>), Arc<Workload>>,
+    by_address: HashMap<IpAddr, Vec<Arc<Workload>>>,
+    by_label: HashMap<Arc<str>, HashMap<(String, String), Vec<Arc<Workload>>>>,
+}
+
+impl Workloads {
+    pub(super) fn build(options: &MeshOptions, objects: &Objects, problems: &mut Vec<Problem>) -> Workloads {
+        let mut workloads = Workloads::default();
+        for object in objects.values() {
+            let workload = match &object.body {
+                Body::Pod(pod) => of_pod(options, object, pod, problems),
+                Body::WorkloadEntry(entry) => of_entry(options, object, entry, problems),
+                _ => continue,
+            };
+            workloads.add(Arc::new(workload), object, problems);
+        }
+        workloads
+    }
+
+    fn add(&mut self, workload: Arc<Workload>, object: &Object, problems: &mut Vec<Problem>) {
+        let key = (workload.namespace.clone(), workload.name.clone());
+        if self.by_name.contains_key(&key) {
+            let why = "a pod of this name exists already; the entry is left out";
+            problems.push(object.problem(Severity::Warning, &FieldPath::of("metadata.name"), why));
+            return;
+        }
+        self.by_name.insert(key, workload.clone());
+        for address in &workload.addresses {
+            self.by_address.entry(*address).or_default().push(workload.clone());
+        }
+        let labels = self.by_label.entry(workload.namespace.clone()).or_default();
+        for (key, value) in workload.labels.iter() {
+            labels.entry((key.clone(), value.clone())).or_default().push(workload.clone());
+        }
+        self.list.push(workload);
+    }
+
+    /// Every workload.
+    pub fn all(&self) -> &[Arc<Workload>] {
+        &self.list
+    }
+
+    /// By namespace and name.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
+        self.by_name.get(&(namespace.into(), name.into()))
+    }
+
+    /// By address, when only one workload has it: the private ranges of two nodes may overlap.
+    pub fn at(&self, address: IpAddr, node: Option<&str>) -> Option<&Arc<Workload>> {
+        let candidates = self.by_address.get(&address)?;
+        match (candidates.as_slice(), node) {
+            ([one], _) => Some(one),
+            (several, Some(node)) => {
+                let mut there = several.iter().filter(|workload| workload.node.as_deref() == Some(node));
+                there.next().filter(|_| there.next().is_none())
+            }
+            _ => None,
+        }
+    }
+
+    /// Living workloads of a namespace that a selector selects; none for an empty one.
+    pub fn selected<'w>(&'w self, namespace: &str, selector: &'w Labels) -> impl Iterator<Item = &'w Arc<Workload>> {
+        let labels = self.by_label.get(namespace);
+        let fewest = selector
+            .iter()
+            .map(|(key, value)| {
+                labels.and_then(|labels| labels.get(&(key.clone(), value.clone()))).map_or(&[][..], Vec::as_slice)
+            })
+            .min_by_key(|list| list.len())
+            .unwrap_or_default();
+        fewest.iter().filter(move |workload| workload.alive && selects(selector, &workload.labels))
+    }
+}
+
+impl Workload {
+    /// The addresses of one family, or all of none is wished for.
+    pub fn address_of(&self, families: &[bool]) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| families.is_empty() || families.contains(&address.is_ipv4()))
+    }
+}
+
+fn of_pod(options: &MeshOptions, object: &Object, pod: &Pod, problems: &mut Vec<Problem>) -> Workload {
+    let metadata = &object.metadata;
+    let account = pod.spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
+    let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
+    let named = ports.filter(|port| !port.name.is_empty()).map(|port| (port.name.clone(), port.container_port.0));
+    // On the node's own network the address is not the pod's alone.
+    let meshed = !pod.spec.host_network && redirected(metadata);
+    let alive = pod.alive() && metadata.deletion_timestamp.is_none();
+    build(Parts {
+        options,
+        object,
+        workload_name: owner(metadata),
+        labels: metadata.labels.clone(),
+        account,
+        account_path: FieldPath::of("spec.serviceAccountName"),
+        node: pod.spec.node_name.as_deref(),
+        meshed,
+        addresses: pod.addresses(),
+        ready: pod.ready(),
+        alive,
+        ports: Ports::Pod(named.collect()),
+        weight: 1,
+        problems,
+    })
+}
+
+fn of_entry(options: &MeshOptions, object: &Object, entry: &WorkloadEntry, problems: &mut Vec<Problem>) -> Workload {
+    let metadata = &object.metadata;
+    let mut labels = metadata.labels.clone();
+    labels.extend(entry.labels.clone());
+    let account = if entry.service_account.is_empty() { "default" } else { &entry.service_account };
+    build(Parts {
+        options,
+        object,
+        workload_name: metadata.name.clone(),
+        labels,
+        account,
+        account_path: FieldPath::of("spec.serviceAccount"),
+        node: metadata.annotations.get(NODE).map(String::as_str),
+        meshed: redirected(metadata),
+        addresses: entry.address.parse().ok().into_iter().collect(),
+        ready: true,
+        alive: metadata.deletion_timestamp.is_none(),
+        ports: Ports::Entry(entry.ports.iter().map(|(name, port)| (name.clone(), port.0)).collect()),
+        weight: entry.weight.max(1),
+        problems,
+    })
+}
+
+fn redirected(metadata: &Metadata) -> bool {
+    metadata.annotations.get(REDIRECTION).is_some_and(|value| value == "enabled")
+}
+
+struct Parts<'p> {
+    options: &'p MeshOptions,
+    object: &'p Object,
+    workload_name: String,
+    labels: Labels,
+    account: &'p str,
+    account_path: FieldPath,
+    node: Option<&'p str>,
+    meshed: bool,
+    addresses: Vec<IpAddr>,
+    ready: bool,
+    alive: bool,
+    ports: Ports,
+    weight: u32,
+    problems: &'p mut Vec<Problem>,
+}
+
+fn build(parts: Parts<'_>) -> Workload {
+    let Parts { options, object, labels, problems, .. } = parts;
+    let namespace = object.key.namespace.clone();
+    let identity = SpiffeId::new(&options.trust_domain, &namespace, parts.account)
+        .map_err(|error| {
+            problems.push(object.problem(Severity::Warning, &parts.account_path, format!("no identity: {error}")));
+        })
+        .ok();
+    let label = |names: &[&str]| names.iter().find_map(|name| labels.get(*name)).filter(|value| !value.is_empty());
+    let canonical_name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let canonical_revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    Workload {
+        canonical_name: canonical_name.unwrap_or(&parts.workload_name).as_str().into(),
+        canonical_revision: canonical_revision.map_or("latest", String::as_str).into(),
+        app: label(&["app"]).map_or("", String::as_str).into(),
+        version: label(&["version"]).map_or("", String::as_str).into(),
+        name: object.key.name.clone(),
+        workload_name: parts.workload_name.as_str().into(),
+        namespace,
+        meshed: parts.meshed && identity.is_some(),
+        identity,
+        node: parts.node.filter(|node| !node.is_empty()).map(Into::into),
+        addresses: parts.addresses,
+        labels: Arc::new(labels),
+        ready: parts.ready,
+        alive: parts.alive,
+        ports: parts.ports,
+        weight: parts.weight,
+    }
+}
+
+/// The deployment (or other owner) of a pod, as Istio names workloads.
+fn owner(metadata: &Metadata) -> String {
+    let Some(owner) = metadata.owner_references.iter().find(|owner| owner.controller) else {
+        return metadata.name.clone();
+    };
+    let hash = metadata.labels.get("pod-template-hash");
+    let stem = hash.and_then(|hash| owner.name.strip_suffix(hash.as_str())).and_then(|stem| stem.strip_suffix('-'));
+    match owner.kind.as_str() {
+        "ReplicaSet" => stem.unwrap_or(&owner.name).to_owned(),
+        _ => owner.name.clone(),
+    }
+}
