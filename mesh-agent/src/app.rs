@@ -1,6 +1,7 @@
 //! The agent from start to end. In: settings, signals. Out: everything running, in the order below, and ended in the
 //! reverse. Holds no logic of its own beyond that order.
 
+mod events;
 mod roster;
 
 use std::net::SocketAddr;
@@ -70,7 +71,10 @@ pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
     let metrics = Metrics::new(Limits { series: settings.metric_series, ..Limits::default() });
     let access_log = start_access_log(&settings, &metrics)?;
 
-    let kernel = Kernel::load(&settings.kernel, &settings.node)?;
+    let mut kernel = Kernel::load(&settings.kernel, &settings.node)?;
+    if let Some(events) = kernel.take_events() {
+        watch.spawn("kernel-events", events::follow(events));
+    }
     let identities = Identities::new(&settings.control_plane, Handle::current());
     let live = Arc::new(Live::default());
     let channel = Arc::new(ControlPlaneChannel::new(settings.control_plane.clone(), &settings.cluster_id));
@@ -101,6 +105,8 @@ pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
     });
     workloads.register(&metrics);
     workloads.reconcile(&settings.workloads).await;
+
+    add_certificates(&metrics, identities.clone());
 
     let view = Arc::new(View {
         settings: settings.clone(),
@@ -164,6 +170,30 @@ fn start_access_log(settings: &Settings, metrics: &Metrics) -> Result<Option<Acc
         out.single("mesh_agent_access_log_dropped_total", Kind::Counter, "Access log lines dropped.", dropped);
     });
     Ok(Some(log))
+}
+
+fn add_certificates(metrics: &Metrics, identities: Identities) {
+    metrics.add_source(move |out| {
+        let all = identities.snapshot();
+        let valid = all.iter().filter(|status| status.credential.is_some()).count();
+        out.family(
+            "mesh_agent_certificates",
+            Kind::Gauge,
+            "Identities of local workloads, by whether a certificate is in force.",
+        );
+        for (state, count) in [("valid", valid), ("missing", all.len() - valid)] {
+            out.name("mesh_agent_certificates", "");
+            out.label("state", state);
+            out.value(count);
+        }
+        let failing = all.iter().filter(|status| status.failures > 0).count();
+        out.single(
+            "mesh_agent_certificates_failing",
+            Kind::Gauge,
+            "Identities whose last certificate request failed.",
+            failing,
+        );
+    });
 }
 
 /// What the outside asks of the agent.

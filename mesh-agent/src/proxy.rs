@@ -118,9 +118,9 @@ impl Workers {
         }
     }
 
-    /// Connections open on each worker.
-    pub fn connections(&self) -> Vec<usize> {
-        self.loads.iter().map(|load| load.load(std::sync::atomic::Ordering::Relaxed)).collect()
+    /// Connections open on each worker, to be read at any time.
+    pub fn connections(&self) -> Arc<[AtomicUsize]> {
+        self.loads.clone()
     }
 
     /// Resolves when a thread has ended: before the shutdown has stopped, that is one that panicked.

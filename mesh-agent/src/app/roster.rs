@@ -122,7 +122,14 @@ impl Workloads {
         let gauges = self.gauges.clone();
         // Weak: the page must not keep the programs attached.
         let kernel = Arc::downgrade(&self.parts.kernel);
+        let connections = self.parts.workers.connections();
         metrics.add_source(move |out| {
+            out.family("mesh_agent_connections", Kind::Gauge, "Open connections of local workloads, by worker.");
+            for (worker, count) in connections.iter().enumerate() {
+                out.name("mesh_agent_connections", "");
+                out.label("worker", worker);
+                out.value(count.load(Relaxed));
+            }
             let (enrolled, pending) = (gauges.enrolled.load(Relaxed), gauges.pending.load(Relaxed));
             out.single("mesh_agent_workloads", Kind::Gauge, "Workloads whose traffic is caught.", enrolled);
             out.single("mesh_agent_workloads_pending", Kind::Gauge, "Workloads that could not be enrolled.", pending);
@@ -153,7 +160,7 @@ impl Workloads {
         self.waiting.clear();
         for (key, settings) in wanted {
             if !self.running.contains_key(&key) {
-                self.try_enrol(key, settings.clone(), None, FIRST_RETRY).await;
+                self.try_enrol(key, settings.clone(), None, FIRST_RETRY, "").await;
             }
         }
         self.publish();
@@ -170,7 +177,8 @@ impl Workloads {
     /// Tries a waiting workload again.
     pub async fn retry(&mut self, key: String) {
         if let Some(waiting) = self.waiting.remove(&key) {
-            self.try_enrol(key, waiting.settings, waiting.netns, (waiting.pause * 2).min(LAST_RETRY)).await;
+            let pause = (waiting.pause * 2).min(LAST_RETRY);
+            self.try_enrol(key, waiting.settings, waiting.netns, pause, &waiting.reason).await;
             self.publish();
         }
     }
@@ -200,6 +208,7 @@ impl Workloads {
         settings: WorkloadSettings,
         mut netns: Option<Arc<NetNs>>,
         pause: Duration,
+        told: &str,
     ) {
         match self.enrol(&key, &settings, &mut netns).await {
             Ok(running) => {
@@ -209,8 +218,14 @@ impl Workloads {
                 // A pid that is gone never comes back as the same process.
                 let retry_at = (!matches!(error, EnrolError::Process { .. })).then(|| Instant::now() + pause);
                 let again = retry_at.map_or_else(|| "at the next reload".to_owned(), |_| format!("in {pause:?}"));
-                tracing::error!(workload = key, reason = %error, again, "cannot enrol a workload");
-                self.waiting.insert(key, Waiting { settings, netns, reason: error.to_string(), pause, retry_at });
+                let reason = error.to_string();
+                // Said once, not at every attempt.
+                if reason == told {
+                    tracing::debug!(workload = key, reason, again, "cannot enrol a workload");
+                } else {
+                    tracing::error!(workload = key, reason, again, "cannot enrol a workload");
+                }
+                self.waiting.insert(key, Waiting { settings, netns, reason, pause, retry_at });
             }
         }
     }

@@ -74,6 +74,11 @@ impl ControlPlaneChannel {
         ControlPlaneChannel { settings, cluster_id: "Kubernetes".into(), current }
     }
 
+    /// As set, for messages.
+    pub fn address(&self) -> &str {
+        &self.settings.address
+    }
+
     /// The channel (connects at its first use) and its generation.
     pub fn get(&self) -> Result<(Channel, u64), ChannelError> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);

@@ -38,8 +38,8 @@ pub struct Client {
 enum StreamError {
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    #[error("control plane: {}: {}", .0.code(), .0.message())]
-    Status(#[from] Box<tonic::Status>),
+    #[error("{address}: {}", reason(.status))]
+    Status { address: String, status: Box<tonic::Status> },
     #[error("the control plane closed the stream")]
     Closed,
 }
@@ -124,7 +124,7 @@ impl Client {
             if matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled) {
                 self.channel.lost(generation);
             }
-            StreamError::Status(Box::new(status))
+            StreamError::Status { address: self.channel.address().to_owned(), status: Box::new(status) }
         };
         let mut responses = client.delta_aggregated_resources(request).await.map_err(lost)?.into_inner();
         let _open = Open::new(&self.counters);
@@ -174,6 +174,20 @@ async fn send(
         requests.send(request).await.map_err(|_| StreamError::Closed)?;
     }
     Ok(())
+}
+
+/// What the server said, or what became of the connection: tonic hides the latter in the sources.
+fn reason(status: &tonic::Status) -> String {
+    let mut text = format!("{}: {}", status.code(), status.message());
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    text
 }
 
 /// Counts an open stream while it lives.

@@ -1,0 +1,78 @@
+//! Tells of what the kernel programs could not do for single connections. In: the kernel's events. Out: log lines,
+//! bounded in number. Counts nothing: the kernel's counters do.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mesh_common::abi::{Counter, Event};
+use tokio::time::Instant;
+
+use crate::kernel::Events;
+
+/// How often the ring buffer is emptied. Nothing waits for it: what does not fit meanwhile is counted by the kernel.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Events read at a time; about what the ring buffer holds.
+const MAX_EVENTS: usize = 4096;
+/// Lines in one [`WINDOW`]; further events of it are only counted.
+const MAX_LINES: u32 = 10;
+/// Length of the window.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// Logs events for ever.
+pub(super) async fn follow(mut events: Events) {
+    let mut budget = Budget::default();
+    let mut ticks = tokio::time::interval(PERIOD);
+    loop {
+        let now = ticks.tick().await;
+        for event in events.by_ref().take(MAX_EVENTS) {
+            if let Some(skipped) = budget.take(now) {
+                tell(&event, skipped);
+            }
+        }
+    }
+}
+
+fn tell(event: &Event, skipped: u32) {
+    let reason = Counter::ALL.get(event.reason as usize).map_or("unknown", |(_, name)| name);
+    let client = SocketAddr::from(event.tuple.client);
+    let server = SocketAddr::from(event.tuple.server);
+    tracing::warn!(reason, workload_id = event.workload, %client, %server, skipped, "the kernel programs met a problem");
+}
+
+/// So many lines a window, and how many were left out before the next one.
+#[derive(Default)]
+struct Budget {
+    begun: Option<Instant>,
+    lines: u32,
+    skipped: u32,
+}
+
+impl Budget {
+    /// Whether a line may be written now; with it, how many were not.
+    fn take(&mut self, now: Instant) -> Option<u32> {
+        if self.begun.is_none_or(|begun| now.duration_since(begun) >= WINDOW) {
+            (self.begun, self.lines) = (Some(now), 0);
+        }
+        if self.lines >= MAX_LINES {
+            self.skipped = self.skipped.saturating_add(1);
+            return None;
+        }
+        self.lines += 1;
+        Some(std::mem::take(&mut self.skipped))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_cut_and_counted() {
+        let mut budget = Budget::default();
+        let start = Instant::now();
+        let told = (0..100).filter(|_| budget.take(start).is_some()).count();
+        assert_eq!(told, MAX_LINES as usize);
+        assert_eq!(budget.take(start + WINDOW), Some(100 - MAX_LINES));
+        assert_eq!(budget.take(start + WINDOW), Some(0));
+    }
+}
