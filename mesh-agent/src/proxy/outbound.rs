@@ -108,7 +108,7 @@ fn ends(pod: &Pod, stream: &Stream) -> Option<(SocketAddr, SocketAddr)> {
     }
     // A wish of the application for low latency costs nothing to grant always.
     stream.set_nodelay(true).ok()?;
-    Some((client, destination))
+    Some((pod.shown(client, destination), destination))
 }
 
 fn may_go_on(listener: &Listener) -> bool {

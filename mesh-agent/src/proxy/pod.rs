@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -123,6 +123,18 @@ impl Pod {
         }
     }
 
+    /// A client's address as others know it. The application connects to us over loopback, whatever its destination is.
+    pub(super) fn shown(&self, client: SocketAddr, destination: SocketAddr) -> SocketAddr {
+        let same_family = |ip: &&IpAddr| ip.is_ipv4() == destination.ip().to_canonical().is_ipv4();
+        match &self.net {
+            Net::Real(source) if client.ip().to_canonical().is_loopback() => {
+                let own = source.workload.addresses.iter().find(same_family);
+                own.map_or(client, |own| SocketAddr::new(*own, client.port()))
+            }
+            _ => client,
+        }
+    }
+
     /// Whether somebody outside may ask for a connection to this address: the workload's own, and not the agent's.
     pub(super) fn serves(&self, to: SocketAddr) -> bool {
         match &self.net {
@@ -130,7 +142,7 @@ impl Pod {
                 source.workload.addresses.contains(&to.ip().to_canonical()) && !source.is_own_listener(to)
             }
             #[cfg(test)]
-            Net::Test(_) => true,
+            Net::Test(net) => net.routes.borrow().contains_key(&to),
         }
     }
 

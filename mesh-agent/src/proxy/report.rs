@@ -158,7 +158,7 @@ impl TcpReport {
             reported: Cell::default(),
             due: Cell::new(Instant::now() + FIRST_REPORT),
         });
-        pod.reports.live.borrow_mut().push(Rc::downgrade(&report));
+        pod.reports.add(&report);
         report
     }
 
@@ -200,6 +200,17 @@ impl Reports {
             let now = ticks.tick().await;
             self.report(|report| report.due.get() <= now);
         }
+    }
+
+    /// Before the list grows, those that have ended go: it is never much longer than there are connections.
+    fn add(&self, report: &Rc<TcpReport>) {
+        let mut live = self.live.borrow_mut();
+        if live.len() == live.capacity() {
+            live.retain(|report| report.strong_count() > 0);
+            let more = live.len().max(64);
+            live.reserve(more);
+        }
+        live.push(Rc::downgrade(report));
     }
 
     /// Reports everything at once.

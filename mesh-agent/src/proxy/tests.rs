@@ -4,6 +4,7 @@ mod config;
 mod http;
 mod http2;
 mod messages;
+mod pair;
 mod tcp;
 mod world;
 

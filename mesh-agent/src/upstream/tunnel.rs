@@ -236,6 +236,7 @@ impl Tunnels {
             .max_header_list_size(MAX_HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
             .data_frame_budget(DATA_FRAME_BUDGET)
+            .initial_max_send_streams(STREAMS_PER_TUNNEL)
             .enable_push(false)
             .handshake::<T, Bytes>(io)
             .await

@@ -320,9 +320,9 @@ fn respond(conn: &Rc<Conn>, wanted: Wanted, head: Response<()>, answered: Answer
     match (wanted.upgrade, upgraded) {
         (Some((_, downstream)), Some(upstream)) => {
             let ended = conn.pod.ended.clone();
-            let (record, target) = (wanted.record, from.target);
+            let (record, held) = (wanted.record, (from.target, conn.pod.shutdown.guard()));
             tokio::task::spawn_local(async move {
-                let _busy = target;
+                let _held = held;
                 tokio::select! {
                     () = upgrade::relay(downstream, upstream, record) => {}
                     () = ended.cancelled() => {}

@@ -40,7 +40,7 @@ pub(crate) struct TestPod {
 }
 
 impl TestPod {
-    pub(crate) fn new(original: Option<SocketAddr>) -> Self {
+    pub(crate) fn new(original: Option<SocketAddr>, credential: Option<Arc<Credential>>) -> Self {
         let (trigger, shutdown, guard) = shutdown::channel();
         let (live, metrics) = (Arc::new(Live::default()), Metrics::new(Limits::default()));
         let (routes, dials) = (Rc::default(), Rc::default());
@@ -50,7 +50,7 @@ impl TestPod {
             name: "default/client".into(),
             identity: "spiffe://cluster.local/ns/default/sa/client".parse().unwrap(),
             peer: Arc::new(peer),
-            credential: watch::channel(None).1,
+            credential: watch::channel(credential).1,
             live: live.clone(),
             metrics: metrics.worker(0),
             log: Log::off(),

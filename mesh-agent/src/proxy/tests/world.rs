@@ -12,6 +12,7 @@ use tokio::task::LocalSet;
 use crate::proxy::pod::Pod;
 use crate::proxy::pod::tests::TestPod;
 use crate::proxy::{inbound, outbound};
+use crate::tls::Credential;
 
 /// Two connected sockets.
 pub(super) async fn pair() -> (TcpStream, TcpStream) {
@@ -37,7 +38,12 @@ impl World {
 
     /// Every outbound connection wanted to go to `original`.
     pub(super) fn to(original: &str) -> Self {
-        Self { test: TestPod::new(Some(original.parse().unwrap())) }
+        Self { test: TestPod::new(Some(original.parse().unwrap()), None) }
+    }
+
+    /// A pod with a certificate, for what comes to it.
+    pub(super) fn with_credential(credential: Arc<Credential>) -> Self {
+        Self { test: TestPod::new(None, Some(credential)) }
     }
 
     pub(super) fn configured(snapshot: Arc<Snapshot>) -> Self {

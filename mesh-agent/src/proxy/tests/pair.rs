@@ -1,0 +1,241 @@
+//! Both halves of a tunnel with real TLS between them: the client's pool here, the server's listener there.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::HeaderMap;
+use ::http::header::FORWARDED;
+use mesh_core::SpiffeId;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+
+use super::config::Config;
+use super::world::*;
+use crate::net::copy::Duplex;
+use crate::proxy::tunnel;
+use crate::tls::tests::Authority;
+use crate::tls::{Credential, peer_certificate};
+use crate::upstream::stream::TunnelStream;
+use crate::upstream::tunnel::{ConnectHead, STREAM_WINDOW, Transport, TunnelKey, Tunnels};
+use crate::upstream::{BAGGAGE, UpstreamError};
+
+const A: &str = "spiffe://cluster.local/ns/default/sa/a";
+const B: &str = "spiffe://cluster.local/ns/default/sa/b";
+/// What the server's pod is called inside the tunnel.
+const APP: &str = "10.0.0.2:80";
+
+struct Pair {
+    server: World,
+    door: std::net::SocketAddr,
+    client: Arc<Credential>,
+    tunnels: Tunnels,
+    tls_dials: Rc<Cell<usize>>,
+}
+
+impl Pair {
+    async fn new() -> Self {
+        let ca = Authority::new("root");
+        let server = World::with_credential(ca.credential(B));
+        server.configure(Config::new().build());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let door = listener.local_addr().unwrap();
+        let pod = server.pod();
+        tokio::task::spawn_local(async move {
+            loop {
+                let (accepted, _) = listener.accept().await.unwrap();
+                tokio::task::spawn_local(tunnel::serve(pod.clone(), accepted));
+            }
+        });
+        Self { server, door, client: ca.credential(A), tunnels: Tunnels::default(), tls_dials: Rc::default() }
+    }
+
+    /// An application behind the server's agent.
+    async fn app(&self) -> TcpListener {
+        self.server.server(APP).await
+    }
+
+    async fn connect(&self, to: &str, expected: &str) -> Result<TunnelStream, UpstreamError> {
+        let expected: Arc<[SpiffeId]> = Arc::new([expected.parse().unwrap()]);
+        let key = TunnelKey { workload: 1, to: self.door, source: A.parse().unwrap(), expected: expected.clone() };
+        let mut headers = HeaderMap::new();
+        headers.insert(FORWARDED, "for=\"127.0.0.1:4711\"".parse().unwrap());
+        headers.insert(BAGGAGE, "k8s.deployment.name=a-v1".parse().unwrap());
+        let head = ConnectHead { authority: to.parse().unwrap(), headers };
+        let dial = || async {
+            self.tls_dials.set(self.tls_dials.get() + 1);
+            let failed = |why: String| UpstreamError::Tls { to: self.door, why: why.into() };
+            let tcp = TcpStream::connect(self.door).await.unwrap();
+            let config = self.client.client_config(&expected).unwrap();
+            let name = ServerName::IpAddress(self.door.ip().into());
+            let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(|e| failed(e.to_string()))?;
+            let peer = peer_certificate(tls.get_ref().1, std::time::SystemTime::now()).unwrap();
+            Ok(Transport { io: tls, local: None, identity: peer.identity })
+        };
+        let opened = self.tunnels.open(&key, &self.client, &head, Duration::from_secs(5), dial).await?;
+        assert_eq!(opened.identity.to_string(), B);
+        Ok(opened.stream)
+    }
+}
+
+#[tokio::test]
+async fn ends_travel_through_the_pair_as_they_are() {
+    run(async {
+        let pair = Pair::new().await;
+        let app = pair.app().await;
+        let mut client = pair.connect(APP, B).await.unwrap();
+        let (mut server, _) = app.accept().await.unwrap();
+        client.write_all(b"\0question").await.unwrap();
+        AsyncWriteExt::shutdown(&mut client).await.unwrap();
+        let mut got = Vec::new();
+        server.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"\0question");
+        server.write_all(b"answer").await.unwrap();
+        drop(server);
+        got.clear();
+        client.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"answer");
+        // Resets, from either side.
+        let mut client = pair.connect(APP, B).await.unwrap();
+        let (server, _) = app.accept().await.unwrap();
+        client.write_all(b"\0").await.unwrap();
+        server.readable().await.unwrap();
+        server.set_zero_linger().unwrap();
+        drop(server);
+        assert_eq!(client.read(&mut [0]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        let mut client = pair.connect(APP, B).await.unwrap();
+        let (mut server, _) = app.accept().await.unwrap();
+        client.write_all(b"\0").await.unwrap();
+        server.read_exact(&mut [0]).await.unwrap();
+        client.reset();
+        drop(client);
+        assert_eq!(server.read(&mut [0]).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        assert_eq!(pair.tls_dials.get(), 1);
+        pair.server
+            .reported(
+                "istio_tcp_received_bytes_total{",
+                &[
+                    "reporter=\"destination\"",
+                    "source_workload=\"a-v1\"",
+                    "source_workload_namespace=\"default\"",
+                    &format!("source_principal=\"{A}\""),
+                    "connection_security_policy=\"mutual_tls\"",
+                ],
+            )
+            .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_is_said_with_its_status() {
+    run(async {
+        let pair = Pair::new().await;
+        let status = |outcome: Result<TunnelStream, UpstreamError>| match outcome {
+            Err(UpstreamError::Refused { status, .. }) => status,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(status(pair.connect("10.9.9.9:80", B).await), 404, "not the server's address");
+        let app = pair.app().await;
+        drop(app);
+        assert_eq!(status(pair.connect(APP, B).await), 503, "the application does not listen");
+        assert_eq!(pair.tls_dials.get(), 1, "a refusal does not cost the tunnel");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_with_another_identity_gets_nothing() {
+    run(async {
+        let pair = Pair::new().await;
+        let app = pair.app().await;
+        let error = pair.connect(APP, "spiffe://cluster.local/ns/default/sa/other").await.unwrap_err();
+        assert!(matches!(&error, UpstreamError::Tls { why, .. } if why.contains("expected")), "{error}");
+        assert!(futures_util::FutureExt::now_or_never(app.accept()).is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_slow_application_holds_its_client_back_and_nobody_else() {
+    run(async {
+        let pair = Pair::new().await;
+        let app = pair.app().await;
+        let mut slow = pair.connect(APP, B).await.unwrap();
+        let (mut slow_server, _) = app.accept().await.unwrap();
+        const TOTAL: usize = 48 << 20;
+        let sent = Rc::new(Cell::new(0));
+        let count = sent.clone();
+        let writer = tokio::task::spawn_local(async move {
+            let piece: Vec<u8> = (0..=255).cycle().take(64 << 10).collect();
+            while count.get() < TOTAL {
+                slow.write_all(&piece).await.unwrap();
+                count.set(count.get() + piece.len());
+            }
+            AsyncWriteExt::shutdown(&mut slow).await.unwrap();
+            slow.read_to_end(&mut Vec::new()).await.unwrap();
+        });
+        let mut before = usize::MAX;
+        while before != sent.get() {
+            before = sent.get();
+            for _ in 0..2000 {
+                tokio::task::yield_now().await;
+            }
+        }
+        // The window, what one stream may queue, and what the kernel's buffers between relay and application hold.
+        let most = STREAM_WINDOW as usize + (16 << 20);
+        assert!(sent.get() < most, "{} bytes on their way", sent.get());
+        let mut quick = pair.connect(APP, B).await.unwrap();
+        let (mut quick_server, _) = app.accept().await.unwrap();
+        quick.write_all(b"\0not blocked").await.unwrap();
+        let mut got = [0; 12];
+        quick_server.read_exact(&mut got).await.unwrap();
+        let mut all = Vec::new();
+        slow_server.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all.len(), TOTAL);
+        assert!(all.iter().enumerate().all(|(i, byte)| *byte == i as u8));
+        drop(slow_server);
+        writer.await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hundreds_of_connections_at_once_share_a_few_tunnels() {
+    run(async {
+        const CONNECTIONS: usize = 600;
+        let pair = Rc::new(Pair::new().await);
+        let app = pair.app().await;
+        tokio::task::spawn_local(async move {
+            loop {
+                let (mut server, _) = app.accept().await.unwrap();
+                tokio::task::spawn_local(async move {
+                    let (mut read, mut write) = server.split();
+                    tokio::io::copy(&mut read, &mut write).await.unwrap();
+                });
+            }
+        });
+        let clients: Vec<_> = (0..CONNECTIONS)
+            .map(|i| {
+                let pair = pair.clone();
+                tokio::task::spawn_local(async move {
+                    let mut client = pair.connect(APP, B).await.unwrap();
+                    let words = format!("\0client {i}");
+                    client.write_all(words.as_bytes()).await.unwrap();
+                    AsyncWriteExt::shutdown(&mut client).await.unwrap();
+                    let mut got = String::new();
+                    client.read_to_string(&mut got).await.unwrap();
+                    assert_eq!(got, words);
+                })
+            })
+            .collect();
+        for client in clients {
+            client.await.unwrap();
+        }
+        assert!(pair.tls_dials.get() <= 4, "{} tunnels", pair.tls_dials.get());
+    })
+    .await;
+}
