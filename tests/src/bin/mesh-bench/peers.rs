@@ -74,7 +74,7 @@ events {{ worker_connections 8192; }}
 pub fn haproxy(http: SocketAddr, echo: SocketAddr, sink: SocketAddr, once: SocketAddr) -> String {
     let mut text = String::from(
         "global
-  maxconn 20000
+  maxconn 4000
   nbthread 2
 defaults
   timeout connect 5s
