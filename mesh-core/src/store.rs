@@ -9,6 +9,7 @@
 //! its removal: one bad resource must not hold up the rest.
 
 mod kind;
+mod shared;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::resource::{CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE, Re
 use crate::shards::Shards;
 use crate::snapshot::Snapshot;
 use kind::{Dependent, Needed};
+pub use shared::Shared;
 
 /// Most clusters of one stream.
 pub const MAX_CLUSTERS: usize = 100_000;
@@ -53,6 +55,7 @@ pub struct Subscriptions {
 /// Resources of one stream.
 #[derive(Debug)]
 pub struct Store {
+    shared: Shared,
     clusters: Dependent<Cluster>,
     listeners: Dependent<Listener>,
     endpoints: Needed,
@@ -70,9 +73,15 @@ impl Default for Store {
 }
 
 impl Store {
-    /// An empty store.
+    /// An empty store on its own.
     pub fn new() -> Self {
+        Self::sharing(Shared::new())
+    }
+
+    /// An empty store that parses and holds what others hold too only once.
+    pub fn sharing(shared: Shared) -> Self {
         Store {
+            shared,
             clusters: Dependent::new(MAX_CLUSTERS),
             listeners: Dependent::new(MAX_LISTENERS),
             endpoints: Needed::default(),
@@ -146,7 +155,7 @@ impl Store {
         for upsert in upserts {
             let previous = self.clusters.latest(&upsert.name, &self.current.clusters);
             let parse = || Cluster::parse(&upsert.name, &upsert.body, previous.as_deref());
-            self.clusters.put(upsert, parse, rejections);
+            self.clusters.put(upsert, &self.shared.pools().clusters, parse, rejections);
         }
         for name in removed {
             self.clusters.remove(name);
@@ -161,7 +170,7 @@ impl Store {
     fn apply_listeners(&mut self, upserts: &[Upsert], removed: &[String], rejections: &mut Vec<Rejection>) {
         for upsert in upserts {
             let parse = || Listener::parse(&upsert.name, &upsert.body);
-            self.listeners.put(upsert, parse, rejections);
+            self.listeners.put(upsert, &self.shared.pools().listeners, parse, rejections);
         }
         let mut gone = false;
         for name in removed {
@@ -183,7 +192,9 @@ impl Store {
             let name = upsert.name.as_str();
             let old = self.current.endpoints.get(name).map(Arc::as_ref);
             let parse = || LoadAssignment::parse(name, &upsert.body, old);
-            if let Some((name, parsed)) = self.endpoints.answer(upsert, parse, rejections) {
+            if let Some((name, parsed)) =
+                self.endpoints.answer(upsert, &self.shared.pools().endpoints, parse, rejections)
+            {
                 self.current.endpoints.insert(name, parsed);
                 self.changed = true;
             }
@@ -195,7 +206,7 @@ impl Store {
     fn apply_routes(&mut self, upserts: &[Upsert], removed: &[String], rejections: &mut Vec<Rejection>) {
         for upsert in upserts {
             let parse = || RouteTable::parse(&upsert.name, &upsert.body);
-            if let Some((name, parsed)) = self.routes.answer(upsert, parse, rejections) {
+            if let Some((name, parsed)) = self.routes.answer(upsert, &self.shared.pools().routes, parse, rejections) {
                 self.current.routes.insert(name, parsed);
                 self.changed = true;
             }

@@ -132,6 +132,15 @@ fn load_spills_to_the_next_priority() {
 }
 
 #[test]
+fn there_is_no_panic_while_other_priorities_can_carry() {
+    let mut first = vec![(1, 1, Unhealthy); 7];
+    first.extend([(3, 1, Healthy); 3]);
+    let a = assignment(vec![locality("a", 0, None, &first), locality("b", 1, None, &[(2, 1, Healthy)])]);
+    // 30 % healthy carry 42 %, the unhealthy seven nothing.
+    near(&draw(&a, &lb(LbPolicy::Random), 2000), &[(2, 1160), (3, 840)]);
+}
+
+#[test]
 fn degraded_ones_take_what_healthy_ones_cannot() {
     let a = assignment(vec![locality("a", 0, None, &[(1, 1, Healthy), (2, 1, Degraded)])]);
     near(&draw(&a, &lb(LbPolicy::Random), 2000), &[(1, 1400), (2, 600)]);

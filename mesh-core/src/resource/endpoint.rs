@@ -41,7 +41,7 @@ pub struct ClusterRuntime {
 }
 
 /// What an endpoint's metadata says of the workload behind it, for telemetry.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct WorkloadRef {
     /// Workload (deployment) name.
     pub name: Arc<str>,

@@ -4,13 +4,14 @@
 //! force are not here but in the snapshot under construction.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::resource::Rejection;
 use crate::resource::fault::Fault;
 use crate::shards::Shards;
 use crate::store::Upsert;
+use crate::store::shared::Pool;
 
 /// What is remembered of a good resource besides itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,16 +22,17 @@ struct Good {
 
 impl Good {
     fn new(upsert: &Upsert) -> Self {
-        Good { version: upsert.version.clone(), digest: digest(&upsert.body) }
+        Good { version: upsert.version.clone(), digest: digest(&upsert.name, &upsert.body) }
     }
 }
 
-/// Tells equal bodies, so that a control plane that sends everything again costs no parsing and
+/// Tells equal resources, so that a control plane that sends everything again costs no parsing and
 /// changes nothing. 128 bits, so that a chance collision is out of the question.
-fn digest(body: &[u8]) -> [u64; 2] {
+fn digest(name: &str, body: &[u8]) -> [u64; 2] {
     [0u8, 1].map(|seed| {
         let mut hasher = DefaultHasher::new();
         hasher.write_u8(seed);
+        name.hash(&mut hasher);
         hasher.write(body);
         hasher.finish()
     })
@@ -54,6 +56,7 @@ impl<V> Dependent<V> {
     pub(super) fn put(
         &mut self,
         upsert: &Upsert,
+        pool: &Pool<V>,
         parse: impl FnOnce() -> Result<V, Rejection>,
         rejections: &mut Vec<Rejection>,
     ) {
@@ -72,11 +75,11 @@ impl<V> Dependent<V> {
             }
             _ => {}
         }
-        match parse() {
+        match pool.get(good.digest, parse) {
             Ok(value) => {
                 let name: Arc<str> = Arc::from(name);
                 self.good.insert(name.clone(), good);
-                self.warming.insert(name, Arc::new(value));
+                self.warming.insert(name, value);
             }
             Err(rejection) => rejections.push(rejection),
         }
@@ -151,6 +154,7 @@ impl Needed {
     pub(super) fn answer<V>(
         &mut self,
         upsert: &Upsert,
+        pool: &Pool<V>,
         parse: impl FnOnce() -> Result<V, Rejection>,
         rejections: &mut Vec<Rejection>,
     ) -> Option<(Arc<str>, Arc<V>)> {
@@ -162,10 +166,10 @@ impl Needed {
             held.version = good.version;
             return None;
         }
-        match parse() {
+        match pool.get(good.digest, parse) {
             Ok(value) => {
                 self.answered.insert(name.clone(), Some(good));
-                Some((name.clone(), Arc::new(value)))
+                Some((name.clone(), value))
             }
             Err(rejection) => {
                 self.answered.entry(name.clone()).or_default();

@@ -124,6 +124,7 @@ fn refused_endpoints_and_routes_do_not_hold_up_the_rest() {
     endpoints(&mut store, "a", &[81]);
     assert_eq!(store.apply(ENDPOINT_TYPE, vec![bad("a")], &[]).len(), 1);
     assert_eq!(ports(&store.snapshot().unwrap(), "a"), [81]);
+    assert_eq!(store.versions(ENDPOINT_TYPE)["a"], "1", "the good version is still claimed");
 }
 
 #[test]
@@ -157,6 +158,7 @@ fn removal_drops_what_only_it_needed() {
     let snapshot = store.snapshot().unwrap();
     assert!(snapshot.cluster("a").is_none());
     assert!(snapshot.outbound(dst("1.1.1.1:9080")).is_none());
+    assert!(snapshot.endpoints.get("a").is_none() && snapshot.routes.get("9080").is_none());
     assert_eq!(store.subscriptions(), Subscriptions::default());
     for type_url in [CLUSTER_TYPE, LISTENER_TYPE, ENDPOINT_TYPE, ROUTE_TYPE] {
         assert!(store.versions(type_url).is_empty(), "{type_url}");
@@ -286,4 +288,39 @@ fn a_route_table_with_a_bad_route_keeps_the_old_one() {
     let rejections = store.apply(ROUTE_TYPE, vec![upsert("9080", "2", &wrong)], &[]);
     assert_eq!(rejections[0].path, "virtual_hosts[1].domains");
     assert!(Arc::ptr_eq(&before, &store.snapshot().unwrap()));
+}
+
+#[test]
+fn stores_of_a_node_hold_equal_resources_once() {
+    let shared = Shared::new();
+    let fill = |store: &mut Store, port| {
+        clusters(store, &["a"]);
+        endpoints(store, "a", &[port]);
+        listener(store, "9080");
+        routes(store, "9080");
+        store.snapshot().unwrap()
+    };
+    let (mut one, mut two) = (Store::sharing(shared.clone()), Store::sharing(shared.clone()));
+    let (first, second) = (fill(&mut one, 80), fill(&mut two, 80));
+    let endpoints_of = |snapshot: &Snapshot| snapshot.endpoints.get("a").unwrap().clone();
+    assert!(Arc::ptr_eq(first.cluster("a").unwrap(), second.cluster("a").unwrap()));
+    assert!(Arc::ptr_eq(first.routes("9080").unwrap(), second.routes("9080").unwrap()));
+    assert!(Arc::ptr_eq(&endpoints_of(&first), &endpoints_of(&second)));
+    // One workload may see other endpoints than another.
+    let third = fill(&mut Store::sharing(shared.clone()), 81);
+    assert_eq!(ports(&third, "a"), [81]);
+    assert_eq!(ports(&second, "a"), [80]);
+    assert!(!Arc::ptr_eq(fill(&mut Store::new(), 80).cluster("a").unwrap(), first.cluster("a").unwrap()));
+}
+
+#[test]
+fn what_no_store_holds_is_let_go() {
+    let shared = Shared::new();
+    let mut store = Store::sharing(shared.clone());
+    for round in 0..3000i64 {
+        let mut message = eds_cluster("a");
+        message.connect_timeout = seconds(1 + round);
+        store.apply(CLUSTER_TYPE, vec![upsert("a", "1", &message)], &[]);
+    }
+    assert!(shared.pools().clusters.len() < 2000, "{}", shared.pools().clusters.len());
 }

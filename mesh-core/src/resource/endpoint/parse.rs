@@ -3,7 +3,8 @@
 //! In: the message and the assignment it replaces. Out: a [`LoadAssignment`] in which an endpoint
 //! that did not change is the same object as before, and one that did keeps its counters.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -53,16 +54,12 @@ impl LoadAssignment {
         if count > MAX_ENDPOINTS {
             return Err(Fault::field("endpoints", format!("{count} endpoints, at most {MAX_ENDPOINTS} are allowed")));
         }
-        let known: HashMap<SocketAddr, &Arc<Endpoint>> = previous
-            .iter()
-            .flat_map(|assignment| assignment.endpoints())
-            .map(|endpoint| (endpoint.address, endpoint))
-            .collect();
+        let mut seen = Seen::of(previous);
         let localities = message
             .endpoints
             .iter()
             .enumerate()
-            .map(|(i, message)| locality(message, &known).at_index("endpoints", i))
+            .map(|(i, message)| locality(message, &mut seen).at_index("endpoints", i))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(LoadAssignment::new(
             Arc::from(message.cluster_name.as_str()),
@@ -71,6 +68,46 @@ impl LoadAssignment {
             previous.map(|p| p.runtime.clone()).unwrap_or_default(),
         ))
     }
+}
+
+/// What endpoints of an assignment have in common, held once: replicas have the same workload and
+/// identity, and most endpoints are those of the version before.
+struct Seen<'a> {
+    before: HashMap<SocketAddr, &'a Arc<Endpoint>>,
+    workloads: HashSet<Arc<WorkloadRef>>,
+    identities: HashSet<SpiffeId>,
+}
+
+impl<'a> Seen<'a> {
+    fn of(previous: Option<&'a LoadAssignment>) -> Self {
+        let before = || previous.iter().flat_map(|assignment| assignment.endpoints());
+        Seen {
+            before: before().map(|endpoint| (endpoint.address, endpoint)).collect(),
+            workloads: before().filter_map(|endpoint| endpoint.workload.clone()).collect(),
+            identities: before().filter_map(|endpoint| endpoint.identity.clone()).collect(),
+        }
+    }
+
+    /// The endpoint of the version before if nothing changed, else a new one with its counters.
+    fn share(&mut self, mut endpoint: Endpoint) -> Arc<Endpoint> {
+        match self.before.get(&endpoint.address) {
+            Some(old) if ***old == endpoint => return (*old).clone(),
+            Some(old) => endpoint.runtime = old.runtime.clone(),
+            None => {}
+        }
+        endpoint.workload = endpoint.workload.map(|workload| hold(&mut self.workloads, workload));
+        endpoint.identity = endpoint.identity.map(|identity| hold(&mut self.identities, identity));
+        Arc::new(endpoint)
+    }
+}
+
+/// The equal value already held, or the one given, which is held from now on.
+fn hold<T: Clone + Eq + Hash>(held: &mut HashSet<T>, value: T) -> T {
+    if let Some(equal) = held.get(&value) {
+        return equal.clone();
+    }
+    held.insert(value.clone());
+    value
 }
 
 fn overprovisioning(message: Option<&pb::cluster_load_assignment::Policy>) -> Result<u32, Fault> {
@@ -85,10 +122,7 @@ fn overprovisioning(message: Option<&pb::cluster_load_assignment::Policy>) -> Re
     }
 }
 
-fn locality(
-    message: &pb::LocalityLbEndpoints,
-    known: &HashMap<SocketAddr, &Arc<Endpoint>>,
-) -> Result<LocalityEndpoints, Fault> {
+fn locality(message: &pb::LocalityLbEndpoints, seen: &mut Seen<'_>) -> Result<LocalityEndpoints, Fault> {
     refuse!(message; lb_config);
     if message.priority > MAX_PRIORITY {
         return Err(Fault::field("priority", format!("is above {MAX_PRIORITY}")));
@@ -99,11 +133,7 @@ fn locality(
     let mut endpoints = Vec::with_capacity(message.lb_endpoints.len());
     for (i, message) in message.lb_endpoints.iter().enumerate() {
         let endpoint = endpoint(message).at_index("lb_endpoints", i)?;
-        endpoints.push(match known.get(&endpoint.address) {
-            Some(old) if ***old == endpoint => (*old).clone(),
-            Some(old) => Arc::new(Endpoint { runtime: old.runtime.clone(), ..endpoint }),
-            None => Arc::new(endpoint),
-        });
+        endpoints.push(seen.share(endpoint));
     }
     Ok(LocalityEndpoints {
         locality: Locality {

@@ -138,6 +138,20 @@ fn an_update_keeps_objects_and_counters() {
     assert_eq!(after.runtime.turn.load(Ordering::Relaxed), 9);
 }
 
+#[test]
+fn replicas_share_what_they_have_in_common() {
+    let other = |port| pb::LbEndpoint { host_identifier: lb_endpoint("10.0.0.9", port).host_identifier, ..meshed() };
+    let all = parse(&assignment("a", vec![meshed(), other(80)]));
+    let more = assignment("a", vec![meshed(), other(80), other(81)]);
+    let more = LoadAssignment::from_message(&more, Some(&all)).unwrap();
+    let workloads: Vec<_> = more.endpoints().map(|e| e.workload.clone().unwrap()).collect();
+    let identities: Vec<_> = more.endpoints().map(|e| e.identity.clone().unwrap()).collect();
+    for i in 1..3 {
+        assert!(Arc::ptr_eq(&workloads[0], &workloads[i]));
+        assert!(std::ptr::eq(identities[0].as_str(), identities[i].as_str()));
+    }
+}
+
 /// A change to a good assignment, and the path its refusal must name.
 type Bad = (fn(&mut pb::ClusterLoadAssignment), &'static str);
 
