@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::identity::Identities;
 use crate::live::Live;
 use crate::settings::Settings;
+use crate::shutdown::Watch;
 use crate::telemetry::Metrics;
 use crate::workload::Workload;
 use crate::xds::StatusCell;
@@ -33,6 +34,8 @@ pub struct View {
     pub roster: watch::Receiver<Arc<Roster>>,
     /// When the agent started.
     pub started: SystemTime,
+    /// Whether the agent is ending.
+    pub shutdown: Watch,
 }
 
 /// The workloads of this node.

@@ -115,6 +115,7 @@ pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
         identities,
         roster: workloads.watch(),
         started: SystemTime::now(),
+        shutdown: watch.clone(),
     });
     for (name, listener, pages) in [
         ("admin", admin_listener, Page::ADMIN),
@@ -137,7 +138,7 @@ pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
                     Err(error) => tracing::error!(%error, "the new settings are not used"),
                 },
             },
-            key = workloads.due() => workloads.retry(key).await,
+            key = workloads.due() => workloads.try_enrol(key).await,
             () = workloads.worker_ended() => return Err(AppError::Worker),
         }
     }

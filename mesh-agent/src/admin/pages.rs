@@ -77,6 +77,9 @@ fn metrics(view: &View, _: &str) -> Answer {
 
 /// The kernel programs are attached before any page is served, so only the workloads can be missing something.
 fn ready(view: &View, _: &str) -> Answer {
+    if view.shutdown.is_draining() {
+        return (StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready: the agent is ending\n".into());
+    }
     let roster = view.roster.borrow().clone();
     let now = SystemTime::now();
     let mut missing: Vec<String> =

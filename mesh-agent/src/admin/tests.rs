@@ -26,6 +26,7 @@ fn view(roster: Roster) -> Arc<View> {
         live: Arc::default(),
         roster: receiver,
         started: SystemTime::UNIX_EPOCH,
+        shutdown: shutdown::channel().1,
     })
 }
 
@@ -139,6 +140,17 @@ async fn ready_says_what_is_missing() {
         body,
         "not ready: 1 missing\ndefault/a: no valid certificate for spiffe://cluster.local/ns/default/sa/sa-a\n"
     );
+}
+
+#[tokio::test]
+async fn an_ending_agent_is_not_ready() {
+    let (trigger, watch, _guard) = shutdown::channel();
+    let mut ending = Arc::into_inner(view(Roster::default())).unwrap();
+    ending.shutdown = watch.clone();
+    let (address, _trigger) = start(Page::READY, Arc::new(ending)).await;
+    tokio::spawn(trigger.drain(Duration::from_secs(3600)));
+    watch.clone().draining().await;
+    assert_eq!(get(address, "/healthz/ready").await, (503, "not ready: the agent is ending\n".into()));
 }
 
 #[tokio::test]

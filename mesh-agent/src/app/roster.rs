@@ -67,9 +67,32 @@ struct Waiting {
     /// Kept once it could be opened: a pid may belong to somebody else by the next attempt.
     netns: Option<Arc<NetNs>>,
     reason: String,
+    /// Pause after the next failure.
     pause: Duration,
     /// `None`: only new settings can help.
     retry_at: Option<Instant>,
+}
+
+impl Waiting {
+    fn new(settings: WorkloadSettings) -> Waiting {
+        let reason = "not tried yet".to_owned();
+        Waiting { settings, netns: None, reason, pause: FIRST_RETRY, retry_at: Some(Instant::now()) }
+    }
+
+    fn failed(&mut self, key: &str, error: &EnrolError) {
+        // A pid that is gone never comes back as the same process.
+        self.retry_at = (!matches!(error, EnrolError::Process { .. })).then(|| Instant::now() + self.pause);
+        let again = self.retry_at.map_or_else(|| "at the next reload".to_owned(), |_| format!("in {:?}", self.pause));
+        self.pause = (self.pause * 2).min(LAST_RETRY);
+        let reason = error.to_string();
+        // Said once, not at every attempt.
+        if reason == self.reason {
+            tracing::debug!(workload = key, reason, again, "cannot enrol a workload");
+        } else {
+            tracing::error!(workload = key, reason, again, "cannot enrol a workload");
+            self.reason = reason;
+        }
+    }
 }
 
 #[derive(Default)]
@@ -143,7 +166,7 @@ impl Workloads {
         });
     }
 
-    /// Makes the running workloads equal to `wanted`: withdraws what is gone or changed, enrols what is new.
+    /// Makes `wanted` the list of workloads: withdraws what is gone or changed; what is new is due at once.
     pub async fn reconcile(&mut self, wanted: &[WorkloadSettings]) {
         let wanted: HashMap<String, &WorkloadSettings> = wanted.iter().map(|one| (one.key(), one)).collect();
         let gone: Vec<String> = self
@@ -160,13 +183,13 @@ impl Workloads {
         self.waiting.clear();
         for (key, settings) in wanted {
             if !self.running.contains_key(&key) {
-                self.try_enrol(key, settings.clone(), None, FIRST_RETRY, "").await;
+                self.waiting.insert(key, Waiting::new(settings.clone()));
             }
         }
         self.publish();
     }
 
-    /// Waits until a workload is to be tried again; its key. Pending for ever when none waits.
+    /// Waits until a workload is to be tried; its key. Pending for ever when none waits.
     pub async fn due(&self) -> String {
         let due = self.waiting.iter().filter_map(|(key, one)| Some((one.retry_at?, key))).min();
         let Some((at, key)) = due else { return std::future::pending().await };
@@ -174,13 +197,19 @@ impl Workloads {
         key.clone()
     }
 
-    /// Tries a waiting workload again.
-    pub async fn retry(&mut self, key: String) {
-        if let Some(waiting) = self.waiting.remove(&key) {
-            let pause = (waiting.pause * 2).min(LAST_RETRY);
-            self.try_enrol(key, waiting.settings, waiting.netns, pause, &waiting.reason).await;
-            self.publish();
+    /// Tries to enrol a waiting workload. One at a time: enrolling takes the kernel some milliseconds.
+    pub async fn try_enrol(&mut self, key: String) {
+        let Some(mut waiting) = self.waiting.remove(&key) else { return };
+        match self.enrol(&key, &waiting.settings, &mut waiting.netns).await {
+            Ok(running) => {
+                self.running.insert(key, running);
+            }
+            Err(error) => {
+                waiting.failed(&key, &error);
+                self.waiting.insert(key, waiting);
+            }
         }
+        self.publish();
     }
 
     /// Resolves when a worker's thread has ended.
@@ -200,34 +229,6 @@ impl Workloads {
     /// Waits for the workers' threads and detaches the kernel programs; call it after the drain.
     pub fn end(self) {
         self.parts.workers.join();
-    }
-
-    async fn try_enrol(
-        &mut self,
-        key: String,
-        settings: WorkloadSettings,
-        mut netns: Option<Arc<NetNs>>,
-        pause: Duration,
-        told: &str,
-    ) {
-        match self.enrol(&key, &settings, &mut netns).await {
-            Ok(running) => {
-                self.running.insert(key, running);
-            }
-            Err(error) => {
-                // A pid that is gone never comes back as the same process.
-                let retry_at = (!matches!(error, EnrolError::Process { .. })).then(|| Instant::now() + pause);
-                let again = retry_at.map_or_else(|| "at the next reload".to_owned(), |_| format!("in {pause:?}"));
-                let reason = error.to_string();
-                // Said once, not at every attempt.
-                if reason == told {
-                    tracing::debug!(workload = key, reason, again, "cannot enrol a workload");
-                } else {
-                    tracing::error!(workload = key, reason, again, "cannot enrol a workload");
-                }
-                self.waiting.insert(key, Waiting { settings, netns, reason, pause, retry_at });
-            }
-        }
     }
 
     async fn enrol(
@@ -319,4 +320,49 @@ fn replaced(running: &Running) -> bool {
 /// The kernel layer's own state is consistent between any two of its calls, so a panic elsewhere does not spoil it.
 pub(super) fn lock(kernel: &Mutex<Kernel>) -> MutexGuard<'_, Kernel> {
     kernel.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting() -> Waiting {
+        Waiting::new(WorkloadSettings {
+            name: "a".into(),
+            namespace: "default".into(),
+            service_account: "default".into(),
+            labels: BTreeMap::new(),
+            netns: Some("/nonexistent/netns".into()),
+            pid: None,
+            workload_name: None,
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_are_tried_again_ever_more_slowly() {
+        let mut waiting = waiting();
+        assert_eq!(waiting.retry_at, Some(Instant::now()));
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            waiting.failed("default/a", &EnrolError::NoAddress);
+            pauses.push((waiting.retry_at.unwrap() - Instant::now()).as_millis());
+        }
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]);
+        assert_eq!(waiting.reason, "its network namespace has no address yet");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_is_gone_is_not_looked_for_again() {
+        let mut waiting = waiting();
+        let source = io::Error::from(io::ErrorKind::NotFound);
+        waiting.failed("default/a", &EnrolError::Process { pid: 7, source });
+        assert_eq!(waiting.retry_at, None);
+        assert!(waiting.reason.starts_with("no process 7"), "{}", waiting.reason);
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_opened_is_named() {
+        let error = open(&waiting().settings).unwrap_err().to_string();
+        assert!(error.starts_with("cannot open the network namespace /nonexistent/netns: "), "{error}");
+    }
 }
