@@ -210,6 +210,8 @@ impl Workloads {
             }
         }
         self.publish();
+        // Many may be due at once; streams, certificates and pages go on between them.
+        tokio::task::yield_now().await;
     }
 
     /// Resolves when a worker's thread has ended.

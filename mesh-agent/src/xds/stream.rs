@@ -128,6 +128,7 @@ impl Client {
         };
         let mut responses = client.delta_aggregated_resources(request).await.map_err(lost)?.into_inner();
         let _open = Open::new(&self.counters);
+        tracing::info!(node = node.id, address = self.channel.address(), "configuration stream is open");
         status.update(|status| {
             status.state = State::Connected;
             status.last_error = None;
