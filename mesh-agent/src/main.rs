@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Parser;
 use mesh_agent::settings::Settings;
 use mesh_agent::{app, telemetry};
+use nix::sys::signal::SigSet;
 
 /// The node agent of the mesh.
 #[derive(Parser)]
@@ -38,6 +39,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("{}: good, {} workloads", arguments.config.display(), settings.workloads.len());
         return Ok(());
     }
+    // Whoever started us may have left signals blocked; then nothing could end us but SIGKILL.
+    SigSet::all().thread_unblock().context("cannot unblock signals")?;
     telemetry::logs::start(settings.log_format, &settings.log_level).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(app::run(&arguments.config, settings))?;

@@ -119,6 +119,8 @@ impl Place {
         // SAFETY: between fork and exec only system calls on what was prepared above: no allocation, no lock.
         unsafe {
             command.pre_exec(move || {
+                // The mask is inherited, and `mesh-lab` blocks what it waits for.
+                nix::sys::signal::SigSet::all().thread_unblock()?;
                 if let Some(cgroup) = &cgroup {
                     let mut procs: &File = cgroup;
                     procs.write_all(b"0")?;

@@ -5,7 +5,7 @@ use mesh_tests::state;
 use nix::sys::signal::{SigSet, Signal};
 
 /// From now on SIGINT, SIGTERM and SIGHUP take the labs down and end the process with 128 + the signal's number. Programs
-/// that we start are not affected: the standard library gives them an empty mask.
+/// that we start in a place are not affected: they begin with an empty mask.
 ///
 /// # Errors
 /// The kernel refuses the signal mask.
