@@ -12,7 +12,7 @@ use crate::state::State;
 use crate::sys;
 
 /// Lines of each log that a failed test shows.
-const SHOWN: usize = 25;
+const SHOWN: usize = 8;
 
 /// A lab that tests share; make it a `static`.
 pub struct Shared {

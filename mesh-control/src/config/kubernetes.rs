@@ -247,8 +247,7 @@ pub enum AddressType {
     /// IPv6.
     IPv6,
     /// DNS names.
-    #[serde(rename = "FQDN")]
-    Fqdn,
+    FQDN,
 }
 
 /// One endpoint of a slice.
@@ -311,14 +310,14 @@ impl EndpointSlice {
                 let fits = match self.address_type {
                     AddressType::IPv4 => text.parse::<std::net::Ipv4Addr>().is_ok(),
                     AddressType::IPv6 => text.parse::<std::net::Ipv6Addr>().is_ok(),
-                    AddressType::Fqdn => true,
+                    AddressType::FQDN => true,
                 };
                 if !fits {
                     findings.error(path.index(index), format!("`{text}` is no {:?} address", self.address_type));
                 }
             }
         }
-        if self.address_type == AddressType::Fqdn {
+        if self.address_type == AddressType::FQDN {
             findings.warning(FieldPath::of("addressType"), "endpoints by DNS name are not supported yet, ignored");
         }
     }

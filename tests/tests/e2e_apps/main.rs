@@ -25,18 +25,20 @@ fn build() -> Result<Lab> {
         spec
     };
     let both = "mesh-lab-app tcp --port 9000 & exec mesh-lab-app tcp --port 9001 --greet";
+    let outside = "mesh-lab-app http-echo --port 7070 & exec mesh-lab-app http-echo --port 8080";
     let topology = Topology::of_nodes(&["a", "b"])
         .pod(pod("client", "a"))
         .pod(pod("client-b", "b"))
         .pod(pod("web", "b"))
         .pod(pod("echo", "b").command(&echo, &[8080]))
+        .pod(pod("six", "b").command(&echo, &[8080]))
         .pod(pod("near", "a").command(&echo, &[8080]))
         .pod(pod("tcp", "b").command(&["sh", "-c", both], &[9000, 9001]))
         .pod(pod("redis", "b"))
         .pod(pod("postgres", "b"))
         .pod(private(pod("left", "a").command(&echo, &[8080])))
         .pod(private(pod("right", "b").command(&echo, &[8080])))
-        .pod(pod("outside", "a").unenrolled().command(&echo, &[8080]))
+        .pod(pod("outside", "a").unenrolled().command(&["sh", "-c", outside], &[8080, 7070]))
         .pod(pod("outside-b", "b").unenrolled().command(&["mesh-lab-app", "tcp"], &[9000]));
     LabBuilder::for_test("apps", topology).config("services.yaml", SERVICES).up()
 }
@@ -59,7 +61,12 @@ spec:
 apiVersion: v1
 kind: Service
 metadata: {name: dual}
-spec: {ipFamilyPolicy: PreferDualStack, selector: {app: echo}, ports: [{name: http, port: 8080}]}
+spec: {ipFamilyPolicy: PreferDualStack, selector: {app: six}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: six}
+spec: {ipFamilies: [IPv6], selector: {app: six}, ports: [{name: http, port: 8080}, {name: tcp, port: 8081, targetPort: 8080}]}
 ---
 apiVersion: v1
 kind: Service
@@ -97,4 +104,9 @@ pub fn curl(lab: &Lab, pod: &str, url: &str, more: &[&str]) -> Result<(Value, St
     let (ip, port) = output.stderr.trim().split_once(' ').with_context(|| output.stderr.clone())?;
     let ip: std::net::IpAddr = ip.parse()?;
     Ok((seen, std::net::SocketAddr::new(ip, port.parse()?).to_string()))
+}
+
+/// The address without the port.
+pub fn host(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
 }

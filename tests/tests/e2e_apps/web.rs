@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use mesh_tests::{Lab, Process};
 
-use crate::{LAB, curl};
+use crate::{LAB, curl, host};
 
 /// Size of the file of the large transfer, in bytes.
 const LARGE: u64 = 1 << 30;
@@ -99,12 +99,23 @@ fn the_client_sees_the_address_that_it_dialled() -> Result<()> {
 #[test]
 fn ipv6_services_and_ipv6_pod_addresses_work() -> Result<()> {
     LAB.test(|lab| {
-        let (seen, own) = curl(lab, "client", "http://dual:8080/six", &["-6"])?;
-        ensure!(own.starts_with("[fd00:10::"), "curl's end is {own}");
-        ensure!(seen["path"] == "/six" && seen["peer"] == own.as_str(), "the app saw {seen}, curl's end is {own}");
+        for url in ["http://six:8080/six", "http://six:8081/six"] {
+            let (seen, own) = curl(lab, "client", url, &[])?;
+            ensure!(own.starts_with("[fd00:10::"), "{url}: curl's end is {own}");
+            ensure!(seen["path"] == "/six" && seen["peer"] == own.as_str(), "the app saw {seen}, curl's end is {own}");
+        }
+        // Of a service of both families the endpoint may be of the other one; the client's port is told all the same.
+        for family in ["-4", "-6"] {
+            let (seen, own) = curl(lab, "client", "http://dual:8080/dual", &[family])?;
+            let port = |address: &str| address.rsplit(':').next().map(str::to_owned);
+            let peer = seen["peer"].as_str().unwrap_or_default();
+            ensure!(own.starts_with('[') == (family == "-6"), "curl {family}: its end is {own}");
+            ensure!(port(peer) == port(&own), "the app saw {seen}, curl's end is {own}");
+        }
         let url = format!("http://[{}]:8080/", lab.pod("echo")?.address_v6()?);
         let (seen, own) = curl(lab, "client", &url, &[])?;
-        ensure!(seen["peer"] == own.as_str(), "{url}: the app saw {seen}, curl's end is {own}");
+        let peer = seen["peer"].as_str().unwrap_or_default();
+        ensure!(seen["pod"] == "echo" && host(peer) == host(&own), "{url}: the app saw {seen}, curl's end is {own}");
         Ok(())
     })
 }

@@ -1,6 +1,8 @@
 //! The client's side: an endpoint that shows another identity than its workload's gets nothing.
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::Lab;
@@ -11,16 +13,28 @@ use crate::{IMPOSTOR, LAB};
 
 const TRUSTED: &str = "spiffe://cluster.local/ns/default/sa/trusted";
 
-/// Lets the client ask `trusted` while we, at its address, show a certificate. Returns how the client's agent took it,
-/// and what curl got.
-fn ask(lab: &Lab, listener: &TcpListener, shown: Shown) -> Result<(Verdict, String)> {
+/// Lets the client ask `trusted` while we, at its address, show a certificate. Returns how the client's agent took it
+/// each time it tried, and what curl got.
+fn ask(lab: &Lab, listener: &TcpListener, shown: &Shown) -> Result<(Vec<Verdict>, String)> {
     let client = lab.pod("client")?;
     let argv = ["curl", "-sS", "-o", "/dev/null", "--max-time", "15", "-w", "%{http_code}", "http://trusted:8080/"];
+    listener.set_nonblocking(true)?;
     std::thread::scope(|scope| {
-        let server = scope.spawn(|| receive(listener.accept()?.0, shown));
-        let status = client.try_run(&argv)?.text();
-        let verdict = server.join().map_err(|_| anyhow::anyhow!("the impostor panicked"))??;
-        Ok((verdict, status))
+        let curl = scope.spawn(|| client.try_run(&argv));
+        let mut verdicts = Vec::new();
+        while !curl.is_finished() {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    verdicts.push(receive(stream, shown)?);
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => std::thread::sleep(Duration::from_millis(5)),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let output = curl.join().map_err(|_| anyhow::anyhow!("curl's thread panicked"))??;
+        ensure!(!verdicts.is_empty(), "nobody came to the impostor; curl: {}", output.stderr);
+        Ok((verdicts, output.text()))
     })
 }
 
@@ -42,8 +56,8 @@ fn an_endpoint_of_another_identity_gets_nothing() -> Result<()> {
             ("an expired certificate", ours.issue(Some(TRUSTED), true)?),
         ];
         for (what, shown) in cases {
-            let (verdict, status) = ask(lab, &listener, shown)?;
-            ensure!(verdict != Verdict::Accepted, "{what} was accepted");
+            let (verdicts, status) = ask(lab, &listener, &shown)?;
+            ensure!(!verdicts.contains(&Verdict::Accepted), "{what} was accepted");
             ensure!(status == "503", "{what}: curl got `{status}`, expected 503");
         }
         let log = lab.node("a")?.agent().access_log();
@@ -52,8 +66,8 @@ fn an_endpoint_of_another_identity_gets_nothing() -> Result<()> {
             "no 503 UF in the access log: {log}"
         );
         // The same question with the right certificate goes on to HTTP/2: the refusals above are for the certificates.
-        let (verdict, _) = ask(lab, &listener, ours.issue(Some(TRUSTED), false)?)?;
-        ensure!(verdict == Verdict::Accepted, "the right certificate: {verdict:?}");
+        let (verdicts, _) = ask(lab, &listener, &ours.issue(Some(TRUSTED), false)?)?;
+        ensure!(verdicts.contains(&Verdict::Accepted), "the right certificate: {verdicts:?}");
         Ok(())
     })
 }

@@ -56,10 +56,10 @@ pub fn knock(to: SocketAddr, shown: Option<Shown>) -> Result<(Verdict, Option<Ce
 }
 
 /// Serves one connection with a certificate and looks whether the client goes on to speak HTTP/2.
-pub fn receive(mut tcp: TcpStream, shown: Shown) -> Result<Verdict> {
+pub fn receive(mut tcp: TcpStream, shown: &Shown) -> Result<Verdict> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let mut config = builder.with_no_client_auth().with_single_cert(shown.chain, shown.key)?;
+    let mut config = builder.with_no_client_auth().with_single_cert(shown.chain.clone(), shown.key.clone_key())?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     tcp.set_read_timeout(Some(LIMIT))?;
     let mut tls = ServerConnection::new(Arc::new(config))?;
