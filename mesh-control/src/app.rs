@@ -2,6 +2,9 @@
 //!
 //! In: settings. Out: a running control plane that tells where it listens and stops when told.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -222,7 +225,14 @@ async fn step(mut publisher: Publisher, outputs: &Outputs) -> Publisher {
             }
             publisher
         }
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => {
+            // A bug. Going on with an old configuration for ever would hide it.
+            tracing::error!(%error, "reading the configuration failed; changes are no longer seen");
+            match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => std::future::pending().await,
+            }
+        }
     }
 }
 
@@ -231,6 +241,7 @@ impl Publisher {
     fn publish(&mut self, first: bool) -> Option<Translation> {
         let start = Instant::now();
         let loaded = self.loader.load();
+        let read = start.elapsed();
         if !first && loaded.same(&self.last) {
             return None;
         }
@@ -239,6 +250,7 @@ impl Publisher {
         problems.extend(loaded.problems);
         self.problems.replace(problems);
         let (services, endpoints) = (mesh.services.len(), mesh.endpoint_count());
+        let built = start.elapsed();
         let translation = self.translation(mesh);
         translation.prepare();
         let took = start.elapsed();
@@ -248,6 +260,8 @@ impl Publisher {
             services,
             endpoints,
             took_ms = took.as_millis() as u64,
+            read_ms = read.as_millis() as u64,
+            model_ms = (built - read).as_millis() as u64,
             "configuration read"
         );
         Some(translation)

@@ -140,9 +140,9 @@ pub enum Body {
     /// Istio VirtualService.
     VirtualService(virtual_service::VirtualService),
     /// Istio DestinationRule.
-    DestinationRule(destination_rule::DestinationRule),
+    DestinationRule(Box<destination_rule::DestinationRule>),
     /// Istio ServiceEntry.
-    ServiceEntry(service_entry::ServiceEntry),
+    ServiceEntry(Box<service_entry::ServiceEntry>),
     /// Istio WorkloadEntry.
     WorkloadEntry(service_entry::WorkloadEntry),
 }

@@ -193,9 +193,10 @@ fn memberships(services: &[Arc<Service>]) -> HashMap<(Arc<str>, Arc<str>), Vec<M
     all
 }
 
+/// A workload that is not in the mesh has no business with its CA or its configuration.
 fn directory(workloads: &Workloads) -> Directory {
     let mut directory = Directory::default();
-    for workload in workloads.all() {
+    for workload in workloads.all().iter().filter(|workload| workload.enrolled && workload.alive) {
         if let (Some(node), Some(identity)) = (&workload.node, &workload.identity) {
             let resident = Resident { node: node.clone(), identity: identity.clone() };
             directory.add(workload.namespace.clone(), workload.name.clone(), resident);

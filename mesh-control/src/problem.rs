@@ -122,11 +122,11 @@ impl Problems {
     }
 }
 
+/// The place stands first, as compilers write it, so that editors and people find it.
 fn log(problem: &Problem) {
-    let Problem { severity, file, line, object, path, message } = problem;
-    match severity {
-        Severity::Error => tracing::error!(%file, line, %object, %path, "{message}"),
-        Severity::Warning => tracing::warn!(%file, line, %object, %path, "{message}"),
-        Severity::Info => tracing::debug!(%file, line, %object, %path, "{message}"),
+    match problem.severity {
+        Severity::Error => tracing::error!("{problem}"),
+        Severity::Warning => tracing::warn!("{problem}"),
+        Severity::Info => tracing::debug!("{problem}"),
     }
 }

@@ -4,6 +4,7 @@
 //! workloads of a namespace share is made once.
 
 mod action;
+mod audience;
 mod chain;
 mod checked;
 
@@ -21,25 +22,17 @@ mod vet;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::config::Labels;
 use crate::model::Mesh;
-use crate::model::service::selects;
 use crate::model::workload::Workload;
 use crate::resource::{Kind, Resources};
+use audience::{Audience, Audiences};
 
 pub use checked::{Checked, Refused};
 pub use vet::vet;
-
-/// Who the outbound configuration is for: workloads of one namespace, told apart only by the labels that a rule asks for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Audience {
-    namespace: Arc<str>,
-    /// For each set of labels that some VirtualService asks of its clients, whether the workload has it.
-    asked: Vec<bool>,
-}
 
 /// The client that rules are evaluated for.
 pub(crate) struct Client<'c> {
@@ -47,29 +40,42 @@ pub(crate) struct Client<'c> {
     pub labels: &'c Labels,
 }
 
-/// What all workloads of an audience share.
-#[derive(Debug, Default)]
-struct Outbound {
+impl<'c> Client<'c> {
+    fn of(workload: &'c Workload) -> Client<'c> {
+        Client { namespace: &workload.namespace, labels: &workload.labels }
+    }
+}
+
+/// What clients share, whatever names they use.
+#[derive(Debug)]
+struct Common {
     clusters: Resources,
     endpoints: Arc<Resources>,
     listeners: Resources,
-    routes: Arc<Resources>,
+}
+
+/// Values per audience, each made once. Made outside of the lock: other audiences go on meanwhile, the same one waits.
+type Cells<T> = Mutex<HashMap<Audience, Arc<OnceLock<Arc<T>>>>>;
+
+fn made_once<T>(cells: &Cells<T>, audience: Audience, make: impl FnOnce() -> T) -> Arc<T> {
+    let cell = cells.lock().unwrap_or_else(PoisonError::into_inner).entry(audience).or_default().clone();
+    cell.get_or_init(|| Arc::new(make())).clone()
 }
 
 /// One version of the mesh with what was translated of it.
 pub struct Translation {
     mesh: Arc<Mesh>,
-    asked: Vec<Labels>,
-    audiences: Mutex<HashMap<Audience, Arc<OnceLock<Outbound>>>>,
+    audiences: Audiences,
+    common: Cells<Common>,
+    routes: Cells<Resources>,
     checked: Checked,
 }
 
 impl Translation {
     /// For a mesh; `checked` remembers over versions which contents mesh-core takes.
     pub fn new(mesh: Arc<Mesh>, checked: Checked) -> Translation {
-        let rules = mesh.rules.virtual_rules().iter().filter_map(|rule| rule.spec());
-        let asked: BTreeSet<Labels> = rules.flat_map(|spec| spec.source_labels().cloned()).collect();
-        Translation { mesh, asked: asked.into_iter().collect(), audiences: Mutex::default(), checked }
+        let audiences = Audiences::new(&mesh);
+        Translation { mesh, audiences, common: Cells::default(), routes: Cells::default(), checked }
     }
 
     /// The mesh.
@@ -79,49 +85,48 @@ impl Translation {
 
     /// Translates for everybody who may connect, so that mesh-core has seen all of it before anybody is told.
     pub fn prepare(&self) {
-        for workload in self.mesh.workloads.all().iter().filter(|workload| workload.node.is_some()) {
-            let cell = self.cell(workload);
-            cell.get_or_init(|| self.outbound(workload));
+        for workload in self.mesh.workloads.all().iter().filter(|one| one.enrolled && one.node.is_some()) {
+            self.common(workload);
+            self.routes(workload);
         }
     }
 
     /// What a workload's agent is told of a kind.
     pub fn resources(&self, workload: &Workload, kind: Kind) -> Arc<Resources> {
-        let cell = self.cell(workload);
-        // Translated outside of the lock: other audiences go on meanwhile, the same one waits for this result.
-        let outbound = cell.get_or_init(|| self.outbound(workload));
         let with = |shared: &Resources, own: Resources| {
             let mut all = shared.clone();
             all.extend(own);
             Arc::new(all)
         };
         match kind {
-            Kind::Endpoint => outbound.endpoints.clone(),
-            Kind::Route => outbound.routes.clone(),
-            Kind::Cluster => with(&outbound.clusters, self.checked.take(kind, inbound::clusters(&self.mesh, workload))),
+            Kind::Endpoint => self.common(workload).endpoints.clone(),
+            Kind::Route => self.routes(workload),
+            Kind::Cluster => {
+                let own = self.checked.take(kind, inbound::clusters(&self.mesh, workload));
+                with(&self.common(workload).clusters, own)
+            }
             Kind::Listener => {
-                with(&outbound.listeners, self.checked.take(kind, [inbound::listener(&self.mesh, workload)]))
+                let own = self.checked.take(kind, [inbound::listener(&self.mesh, workload)]);
+                with(&self.common(workload).listeners, own)
             }
         }
     }
 
-    fn cell(&self, workload: &Workload) -> Arc<OnceLock<Outbound>> {
-        let audience = Audience {
-            namespace: workload.namespace.clone(),
-            asked: self.asked.iter().map(|labels| selects(labels, &workload.labels)).collect(),
-        };
-        let mut audiences = self.audiences.lock().unwrap_or_else(PoisonError::into_inner);
-        audiences.entry(audience).or_default().clone()
+    fn common(&self, workload: &Workload) -> Arc<Common> {
+        made_once(&self.common, self.audiences.common(workload), || {
+            let client = Client::of(workload);
+            let (clusters, endpoints) = cluster::outbound(&self.mesh, &client);
+            Common {
+                clusters: self.checked.take(Kind::Cluster, clusters),
+                endpoints: Arc::new(self.checked.take(Kind::Endpoint, endpoints)),
+                listeners: self.checked.take(Kind::Listener, listener::outbound(&self.mesh, &client)),
+            }
+        })
     }
 
-    fn outbound(&self, workload: &Workload) -> Outbound {
-        let client = Client { namespace: &workload.namespace, labels: &workload.labels };
-        let (clusters, endpoints) = cluster::outbound(&self.mesh, &client);
-        Outbound {
-            clusters: self.checked.take(Kind::Cluster, clusters),
-            endpoints: Arc::new(self.checked.take(Kind::Endpoint, endpoints)),
-            listeners: self.checked.take(Kind::Listener, listener::outbound(&self.mesh, &client)),
-            routes: Arc::new(self.checked.take(Kind::Route, route::outbound(&self.mesh, &client))),
-        }
+    fn routes(&self, workload: &Workload) -> Arc<Resources> {
+        made_once(&self.routes, self.audiences.named(workload), || {
+            self.checked.take(Kind::Route, route::outbound(&self.mesh, &Client::of(workload)))
+        })
     }
 }

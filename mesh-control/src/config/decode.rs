@@ -102,8 +102,8 @@ fn read(node: Node, kind: Kind, file: &Arc<str>, decoded: &mut Decoded) {
         Kind::EndpointSlice => flat(&node, kind, Body::EndpointSlice, &mut findings),
         Kind::Pod => flat(&node, kind, Body::Pod, &mut findings),
         Kind::VirtualService => spec(&node, kind, Body::VirtualService, &mut findings),
-        Kind::DestinationRule => spec(&node, kind, Body::DestinationRule, &mut findings),
-        Kind::ServiceEntry => spec(&node, kind, Body::ServiceEntry, &mut findings),
+        Kind::DestinationRule => spec(&node, kind, |rule| Body::DestinationRule(Box::new(rule)), &mut findings),
+        Kind::ServiceEntry => spec(&node, kind, |entry| Body::ServiceEntry(Box::new(entry)), &mut findings),
         Kind::WorkloadEntry => spec(&node, kind, Body::WorkloadEntry, &mut findings),
     };
     match &body {

@@ -247,7 +247,8 @@ pub enum AddressType {
     /// IPv6.
     IPv6,
     /// DNS names.
-    FQDN,
+    #[serde(rename = "FQDN")]
+    Fqdn,
 }
 
 /// One endpoint of a slice.
@@ -310,14 +311,14 @@ impl EndpointSlice {
                 let fits = match self.address_type {
                     AddressType::IPv4 => text.parse::<std::net::Ipv4Addr>().is_ok(),
                     AddressType::IPv6 => text.parse::<std::net::Ipv6Addr>().is_ok(),
-                    AddressType::FQDN => true,
+                    AddressType::Fqdn => true,
                 };
                 if !fits {
                     findings.error(path.index(index), format!("`{text}` is no {:?} address", self.address_type));
                 }
             }
         }
-        if self.address_type == AddressType::FQDN {
+        if self.address_type == AddressType::Fqdn {
             findings.warning(FieldPath::of("addressType"), "endpoints by DNS name are not supported yet, ignored");
         }
     }

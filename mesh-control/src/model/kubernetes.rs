@@ -123,7 +123,7 @@ fn external_endpoint(name: &str, port: u16) -> Endpoint {
 
 fn from_slices(slices: &[&EndpointSlice], port: &ServicePort, namespace: &str, workloads: &Workloads) -> Vec<Endpoint> {
     let mut endpoints = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.address_type != AddressType::FQDN) {
+    for slice in slices.iter().filter(|slice| slice.address_type != AddressType::Fqdn) {
         let same_name = |name: &Option<String>| name.as_deref().unwrap_or_default() == port.name;
         let number = slice.ports.iter().find(|one| same_name(&one.name) && one.protocol == Transport::Tcp);
         let Some(number) = number.and_then(|one| one.port) else { continue };

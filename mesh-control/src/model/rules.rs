@@ -162,6 +162,15 @@ impl Rules {
         &self.virtual_rules
     }
 
+    /// Every DestinationRule of the mesh, merged: its namespace, its host (`*` with a suffix for patterns) and itself.
+    pub fn policies(&self) -> impl Iterator<Item = (&Arc<str>, String, &Arc<DestinationPolicy>)> {
+        self.policies.iter().flat_map(|(namespace, policies)| {
+            let exact = policies.exact.iter().map(|(host, policy)| (host.to_string(), policy));
+            let wild = policies.wild.iter().map(|(suffix, policy)| (format!("*{suffix}"), policy));
+            exact.chain(wild).map(move |(host, policy)| (namespace, host, policy))
+        })
+    }
+
     /// The VirtualService that routes a host for clients of a namespace.
     pub fn virtual_rule(&self, host: &str, namespace: &str) -> Option<&Arc<VirtualRule>> {
         let exact = self.exact.get(host).into_iter().flatten();

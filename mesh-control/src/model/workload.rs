@@ -45,6 +45,8 @@ pub struct Workload {
     pub node: Option<Arc<str>>,
     /// It is in the mesh: reached through a tunnel.
     pub meshed: bool,
+    /// Its node's agent may act for it.
+    pub enrolled: bool,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Labels.
@@ -68,13 +70,17 @@ pub enum Ports {
     Entry(HashMap<String, u16>),
 }
 
+/// Workloads by label and value.
+type ByLabel = HashMap<(String, String), Vec<Arc<Workload>>>;
+
 /// All workloads.
 #[derive(Debug, Default)]
 pub struct Workloads {
     list: Vec<Arc<Workload>>,
     by_name: HashMap<(Arc<str>, Arc<str>), Arc<Workload>>,
     by_address: HashMap<IpAddr, Vec<Arc<Workload>>>,
-    by_label: HashMap<Arc<str>, HashMap<(String, String), Vec<Arc<Workload>>>>,
+    /// By namespace.
+    by_label: HashMap<Arc<str>, ByLabel>,
 }
 
 impl Workloads {
@@ -170,6 +176,7 @@ fn of_pod(options: &MeshOptions, object: &Object, pod: &Pod, problems: &mut Vec<
         account_path: FieldPath::of("spec.serviceAccountName"),
         node: pod.spec.node_name.as_deref(),
         meshed,
+        enrolled: meshed,
         addresses: pod.addresses(),
         ready: pod.ready(),
         alive,
@@ -193,6 +200,7 @@ fn of_entry(options: &MeshOptions, object: &Object, entry: &WorkloadEntry, probl
         account_path: FieldPath::of("spec.serviceAccount"),
         node: metadata.annotations.get(NODE).map(String::as_str),
         meshed: redirected(metadata),
+        enrolled: metadata.annotations.contains_key(NODE),
         addresses: entry.address.parse().ok().into_iter().collect(),
         ready: true,
         alive: metadata.deletion_timestamp.is_none(),
@@ -215,6 +223,7 @@ struct Parts<'p> {
     account_path: FieldPath,
     node: Option<&'p str>,
     meshed: bool,
+    enrolled: bool,
     addresses: Vec<IpAddr>,
     ready: bool,
     alive: bool,
@@ -243,6 +252,7 @@ fn build(parts: Parts<'_>) -> Workload {
         workload_name: parts.workload_name.as_str().into(),
         namespace,
         meshed: parts.meshed && identity.is_some(),
+        enrolled: parts.enrolled,
         identity,
         node: parts.node.filter(|node| !node.is_empty()).map(Into::into),
         addresses: parts.addresses,

@@ -76,9 +76,16 @@ fn destination_rule(spec: &DestinationRule) -> Result<(), (FieldPath, String)> {
         for policy in std::iter::once(0).chain(ports).map(|port| traffic_policy.of_port(port)) {
             let mut message = cds::Cluster { name: "vetted".to_owned(), ..Default::default() };
             policy::apply(&policy, Protocol::Http, &mut message);
-            parse(Kind::Cluster, "vetted", &message.encode_to_vec()).map_err(|rejection| {
-                (path.clone(), format!("the agents would refuse it: {}: {}", rejection.path, rejection.why))
-            })?;
+            // A hash is asked for by the routes to the service.
+            let hash = policy.load_balancer.as_ref().and_then(|balancer| balancer.consistent_hash.as_ref());
+            let route = action::default_route("vetted".to_owned(), "vetted".to_owned(), hash);
+            let table =
+                table("vetted".to_owned(), vec![virtual_host("vetted".to_owned(), vec!["*".to_owned()], vec![route])]);
+            parse(Kind::Cluster, "vetted", &message.encode_to_vec())
+                .and_then(|()| parse(Kind::Route, "vetted", &table.encode_to_vec()))
+                .map_err(|rejection| {
+                    (path.clone(), format!("the agents would refuse it: {}: {}", rejection.path, rejection.why))
+                })?;
         }
     }
     Ok(())
