@@ -1,4 +1,5 @@
 //! Tidiness of the whole tree: what no compiler checks. In: the sources. Out: a list of what is not as it should be.
+#![allow(clippy::expect_used)]
 
 use std::path::{Path, PathBuf};
 
