@@ -15,17 +15,17 @@ fn bad_objects_are_named_and_the_rest_works() -> Result<()> {
     let body = || -> Result<()> {
         ensure!(who_answers(&lab)? == "server-v1");
         let cases = [
-            ("malformed.yaml", "kind: Service\n  metadata: {name: [\n", "file=malformed.yaml line=2"),
+            ("malformed.yaml", "kind: Service\n  metadata: {name: [\n", "malformed.yaml:2:"),
             (
                 "field.yaml",
                 "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: f}\nspec:\n  hosts: [f]\n  htttp: []\n",
-                "file=field.yaml line=6",
+                "field.yaml:6:",
             ),
-            ("kind.yaml", "apiVersion: v1\nkind: Sarvice\nmetadata: {name: k}\n", "file=kind.yaml line=2"),
+            ("kind.yaml", "apiVersion: v1\nkind: Sarvice\nmetadata: {name: k}\n", "kind.yaml:2:"),
             (
                 "nowhere.yaml",
                 "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: n}\nspec:\n  hosts: [n.example.com]\n  http:\n  - route:\n    - destination:\n        host: missing.example.com\n",
-                "file=nowhere.yaml line=9",
+                "nowhere.yaml:9:",
             ),
         ];
         for (file, yaml, named) in cases {

@@ -137,6 +137,8 @@ fn run(program: &Program, filter: Option<&str>) -> Result<Tally> {
     let mut command = Command::new(&program.executable);
     command.args(filter).current_dir(&program.directory).stdin(Stdio::null());
     command.env("CARGO_MANIFEST_DIR", &program.directory).env("MESH_LAB_PREFIX", leftovers::prefix());
+    // Errors carry the logs of the lab; a backtrace through the test harness says nothing beside them.
+    command.env("RUST_LIB_BACKTRACE", "0");
     let output = command.output().with_context(|| format!("starting {}", program.executable.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let mut tally = Tally::default();
