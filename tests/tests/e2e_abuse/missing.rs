@@ -69,7 +69,9 @@ fn the_agent_says_what_is_missing_and_what_to_do() -> Result<()> {
     open(dir.path(), 0o755)?;
     open(&dir.path().join("agent.yaml"), 0o644)?;
     let copy = dir.path().join("mesh-agent");
-    std::fs::copy(&program, &copy)?;
+    // By another process: a descriptor of ours, open for writing, would be inherited by what other tests start meanwhile,
+    // and the kernel runs no file that somebody writes.
+    ensure!(Command::new("cp").arg(&program).arg(&copy).status()?.success());
     let settings = dir.path().join("agent.yaml").display().to_string();
     let nobody = [
         "setpriv",
