@@ -14,11 +14,11 @@ use tokio::net::TcpStream;
 
 use super::chosen::{Chosen, Flow, Served, Side, server_name};
 use super::cluster;
-use super::detect::spoken;
+use super::detect::{is_http2, spoken};
 use super::pod::Pod;
 use super::tcp;
 use crate::net::copy::Duplex;
-use crate::net::peek::{Peek, Peeked};
+use crate::net::peek::Peeked;
 use crate::upstream::Connected;
 use crate::upstream::stream::Stream;
 
@@ -59,7 +59,7 @@ fn ends(pod: &Pod, accepted: &TcpStream) -> Option<(SocketAddr, SocketAddr)> {
 }
 
 /// Leads a connection whose application is connected to the codec or relay that serves it. `None`: it was reset, and reported if there was anything to tell.
-pub(super) async fn lead(pod: &Pod, flow: Flow, stream: Stream, mut app: Connected) -> Option<Served> {
+pub(super) async fn lead(pod: &Pod, flow: Flow, stream: Stream, app: Connected) -> Option<Served> {
     let mut downstream = Peeked::new(stream);
     let Some(snapshot) = pod.config().await else {
         tracing::warn!(workload = pod.name, "no configuration yet: connection reset");
@@ -72,14 +72,11 @@ pub(super) async fn lead(pod: &Pod, flow: Flow, stream: Stream, mut app: Connect
     };
     let first = match listener.detection(flow.destination) {
         Detection::NotNeeded => First::Unheard,
-        Detection::Needed => first_to_speak(&mut downstream, &mut app.stream).await,
+        Detection::Needed => first_to_speak(&mut downstream, &app.stream).await,
     };
-    // An application that has spoken, or gone, is of no use to an HTTP codec.
-    let unheard = !matches!(first, First::Application(_));
-    let (detected, said) = match first {
-        First::Unheard => (None, Bytes::new()),
-        First::Client(detected) => (Some(detected), Bytes::new()),
-        First::Application(said) => (None, said),
+    let detected = match first {
+        First::Unheard | First::Application => None,
+        First::Client(detected) => Some(detected),
         First::Broken => {
             downstream.reset();
             return None;
@@ -96,7 +93,7 @@ pub(super) async fn lead(pod: &Pod, flow: Flow, stream: Stream, mut app: Connect
             match cluster::choose(&snapshot, cluster, &flow, &PickContext::default()) {
                 Ok(target) => {
                     let upstream = tcp::Upstream { target, connected: app };
-                    Some(Served::tcp(flow, downstream, upstream, &chosen, name, said))
+                    Some(Served::tcp(flow, downstream, upstream, &chosen, name, Bytes::new()))
                 }
                 Err(none) => {
                     tcp::refuse(pod, &flow, downstream, &tcp::Failure::no_target(none, cluster), name);
@@ -104,9 +101,12 @@ pub(super) async fn lead(pod: &Pod, flow: Flow, stream: Stream, mut app: Connect
                 }
             }
         }
-        Some(Terminal::Http(_)) => {
-            let http2 = detected == Some(Detect::Http2);
-            Some(Served::http(flow, downstream, chosen, http2, unheard.then_some(app)))
+        Some(Terminal::Http(manager)) => {
+            let http2 = match &detected {
+                Some(detected) => *detected == Detect::Http2,
+                None => is_http2(&mut downstream, manager.codec).await.ok()?,
+            };
+            Some(Served::http(flow, downstream, chosen, http2, Some(app)))
         }
         None => {
             tcp::refuse_without_chain(pod, &flow, downstream, name);
@@ -120,14 +120,13 @@ enum First {
     /// Nobody was listened to.
     Unheard,
     Client(Detect),
-    /// The application, with these bytes: only an opaque protocol begins so.
-    Application(Bytes),
+    /// The application spoke, or left: only an opaque protocol begins so.
+    Application,
     Broken,
 }
 
 /// Listens to both ends at once: there is no time to wait for, because one of them will speak.
-async fn first_to_speak(downstream: &mut Peeked<Stream>, app: &mut Stream) -> First {
-    let mut app = Peeked::new(app);
+async fn first_to_speak(downstream: &mut Peeked<Stream>, app: &Stream) -> First {
     let client = async {
         match spoken(downstream).await {
             Ok(detected) => First::Client(detected),
@@ -138,12 +137,28 @@ async fn first_to_speak(downstream: &mut Peeked<Stream>, app: &mut Stream) -> Fi
     let application = tokio::select! {
         biased;
         first = &mut client => return first,
-        heard = app.more(1) => heard,
+        heard = heard(app) => heard,
     };
     match application {
-        Ok(Peek::More) => First::Application(Bytes::copy_from_slice(app.seen())),
-        // It has closed without a word. An HTTP client may come later and get a new connection, an opaque one gets the end.
-        Ok(Peek::End | Peek::Full) => First::Application(Bytes::new()),
+        Ok(Heard::Http2) => client.await,
+        Ok(Heard::Else) => First::Application,
         Err(_) => First::Broken,
     }
+}
+
+/// What an application says unasked.
+enum Heard {
+    /// Settings of HTTP/2, which its client is about to speak too.
+    Http2,
+    /// Anything else, or its end.
+    Else,
+}
+
+/// Waits for the application's first bytes and leaves them where they are.
+async fn heard(app: &Stream) -> std::io::Result<Heard> {
+    let Stream::Tcp(app) = app else { return std::future::pending().await };
+    let mut head = [0; 9];
+    let n = app.peek(&mut head).await?;
+    // Frame header (RFC 9113, 4.1): length, type 4, no flags, stream 0.
+    Ok(if n == head.len() && head[3..] == [4, 0, 0, 0, 0, 0] { Heard::Http2 } else { Heard::Else })
 }

@@ -11,7 +11,7 @@ use mesh_core::resource::listener::{Detection, Listener, Terminal};
 use tokio::net::TcpStream;
 
 use super::chosen::{Chosen, Flow, Served, Side, server_name};
-use super::detect::{FirstBytes, first_bytes, spoken};
+use super::detect::{FirstBytes, first_bytes, is_http2, spoken};
 use super::pod::Pod;
 use super::tcp;
 use crate::net::copy::Duplex;
@@ -80,8 +80,11 @@ async fn lead(pod: Rc<Pod>, accepted: TcpStream) -> Option<Served> {
                 None
             }
         },
-        Some(Terminal::Http(_)) => {
-            let http2 = detected == Some(Detect::Http2);
+        Some(Terminal::Http(manager)) => {
+            let http2 = match &detected {
+                Some(detected) => *detected == Detect::Http2,
+                None => is_http2(&mut downstream, manager.codec).await.ok()?,
+            };
             Some(Served::http(flow, downstream, chosen, http2, None))
         }
         None => {

@@ -151,6 +151,12 @@ pub(crate) fn plain_http() -> pb::FilterChainMatch {
     }
 }
 
+/// Any other plain bytes, beside [`plain_http`]: where one chain asks for a transport, a chain that asks for none is not
+/// looked at (Envoy's order of matching).
+pub(crate) fn plain() -> pb::FilterChainMatch {
+    pb::FilterChainMatch { transport_protocol: "raw_buffer".to_owned(), ..Default::default() }
+}
+
 /// Tells HTTP from other bytes.
 pub(crate) fn http_inspector() -> pb::ListenerFilter {
     listener_filter("envoy.filters.listener.http_inspector", &HttpInspector::default())

@@ -15,8 +15,8 @@ use prost::Message;
 
 use super::action::without_timeouts;
 use super::chain::{
-    ANY, BLACK_HOLE, Routes, Target, http_chain, http_inspector, listener as empty_listener, original_dst, plain_http,
-    tcp_chain,
+    ANY, BLACK_HOLE, Routes, Target, http_chain, http_inspector, listener as empty_listener, original_dst, plain,
+    plain_http, tcp_chain,
 };
 use super::checked::{Named, encode, encode_as, hash};
 use super::listener::DETECTION_TIMEOUT;
@@ -59,7 +59,7 @@ pub(crate) fn listener(mesh: &Mesh, workload: &Workload) -> Named {
     let stat_prefix = format!("inbound_0.0.0.0_{INBOUND_PORT};");
     message.filter_chains.extend([
         http_chain("virtualInbound-catchall-http", Some(plain_http()), stat_prefix, catch_all),
-        tcp_chain("virtualInbound", None, &Target::one(PASSTHROUGH)),
+        tcp_chain("virtualInbound", Some(plain()), &Target::one(PASSTHROUGH)),
     ]);
     message.listener_filters = vec![original_dst(), http_inspector()];
     message.listener_filters_timeout = duration(DETECTION_TIMEOUT);
@@ -82,13 +82,14 @@ fn port_chains(port: u16, one: &Membership) -> Vec<pb::FilterChain> {
         let routes = inline(&cluster, &cluster, &vhost, &operation);
         http_chain(&name, Some(matches), format!("inbound_{name};"), routes)
     };
-    let tcp = || tcp_chain(&name, Some(at(port)), &Target::one(cluster.clone()));
+    let tcp = |matches| tcp_chain(&name, Some(matches), &Target::one(cluster.clone()));
+    let here = |matches| pb::FilterChainMatch { destination_port: uint32(port.into()), ..matches };
     match service_port.protocol {
         protocol if protocol.is_http() => vec![http(at(port))],
         Protocol::Auto => {
-            vec![http(pb::FilterChainMatch { destination_port: uint32(port.into()), ..plain_http() }), tcp()]
+            vec![http(here(plain_http())), tcp(here(plain()))]
         }
-        _ => vec![tcp()],
+        _ => vec![tcp(at(port))],
     }
 }
 

@@ -36,6 +36,17 @@ fn a_thousand_connections_at_once() -> Result<()> {
     })
 }
 
+/// More than three times the ports that one destination could have: closed by the client, each stays in TIME_WAIT for a
+/// minute.
+#[test]
+fn a_hundred_thousand_short_connections() -> Result<()> {
+    LAB.test(|lab| {
+        let said = json(lab, "client", &["mesh-lab-app", "churn", "--to", "tcp:9000", "--connections", "100000"])?;
+        ensure!(said["right"] == 100_000, "{said}");
+        Ok(())
+    })
+}
+
 #[test]
 fn the_server_sees_the_client_from_accept() -> Result<()> {
     LAB.test(|lab| {

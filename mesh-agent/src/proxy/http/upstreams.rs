@@ -4,6 +4,8 @@
 //! They end with their downstream connection.
 
 use std::cell::{Cell, RefCell};
+use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,12 +15,14 @@ use ::http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use tokio::time::timeout;
 
 use super::body::RequestBody;
 use super::record::Seen;
 use super::{CONNECTION_WINDOW, Conn, MAX_BUFFER, MAX_HEADERS, OnWorker, REQUEST_WINDOW};
 use crate::proxy::cluster::Target;
+use crate::upstream::stream::Stream;
 use crate::upstream::{Connected, UpstreamError};
 
 /// Upstream connections of one downstream connection that wait for the next request.
@@ -34,7 +38,7 @@ pub(super) struct Upstream {
     address: SocketAddr,
     pub(super) seen: Rc<Seen>,
     sender: Sender,
-    /// It has served a request before: the server may be about to close it.
+    /// It was open before this request: the server may be about to close it.
     pub(super) reused: bool,
     _busy: Option<Busy>,
 }
@@ -130,7 +134,9 @@ impl Upstreams {
             return Err(UpstreamError::Overflow { to: target.address, what: "requests of one connection" });
         }
         let busy = Busy::new(&self.busy);
-        let first = self.first.borrow_mut().take();
+        // The server may be tired of waiting on one that was opened before the request was seen.
+        let first = self.first.borrow_mut().take().filter(|first| still_waits(first, http2));
+        let waited = first.is_some();
         let connected = match first {
             Some(connected) => connected,
             None => conn.pod.connect(&conn.flow, target).await?,
@@ -172,11 +178,23 @@ impl Upstreams {
         };
         let seen = Rc::new(Seen { local, identity, peer });
         let (cluster, address) = (target.cluster.name.clone(), target.address);
-        let upstream = Upstream { cluster, address, seen, sender, reused: false, _busy: Some(busy) };
+        let upstream = Upstream { cluster, address, seen, sender, reused: waited, _busy: Some(busy) };
         if let Sender::Http2(sender) = &upstream.sender {
             self.keep(upstream.share(sender.clone()));
         }
         Ok(upstream)
+    }
+}
+
+/// Whether a server that was connected to before the request was seen still wants one: it has not closed, and an HTTP/1
+/// server has not said anything unasked (408, as a rule). Asks the kernel itself, as the runtime may not have heard of it yet.
+fn still_waits(connected: &Connected, http2: bool) -> bool {
+    let Stream::Tcp(stream) = &connected.stream else { return true };
+    match SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]) {
+        Ok(0) => false,
+        // Settings, as a rule.
+        Ok(_) => http2,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
     }
 }
 

@@ -77,6 +77,14 @@ impl Config {
         self
     }
 
+    /// Every inbound port is declared HTTP: nothing is detected.
+    pub(super) fn inbound_declared_http(mut self) -> Self {
+        let inbound = &mut self.listeners[1];
+        inbound.filter_chains.truncate(1);
+        inbound.filter_chains[0].filter_chain_match = None;
+        self
+    }
+
     pub(super) fn build(self) -> Arc<Snapshot> {
         let mut store = Store::new();
         let mut apply = |kind: &str, upserts: Vec<Upsert>| {

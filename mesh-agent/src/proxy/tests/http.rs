@@ -6,6 +6,7 @@ use ::http::StatusCode;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use super::config::{Config, direct};
 use super::messages::*;
@@ -404,13 +405,8 @@ async fn a_drain_closes_idle_connections_and_lets_a_request_finish() {
 async fn inbound_says_who_it_is_and_dials_before_it_reads() {
     run(async {
         let world = World::configured(Config::new().build());
-        let app = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let dialled = listener.local_addr().unwrap();
-        world.route(dialled, app.local_addr().unwrap());
-        let (client, accepted) = tokio::join!(tokio::net::TcpStream::connect(dialled), listener.accept());
-        tokio::task::spawn_local(crate::proxy::inbound::serve(world.pod(), accepted.unwrap().0));
-        let mut client = client.unwrap();
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = world.inbound_client(Some(&app)).await;
         let (mut upstream, _) = app.accept().await.unwrap();
         let request = "GET / HTTP/1.1\r\nHost: web\r\nX-Forwarded-Client-Cert: URI=spiffe://forged\r\n\r\n";
         let ((response, _), head) = tokio::join!(exchange(&mut client, request), answer_on(&mut upstream));
@@ -422,6 +418,21 @@ async fn inbound_says_who_it_is_and_dials_before_it_reads() {
                 &["reporter=\"destination\"", "connection_security_policy=\"none\"", "response_code=\"200\""],
             )
             .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_application_that_tires_of_waiting_for_a_request_is_asked_anew() {
+    run(async {
+        let world = World::configured(Config::new().inbound_declared_http().build());
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = world.inbound_client(Some(&app)).await;
+        drop(app.accept().await.unwrap());
+        let post = "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbody";
+        let ((head, _), (mut upstream, _)) = tokio::join!(exchange(&mut client, post), answer_once(&app));
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+        assert_eq!(read_text(&mut upstream, 4).await, "body");
     })
     .await;
 }

@@ -36,7 +36,7 @@ async fn a_server_on_a_declared_port_speaks_first_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn on_an_undetected_port_whoever_speaks_first_decides() {
-    run(async {
+    run_paused(async {
         // Anything but HTTP on this port passes through to where the client wanted to go.
         for server_first in [true, false] {
             let world = World::configured(Config::new().build());
@@ -95,7 +95,7 @@ async fn a_refused_upstream_resets_the_client() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_waits_for_the_first_configuration_but_not_for_ever() {
-    run(async {
+    run_paused(async {
         let world = World::to("10.96.0.1:3306");
         let mut client = world.client().await;
         let error = client.read(&mut [0]).await.unwrap_err();
@@ -115,14 +115,11 @@ async fn a_connection_waits_for_the_first_configuration_but_not_for_ever() {
 async fn inbound_an_application_may_speak_first_and_its_refusal_is_the_client_s() {
     run(async {
         let world = World::configured(Config::new().build());
-        let (mut refused, _) = world.inbound_client().await;
+        let mut refused = world.inbound_client(None).await;
         let error = refused.read(&mut [0]).await.unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (near, accepted) = pair().await;
-        world.route(accepted.local_addr().unwrap(), app.local_addr().unwrap());
-        tokio::task::spawn_local(crate::proxy::inbound::serve(world.pod(), accepted));
-        let mut client = near;
+        let mut client = world.inbound_client(Some(&app)).await;
         let (mut upstream, _) = app.accept().await.unwrap();
         upstream.write_all(b"welcome").await.unwrap();
         assert_eq!(read_text(&mut client, 7).await, "welcome");

@@ -21,8 +21,14 @@ pub(super) async fn pair() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
-/// Runs a test with local tasks.
+/// Runs a test with local tasks; one that hangs fails.
 pub(super) async fn run<F: Future>(test: F) -> F::Output {
+    let limit = std::time::Duration::from_secs(60);
+    tokio::time::timeout(limit, run_paused(test)).await.expect("the test hangs")
+}
+
+/// Runs a test whose clock stands still while anything can be done.
+pub(super) async fn run_paused<F: Future>(test: F) -> F::Output {
     LocalSet::new().run_until(test).await
 }
 
@@ -78,12 +84,14 @@ impl World {
         client
     }
 
-    /// A client from the wire, and the address under which the application is asked for.
-    pub(super) async fn inbound_client(&self) -> (TcpStream, SocketAddr) {
+    /// A client from the wire, on its way to an application that listens there; without one it is refused.
+    pub(super) async fn inbound_client(&self, app: Option<&TcpListener>) -> TcpStream {
         let (client, accepted) = pair().await;
-        let dialled = accepted.local_addr().unwrap();
+        if let Some(app) = app {
+            self.route(accepted.local_addr().unwrap(), app.local_addr().unwrap());
+        }
         tokio::task::spawn_local(inbound::serve(self.pod(), accepted));
-        (client, dialled)
+        client
     }
 
     pub(super) fn dials(&self) -> usize {

@@ -6,6 +6,7 @@
 use clap::{Parser, Subcommand};
 
 mod bookinfo;
+mod churn;
 mod hold;
 mod http;
 mod steady;
@@ -47,6 +48,8 @@ enum Role {
     Talk(tcp::Talk),
     /// Holds many connections at once and checks that each echoes its own words.
     Hold(hold::Options),
+    /// Opens and closes many short connections and checks that each echoes its own words.
+    Churn(churn::Options),
     /// Keeps asking until SIGTERM, then prints how many answers were right.
     Steady(steady::Options),
 }
@@ -64,6 +67,7 @@ fn main() -> anyhow::Result<()> {
             Role::Tcp { port, greet } => tcp::serve(port, greet).await,
             Role::Talk(options) => tcp::talk(options).await,
             Role::Hold(options) => hold::run(options).await,
+            Role::Churn(options) => churn::run(options).await,
             Role::Steady(options) => steady::run(options).await,
         }
     })
