@@ -179,11 +179,11 @@ fn inbound_chains_follow_the_declared_protocol() {
         [
             "port 15006, tcp BlackHoleCluster",
             "port 5000, raw_buffer, http/1.1, h2c, http inbound|5000||",
-            "port 5000, tcp inbound|5000||",
+            "port 5000, raw_buffer, tcp inbound|5000||",
             "port 6379, tcp inbound|6379||",
             "port 8080, tcp inbound|8080||",
             "raw_buffer, http/1.1, h2c, http InboundPassthroughCluster",
-            "tcp InboundPassthroughCluster"
+            "raw_buffer, tcp InboundPassthroughCluster"
         ]
     );
     let clusters: Vec<_> = told
