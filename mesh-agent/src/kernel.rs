@@ -7,6 +7,7 @@
 
 mod attach;
 mod enrol;
+pub mod hooks;
 mod load;
 mod probe;
 mod sockets;
@@ -94,7 +95,7 @@ pub enum KernelError {
         /// The running kernel.
         running: String,
         /// The oldest kernel on which it works, with the helpers that ask for it.
-        needed: &'static str,
+        needed: String,
         /// The last line of the verifier, or the error of the system call.
         why: String,
     },

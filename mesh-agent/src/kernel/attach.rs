@@ -10,31 +10,22 @@ use aya::programs::{
 };
 use aya::util::KernelVersion;
 
-use super::{KernelError, chain, probe};
+use super::{KernelError, chain, hooks, probe};
 use crate::net::netns::NetNs;
 
-const CGROUP: [&str; 7] = [
-    "mesh_connect4",
-    "mesh_connect6",
-    "mesh_getpeername4",
-    "mesh_getpeername6",
-    "mesh_getsockname4",
-    "mesh_getsockname6",
-    "mesh_sock_ops",
-];
 const INGRESS: &str = "mesh_ingress";
 const LOOKUP: &str = "mesh_lookup";
 /// How often a program is offered to a kernel that was interrupted.
 const LOAD_TRIES: u32 = 10;
 
-/// Attaches every cgroup program. sock_ops comes before connect, so that no redirected connection goes unnoted.
+/// Attaches every cgroup program, in the order of the list of hooks.
 pub(super) fn attach_cgroup(object: &mut Ebpf, cgroup: &Path) -> Result<(), KernelError> {
     let directory = File::open(cgroup).map_err(|e| KernelError::Attach {
-        program: CGROUP[0],
+        program: "the cgroup programs",
         place: cgroup.display().to_string(),
         why: e.to_string(),
     })?;
-    for name in CGROUP.into_iter().rev() {
+    for name in hooks::cgroup().map(|hook| hook.program) {
         let failed = |e: ProgramError| KernelError::Attach {
             program: name,
             place: cgroup.display().to_string(),
@@ -135,6 +126,5 @@ fn complaint(log: &str) -> &str {
 }
 
 fn refused_because(program: &'static str, why: String) -> KernelError {
-    let needed = probe::NEEDED.iter().find(|(name, _)| *name == program).map_or("6.1", |(_, needed)| needed);
-    KernelError::Refused { program, running: probe::kernel_release(), needed, why }
+    KernelError::Refused { program, running: probe::kernel_release(), needed: hooks::needed(program), why }
 }

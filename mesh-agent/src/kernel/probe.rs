@@ -9,19 +9,6 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::KernelError;
 
-/// The oldest kernel on which the programs work, and the helper or hook that asks for it.
-pub const NEEDED: [(&str, &str); 9] = [
-    ("mesh_connect4", "6.1 (bpf_set_retval in cgroup/connect4)"),
-    ("mesh_connect6", "6.1 (bpf_set_retval in cgroup/connect6)"),
-    ("mesh_getpeername4", "6.1 (bpf_sk_storage_get in cgroup/getpeername4)"),
-    ("mesh_getpeername6", "6.1 (bpf_sk_storage_get in cgroup/getpeername6)"),
-    ("mesh_getsockname4", "6.1 (bpf_sk_storage_get in cgroup/getsockname4)"),
-    ("mesh_getsockname6", "6.1 (bpf_sk_storage_get in cgroup/getsockname6)"),
-    ("mesh_sock_ops", "6.1 (bpf_get_netns_cookie in sock_ops)"),
-    ("mesh_ingress", "6.1 (bpf_sk_assign in tc ingress)"),
-    ("mesh_lookup", "6.1 (bpf_sk_assign in sk_lookup)"),
-];
-
 /// The cgroup that the agent attaches to, and its own.
 pub struct Cgroups {
     /// Where the programs go.

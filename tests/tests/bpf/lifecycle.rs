@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use mesh_agent::kernel::Kernel;
+use mesh_agent::kernel::{Kernel, hooks};
 use mesh_common::abi::{self, Counter};
 
 use super::support::*;
@@ -53,6 +53,18 @@ fn programs_at(net: &Net) -> String {
     let query = || aya::programs::SchedClassifier::query_tcx("eth0", aya::programs::TcAttachType::Ingress);
     let (_, found) = net.pod.run(query).unwrap().unwrap();
     found.iter().filter_map(|p| p.name_as_str().map(str::to_owned)).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_list_of_hooks_is_the_object() {
+    require();
+    let bytes = fs::read(object()).unwrap();
+    let object = aya::Ebpf::load(&bytes).unwrap();
+    let mut there: Vec<_> = object.programs().map(|(name, _)| name.to_owned()).collect();
+    let mut listed: Vec<_> = hooks::HOOKS.iter().map(|hook| hook.program.to_owned()).collect();
+    there.sort();
+    listed.sort();
+    assert_eq!(there, listed);
 }
 
 #[test]

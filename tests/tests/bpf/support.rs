@@ -106,7 +106,8 @@ pub fn settings(pins: &Path) -> KernelSettings {
     KernelSettings { object: Some(object()), pin_path: Some(pins.to_owned()), cgroup: None }
 }
 
-fn object() -> PathBuf {
+/// The object under test.
+pub fn object() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/mesh-ebpf.o")
 }
 
