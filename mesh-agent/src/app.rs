@@ -7,7 +7,7 @@ mod roster;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -24,6 +24,9 @@ use crate::telemetry::access_log::{AccessLog, Log};
 use crate::telemetry::{Kind, Limits, Metrics};
 use crate::xds::{Client, ControlPlaneChannel};
 use roster::{Parts, Workloads, lock};
+
+/// How often connections from before an enrolment are looked after.
+const SWEEP: Duration = Duration::from_secs(30);
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -126,8 +129,10 @@ pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
     }
     tracing::info!(node = settings.node, version = env!("CARGO_PKG_VERSION"), "started");
 
+    let mut sweep = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {
+            _ = sweep.tick() => workloads.sweep(),
             event = signals.next() => match event {
                 Event::End(name) => {
                     tracing::info!(signal = name, drain_seconds = settings.drain_seconds, "ending");

@@ -8,7 +8,9 @@
 mod attach;
 mod enrol;
 pub mod hooks;
+mod kept;
 mod load;
+mod modes;
 mod probe;
 mod sockets;
 
@@ -35,6 +37,8 @@ pub struct Kernel {
     /// Before `base`, because an instance of the ingress program must be gone before the maps lose their names.
     pods: HashMap<u32, enrol::Pod>,
     workloads: BpfHashMap<MapData, u64, abi::Workload>,
+    port_modes: BpfHashMap<MapData, abi::PortKey, u32>,
+    kept: kept::Kept,
     metrics: PerCpuArray<MapData, u64>,
     events: Option<Events>,
     sockets: Sockets,
@@ -138,29 +142,56 @@ impl Kernel {
         load::load(settings, node)
     }
 
-    /// Opens listeners inside the workload's namespace and from then on catches what goes in and out. Connections that
-    /// exist already stay as they are. A workload enrolled a second time is withdrawn first.
+    /// Opens listeners inside the workload's namespace and from then on catches what goes in and out. It is STRICT until
+    /// [`Kernel::set_inbound_modes`]. Connections that it has opened before stay as they are; those that were opened to
+    /// it are held up until it is known that they may go on. A workload enrolled a second time is withdrawn first.
     pub fn enrol(&mut self, workload: &Workload) -> Result<Listeners, KernelError> {
-        self.enrol_namespace(workload.id, &workload.netns, &workload.addresses)
+        self.enrol_namespace(workload.id, &workload.netns, &workload.addresses, 0)
     }
 
     /// As [`Kernel::enrol`]. `addresses` are the namespace's own; the first of each family is the one it shows to
-    /// others.
+    /// others. `flags` are of [`abi`].
     pub fn enrol_namespace(
         &mut self,
         id: u32,
         netns: &Arc<NetNs>,
         addresses: &[IpAddr],
+        flags: u32,
     ) -> Result<Listeners, KernelError> {
         self.withdraw(id);
-        enrol::enrol(self, id, netns, addresses)
+        enrol::enrol(self, id, netns, addresses, flags)
+    }
+
+    /// Says on which ports a workload takes nothing in the open: all if `strict`, and for each port in `exceptions`
+    /// whether it does. Connections from before the enrolment that this forbids are ended. Unknown ids are no error. On
+    /// an error the workload is stricter than asked, never less strict.
+    pub fn set_inbound_modes(&mut self, id: u32, strict: bool, exceptions: &[(u16, bool)]) -> Result<(), KernelError> {
+        let Some(pod) = self.pods.get_mut(&id) else { return Ok(()) };
+        let mut modes = modes::Modes { workloads: &mut self.workloads, ports: &mut self.port_modes };
+        let done = modes.set(pod, strict, exceptions);
+        let of = |port: u16| exceptions.iter().find(|(one, _)| *one == port).map_or(strict, |(_, own)| *own);
+        kept::end_inbound(&mut self.kept, pod, id, of);
+        done
+    }
+
+    /// Forgets connections from before the enrolment that have ended. To be called now and then.
+    pub fn sweep(&mut self) {
+        for pod in self.pods.values_mut() {
+            kept::sweep(&mut self.kept, pod);
+        }
     }
 
     /// Stops catching. Connections that the agent holds are the agent's to close. Unknown ids are no error.
     pub fn withdraw(&mut self, id: u32) {
-        if let Some(pod) = self.pods.remove(&id)
-            && let Err(e) = pod.remove(&mut self.workloads)
-        {
+        if let Some(pod) = self.pods.remove(&id) {
+            self.remove(id, pod);
+        }
+    }
+
+    fn remove(&mut self, id: u32, mut pod: enrol::Pod) {
+        kept::clear(&mut self.kept, &mut pod);
+        modes::Modes { workloads: &mut self.workloads, ports: &mut self.port_modes }.clear(&mut pod);
+        if let Err(e) = pod.remove(&mut self.workloads) {
             warn!(workload = id, error = %e, "the kernel side of a workload could not be removed completely");
         }
     }

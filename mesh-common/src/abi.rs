@@ -5,7 +5,7 @@
 use crate::addr::{Addr, Endpoint};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
@@ -18,6 +18,10 @@ pub const MAX_FLOWS: u32 = 65_536;
 /// Connections of the agent between `connect()` and their acceptance by an application. When the map is full the
 /// application sees the agent's loopback address as its client ([`Counter::PeerFull`]).
 pub const MAX_PEERS: u32 = 65_536;
+/// Ports of all workloads together whose inbound mode is not their workload's. What does not fit is STRICT.
+pub const MAX_PORT_MODES: u32 = 65_536;
+/// Connections of all workloads together that are older than their enrolment and may go on.
+pub const MAX_KEPT: u32 = 65_536;
 /// Agents (cgroups) whose processes are never caught: two during an upgrade.
 pub const MAX_AGENTS: u32 = 16;
 /// Bytes of the ring buffer for [`Event`]s; what does not fit is counted ([`Counter::EventLost`]).
@@ -42,6 +46,12 @@ pub mod maps {
     pub const CLIENT: &str = "CLIENT";
     /// socket → [`Role`](super::Role) as u32; inherited by accepted sockets.
     pub const AGENT: &str = "AGENT";
+    /// [`PortKey`](super::PortKey) → [`Mode`](super::Mode) as u32. Written by the agent only.
+    pub const PORT_MODES: &str = "PORT_MODES";
+    /// [`Tuple`](super::Tuple) (the workload's end as client) → a `KEPT_` constant. Written by the agent only.
+    pub const KEPT: &str = "KEPT";
+    /// socket → [`Verdict`](super::Verdict) as u32.
+    pub const VERDICT: &str = "VERDICT";
     /// [`Counter`](super::Counter) → u64, per CPU.
     pub const METRICS: &str = "METRICS";
     /// A `LISTENER_` constant → the agent's listener in this pod. One map per pod, not pinned. Written by the agent only.
@@ -49,7 +59,8 @@ pub mod maps {
     /// [`Event`](super::Event)s.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that is shared by all instances of the programs, by a pin.
-    pub const ALL: [&str; 9] = [WORKLOADS, AGENTS, FLOW, PEER, ORIGIN, CLIENT, AGENT, METRICS, EVENTS];
+    pub const ALL: [&str; 12] =
+        [WORKLOADS, AGENTS, FLOW, PEER, PORT_MODES, KEPT, ORIGIN, CLIENT, AGENT, VERDICT, METRICS, EVENTS];
 }
 
 /// Place in LISTENERS of the listener for plain IPv4 connections.
@@ -63,8 +74,24 @@ pub const LISTENER_TUNNEL6: u32 = 3;
 /// Places in LISTENERS.
 pub const LISTENER_COUNT: u32 = 4;
 
-/// Name of the load-time constant that holds the netns cookie for which one instance of `ingress` and `lookup` works.
+/// Name of the load-time constant that holds the netns cookie for which one instance of `ingress`, `egress` and `lookup` works.
 pub const INGRESS_NETNS: &str = "INGRESS_NETNS";
+
+/// In KEPT: the workload opened the connection.
+pub const KEPT_OUTBOUND: u32 = 1;
+/// In KEPT: the connection was opened to the workload.
+pub const KEPT_INBOUND: u32 = 2;
+
+/// In [`Workload::flags`]: what comes in the open is refused, on every port that PORT_MODES does not name.
+pub const STRICT: u32 = 1;
+/// In [`Workload::flags`]: some ports of this workload are in PORT_MODES.
+pub const HAS_PORT_MODES: u32 = 1 << 1;
+/// In [`Workload::flags`]: without an agent, connections pass that no STRICT forbids. Otherwise none does.
+pub const LOSS_OPEN: u32 = 1 << 2;
+/// In [`Workload::flags`]: of UDP, only questions to name servers may leave.
+pub const UDP_DNS_ONLY: u32 = 1 << 3;
+/// In [`Workload::flags`]: no UDP may leave.
+pub const UDP_DENY: u32 = 1 << 4;
 
 /// An enrolled workload, by its network namespace's cookie.
 #[repr(C)]
@@ -72,7 +99,7 @@ pub const INGRESS_NETNS: &str = "INGRESS_NETNS";
 pub struct Workload {
     /// The agent's number for it.
     pub id: u32,
-    /// No flag exists yet; 0.
+    /// [`STRICT`] and the other flags above.
     pub flags: u32,
     /// The IPv4 address that the workload shows to others; [`Addr::ZERO`] if it has none.
     pub source4: Addr,
@@ -86,8 +113,42 @@ pub struct Workload {
     pub inbound_port: u16,
     /// Port of the agent's tunnel listener.
     pub tunnel_port: u16,
-    /// 0.
-    pub reserved: u16,
+    /// Port of the agent's DNS listener; 0 if there is none.
+    pub dns_port: u16,
+}
+
+/// A port of a workload. The key of PORT_MODES.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PortKey {
+    /// Cookie of the network namespace.
+    pub netns: u64,
+    /// In host byte order, widened.
+    pub port: u32,
+    /// 0; in the place of padding.
+    pub zero: u32,
+}
+
+/// Whether a port takes connections in the open.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It does.
+    Permissive = 0,
+    /// It takes only connections with a verified identity, which come by the agent's tunnel.
+    Strict = 1,
+}
+
+/// Why a socket of an enrolled workload may send to the wire by itself. The value of its VERDICT storage.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its destination is never captured.
+    Exempt = 1,
+    /// The agent was gone and its workload has [`LOSS_OPEN`].
+    NoAgent = 2,
+    /// The application accepted it from the wire while the agent was gone. STRICT does not let it go on.
+    Accepted = 3,
 }
 
 /// A TCP connection, from its client's side, in one network namespace.
@@ -147,11 +208,22 @@ pub enum Counter {
     InboundTimeWait = 10,
     /// Events that did not fit into the ring buffer.
     EventLost = 11,
+    /// Packets for a new connection that were dropped because the agent's listener is gone.
+    InboundRefused = 12,
+    /// Packets dropped under STRICT because the application's own socket, not the agent's, had the connection.
+    InboundForeign = 13,
+    /// Connections that went out uncaught because the agent's listener is gone.
+    OutboundNoAgent = 14,
+    /// Connections that failed with ECONNREFUSED because the agent's listener is gone.
+    OutboundRefused = 15,
+    /// TCP packets dropped on their way out because nothing explains them: they came by no `connect()` that the
+    /// programs saw.
+    EgressUnexplained = 16,
 }
 
 impl Counter {
     /// Every counter with its name in metrics.
-    pub const ALL: [(Counter, &'static str); 12] = [
+    pub const ALL: [(Counter, &'static str); 17] = [
         (Counter::OutboundCaptured, "outbound_captured"),
         (Counter::OutboundExempt, "outbound_exempt"),
         (Counter::OutboundUnreachable, "outbound_unreachable"),
@@ -164,6 +236,11 @@ impl Counter {
         (Counter::InboundAssignFailed, "inbound_assign_failed"),
         (Counter::InboundTimeWait, "inbound_time_wait"),
         (Counter::EventLost, "event_lost"),
+        (Counter::InboundRefused, "inbound_refused"),
+        (Counter::InboundForeign, "inbound_foreign"),
+        (Counter::OutboundNoAgent, "outbound_no_agent"),
+        (Counter::OutboundRefused, "outbound_refused"),
+        (Counter::EgressUnexplained, "egress_unexplained"),
     ];
     /// How many there are.
     pub const COUNT: u32 = Counter::ALL.len() as u32;
@@ -189,6 +266,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Tuple, client) == 8 && core::mem::offset_of!(Tuple, server) == 28);
     assert!(size_of::<Workload>() == 8 + 32 + 16 * MAX_ADDRESSES + 8 && align_of::<Workload>() == 4);
     assert!(core::mem::offset_of!(Workload, outbound_port) == 40 + 16 * MAX_ADDRESSES);
+    assert!(size_of::<PortKey>() == 16 && align_of::<PortKey>() == 8);
     assert!(size_of::<Event>() == 64 && align_of::<Event>() == 8);
     let mut i = 0;
     while i < Counter::ALL.len() {
@@ -199,13 +277,15 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Endpoint, Tuple, Workload};
+    use super::{Endpoint, PortKey, Tuple, Workload};
 
     // SAFETY: repr(C), made of integers only, without padding (the assertions above), so any bytes are a value and
     // every byte of a value is initialised.
     unsafe impl aya::Pod for Workload {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Tuple {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PortKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Endpoint {}
 }

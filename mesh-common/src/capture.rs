@@ -1,7 +1,7 @@
 //! Which connections the agent takes. In: the workload's entry and what a hook knows of the connection. Out: what the
 //! hook is to do. Reads no map, touches no socket; randomness is an argument.
 
-use crate::abi::{MAX_ADDRESSES, TUNNEL_PORT, Workload};
+use crate::abi::{HAS_PORT_MODES, LOSS_OPEN, MAX_ADDRESSES, Mode, STRICT, TUNNEL_PORT, Workload};
 use crate::addr::{Addr, Endpoint};
 
 /// What to do with an outbound connection.
@@ -24,6 +24,17 @@ pub enum Inbound {
     Tunnel(u16),
 }
 
+/// What to do with an inbound packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arriving {
+    /// Leave it to the kernel.
+    Pass,
+    /// Throw it away.
+    Drop,
+    /// Give it to a listener of the agent.
+    Steer(Inbound),
+}
+
 /// What a packet's socket lookup found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
@@ -31,8 +42,10 @@ pub enum Found {
     Nobody,
     /// The remains of a closed connection.
     TimeWait,
-    /// A connection, or one that is being made.
+    /// A connection of the agent, or one that is being made.
     Live,
+    /// A connection that the application's own socket has, without a word of the programs or the agent for it.
+    Foreign,
 }
 
 /// Decides on a new outbound connection of `workload` to `to`. `device` tells whether the socket is bound to a device:
@@ -98,14 +111,33 @@ pub fn spread(random: u32) -> u32 {
     (0x7f00_0000 | host).to_be()
 }
 
-/// The listener for a packet to `port` that belongs to nobody; `None` when it belongs to somebody. A SYN that meets the
-/// remains of an old connection is the kernel's to judge; when it opens a new connection, [`lookup`] is asked.
+/// Decides on a packet from the wire to `port`. A SYN that meets the remains of an old connection is the kernel's to
+/// judge; when it opens a new connection, [`lookup`] is asked. `strict`: the port takes nothing in the open.
 #[inline(always)]
-pub fn inbound(workload: &Workload, port: u16, found: Found) -> Option<Inbound> {
+pub fn inbound(workload: &Workload, port: u16, found: Found, strict: bool) -> Arriving {
     match found {
-        Found::Live | Found::TimeWait => None,
-        Found::Nobody => Some(listener(workload, port)),
+        Found::Live | Found::TimeWait => Arriving::Pass,
+        Found::Foreign if strict => Arriving::Drop,
+        Found::Foreign => Arriving::Pass,
+        Found::Nobody => Arriving::Steer(listener(workload, port)),
     }
+}
+
+/// Whether `port` takes nothing in the open. `exception` finds the mode that the port has by itself, if any; asked only
+/// where the workload has such ports. HBONE's port is never open: its listener is the agent's tunnel.
+#[inline(always)]
+pub fn is_strict(workload: &Workload, exception: impl FnOnce() -> Option<u32>) -> bool {
+    let own = if workload.flags & HAS_PORT_MODES == 0 { None } else { exception() };
+    match own {
+        Some(mode) => mode != Mode::Permissive as u32,
+        None => workload.flags & STRICT != 0,
+    }
+}
+
+/// Whether a connection passes although the agent's listener is gone. `strict`: it is one that STRICT forbids.
+#[inline(always)]
+pub fn passes_without_agent(workload: &Workload, strict: bool) -> bool {
+    !strict && workload.flags & LOSS_OPEN != 0
 }
 
 /// The listener for a connection to `port` of `local`, if `remote` is on the wire. What starts in the workload's own
@@ -143,7 +175,7 @@ mod tests {
             outbound_port: 15001,
             inbound_port: 15006,
             tunnel_port: 15108,
-            reserved: 0,
+            dns_port: 0,
         };
         w.own[0] = w.source4;
         w.own[MAX_ADDRESSES - 1] = w.source6;
@@ -206,12 +238,39 @@ mod tests {
     #[test]
     fn inbound_table() {
         let w = workload();
-        assert_eq!(inbound(&w, 80, Found::Live), None);
-        assert_eq!(inbound(&w, 80, Found::TimeWait), None);
-        assert_eq!(inbound(&w, 80, Found::Nobody), Some(Inbound::Plain(15006)));
-        assert_eq!(inbound(&w, 15008, Found::Nobody), Some(Inbound::Tunnel(15108)));
-        // The port on which the tunnel listener happens to be is an ordinary port on the wire.
-        assert_eq!(inbound(&w, 15108, Found::Nobody), Some(Inbound::Plain(15006)));
+        for strict in [false, true] {
+            assert_eq!(inbound(&w, 80, Found::Live, strict), Arriving::Pass);
+            assert_eq!(inbound(&w, 80, Found::TimeWait, strict), Arriving::Pass);
+            assert_eq!(inbound(&w, 80, Found::Nobody, strict), Arriving::Steer(Inbound::Plain(15006)));
+            assert_eq!(inbound(&w, 15008, Found::Nobody, strict), Arriving::Steer(Inbound::Tunnel(15108)));
+            // The port on which the tunnel listener happens to be is an ordinary port on the wire.
+            assert_eq!(inbound(&w, 15108, Found::Nobody, strict), Arriving::Steer(Inbound::Plain(15006)));
+        }
+        assert_eq!(inbound(&w, 80, Found::Foreign, false), Arriving::Pass);
+        assert_eq!(inbound(&w, 80, Found::Foreign, true), Arriving::Drop);
+    }
+
+    #[test]
+    fn modes_of_ports_and_what_passes_without_an_agent() {
+        let mut w = workload();
+        let (permissive, strict) = (Some(Mode::Permissive as u32), Some(Mode::Strict as u32));
+        // Without the flag nobody looks.
+        assert!(!is_strict(&w, || strict));
+        w.flags = STRICT;
+        assert!(is_strict(&w, || permissive));
+        w.flags = STRICT | HAS_PORT_MODES;
+        assert!(is_strict(&w, || None));
+        assert!(!is_strict(&w, || permissive));
+        w.flags = HAS_PORT_MODES;
+        assert!(!is_strict(&w, || None));
+        assert!(is_strict(&w, || strict));
+        // A mode that this version does not know is the stricter one.
+        assert!(is_strict(&w, || Some(7)));
+
+        assert!(!passes_without_agent(&w, false));
+        w.flags = LOSS_OPEN;
+        assert!(passes_without_agent(&w, false));
+        assert!(!passes_without_agent(&w, true));
     }
 
     #[test]

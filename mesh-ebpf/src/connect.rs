@@ -1,20 +1,22 @@
 //! cgroup/connect4 and connect6. In: the socket and the address that the application asks for. Out: the address that it
 //! gets, and ORIGIN with the one it asked for. Only TCP of enrolled namespaces; never the agent's sockets.
 
+use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::abi::{Counter, Tuple};
+use mesh_common::abi::{Counter, Role, Tuple, Verdict, Workload};
 use mesh_common::addr::Endpoint;
 use mesh_common::capture::{self, Outbound};
 
-use crate::maps::{AGENT, AGENTS, ORIGIN, WORKLOADS};
+use crate::maps::{AGENT, AGENTS, ORIGIN, VERDICT, WORKLOADS};
 use crate::report::{count, tell};
-use crate::socket::{netns, of_sock_addr, set_user4, set_user6, user4, user6};
+use crate::socket::{agent_listens, netns, of_sock_addr, set_user4, set_user6, user4, user6};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_MPTCP: u32 = 262;
 const ENETUNREACH: i32 = 101;
+const ECONNREFUSED: i32 = 111;
 
 const ALLOW: i32 = 1;
 /// `connect()` fails: with EPERM, or with what `bpf_set_retval` was given.
@@ -64,7 +66,7 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
     let cgroup = unsafe { bpf_get_current_cgroup_id() };
     // SAFETY: as for WORKLOADS.
     if unsafe { AGENTS.get(cgroup) }.is_some() {
-        return Ok(None);
+        return release(sk, workload, netns, to, Verdict::Exempt);
     }
     // SAFETY: sk is a socket and not null.
     let device = unsafe { (*sk).bound_dev_if } != 0;
@@ -75,9 +77,13 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
             // An earlier, failed connect of the same socket may have been redirected.
             ORIGIN.delete(sk);
             count(Counter::OutboundExempt);
-            Ok(None)
+            release(sk, workload, netns, to, Verdict::Exempt)
         }
         Outbound::Redirect(listener) => {
+            if !agent_listens(ctx, &listener, Role::Outbound) {
+                return without_agent(sk, workload, netns, to);
+            }
+            VERDICT.delete(sk);
             if ORIGIN.set(sk, *to) {
                 count(Counter::OutboundCaptured);
                 return Ok(Some(listener));
@@ -92,6 +98,36 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
             Err(())
         }
     }
+}
+
+/// Lets a socket send by itself to where it wants. What stays on this host needs no word for that.
+#[inline(always)]
+fn release(
+    sk: *mut bpf_sock,
+    workload: &Workload,
+    netns: u64,
+    to: &Endpoint,
+    verdict: Verdict,
+) -> Result<Option<Endpoint>, ()> {
+    if to.addr.is_loopback() || VERDICT.set(sk, verdict as u32) {
+        return Ok(None);
+    }
+    tell(Counter::StorageFailed, workload.id, &toward(netns, to));
+    Err(())
+}
+
+/// The listener is gone, and its agent with it.
+#[inline(always)]
+fn without_agent(sk: *mut bpf_sock, workload: &Workload, netns: u64, to: &Endpoint) -> Result<Option<Endpoint>, ()> {
+    if capture::passes_without_agent(workload, false) {
+        ORIGIN.delete(sk);
+        tell(Counter::OutboundNoAgent, workload.id, &toward(netns, to));
+        return release(sk, workload, netns, to, Verdict::NoAgent);
+    }
+    tell(Counter::OutboundRefused, workload.id, &toward(netns, to));
+    // SAFETY: no precondition in this hook.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    Err(())
 }
 
 /// A connection of which only the destination is known.

@@ -6,15 +6,19 @@
 use core::ptr;
 
 use aya_ebpf::programs::SkLookupContext;
-use mesh_common::abi::{LISTENER_PLAIN4, LISTENER_PLAIN6, LISTENER_TUNNEL4, LISTENER_TUNNEL6};
+use mesh_common::abi::{Counter, LISTENER_PLAIN4, LISTENER_PLAIN6, LISTENER_TUNNEL4, LISTENER_TUNNEL6};
 use mesh_common::addr::Addr;
 use mesh_common::capture::{self, Inbound};
 
 use crate::maps::{INGRESS_NETNS, LISTENERS, WORKLOADS};
+use crate::packet::is_strict;
+use crate::report::count;
 use crate::socket::AF_INET;
 
 /// Go on with what was assigned, or with the kernel's own search.
 const PASS: u32 = 1;
+/// Nobody: a connection is reset, as where nobody listens.
+const DROP: u32 = 0;
 const IPPROTO_TCP: u32 = 6;
 
 pub fn run(ctx: &SkLookupContext) -> u32 {
@@ -46,7 +50,15 @@ pub fn run(ctx: &SkLookupContext) -> u32 {
         (Some(Inbound::Tunnel(_)), true) => LISTENER_TUNNEL4,
         (Some(Inbound::Tunnel(_)), false) => LISTENER_TUNNEL6,
     };
-    // Not there: the agent is gone, and the connection goes on to the application, as in `ingress`.
-    let _ = LISTENERS.redirect_sk_lookup(ctx, listener, 0);
-    PASS
+    if LISTENERS.redirect_sk_lookup(ctx, listener, 0).is_ok() {
+        return PASS;
+    }
+    // Not there: the agent is gone, as in `ingress`.
+    let strict = is_strict(INGRESS_NETNS.load(), workload, port as u16);
+    if capture::passes_without_agent(workload, strict) {
+        count(Counter::InboundNoAgent);
+        return PASS;
+    }
+    count(Counter::InboundRefused);
+    DROP
 }

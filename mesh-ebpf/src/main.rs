@@ -5,10 +5,12 @@
 #![no_main]
 
 mod connect;
+mod egress;
 mod getname;
 mod ingress;
 mod lookup;
 mod maps;
+mod packet;
 mod report;
 mod sock_ops;
 mod socket;
@@ -62,6 +64,12 @@ pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
 #[classifier]
 pub fn mesh_ingress(ctx: TcContext) -> i32 {
     ingress::run(&ctx)
+}
+
+/// tc egress: a packet leaves the pod. One instance per pod.
+#[classifier]
+pub fn mesh_egress(ctx: TcContext) -> i32 {
+    egress::run(&ctx)
 }
 
 /// sk_lookup: the kernel looks for a listener. One instance per pod.

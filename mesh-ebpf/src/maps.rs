@@ -29,6 +29,15 @@ pub static FLOW: HashMap<abi::Tuple, Endpoint, { abi::MAX_FLOWS as usize }> = Ha
 #[btf_map]
 pub static PEER: HashMap<abi::Tuple, Endpoint, { abi::MAX_PEERS as usize }> = HashMap::new();
 
+/// Modes of ports that differ from their workload's. Key: the port. Bound: `MAX_PORT_MODES`. Writer: the agent.
+#[btf_map]
+pub static PORT_MODES: HashMap<abi::PortKey, u32, { abi::MAX_PORT_MODES as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Connections older than their workload's enrolment that may go on. Key: the connection, with the workload's end in the
+/// client's place whoever opened it; value: a `KEPT_` constant. Bound: `MAX_KEPT`. Writer: the agent.
+#[btf_map]
+pub static KEPT: HashMap<abi::Tuple, u32, { abi::MAX_KEPT as usize }, NO_PREALLOC> = HashMap::new();
+
 /// Where a socket really wanted to go: on a redirected socket of an application, and on the agent's accepted socket.
 /// Lives as long as its socket. Writers: connect, sock_ops.
 #[btf_map]
@@ -42,6 +51,11 @@ pub static CLIENT: SkStorage<Endpoint, NO_PREALLOC> = SkStorage::new();
 /// Marks a socket as the agent's; the value is its `Role`. Accepted sockets inherit it. Writer: the agent by descriptor.
 #[btf_map]
 pub static AGENT: SkStorage<u32, CLONE> = SkStorage::new();
+
+/// Lets a socket of an application send to the wire by itself; the value is a `Verdict`. Not inherited by accepted
+/// sockets. Writers: connect, sock_ops.
+#[btf_map]
+pub static VERDICT: SkStorage<u32, NO_PREALLOC> = SkStorage::new();
 
 /// The agent's inbound listeners in one pod, for `lookup`; each pod's instance has its own, without a pin. Key: a
 /// `LISTENER_` constant. A listener that is closed disappears from it. Writer: the agent.
@@ -57,8 +71,8 @@ pub static METRICS: PerCpuArray<u64, { abi::Counter::COUNT as usize }> = PerCpuA
 #[btf_map]
 pub static EVENTS: RingBuf<abi::Event, { abi::EVENT_BYTES as usize }> = RingBuf::new();
 
-/// The cookie of the network namespace in which this instance of `ingress` and `lookup` runs: tc programs can ask for it from Linux
-/// 6.13 only. Set at load; 0 (no namespace) in the instance that is never attached.
+/// The cookie of the network namespace in which this instance of `ingress`, `egress` and `lookup` runs: tc programs can
+/// ask for it from Linux 6.13 only. Set at load; 0 (no namespace) in the instance that is never attached.
 #[unsafe(no_mangle)]
 pub static INGRESS_NETNS: Global<u64> = Global::new(0);
 

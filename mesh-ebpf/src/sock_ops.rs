@@ -5,10 +5,10 @@
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::btf_maps::HashMap;
 use aya_ebpf::programs::SockOpsContext;
-use mesh_common::abi::{Counter, Role, Tuple};
+use mesh_common::abi::{Counter, Role, Tuple, Verdict};
 use mesh_common::addr::Endpoint;
 
-use crate::maps::{AGENT, CLIENT, FLOW, ORIGIN, PEER, WORKLOADS};
+use crate::maps::{AGENT, CLIENT, FLOW, ORIGIN, PEER, VERDICT, WORKLOADS};
 use crate::report::{count, tell};
 use crate::socket::{Ends, of_sock_ops};
 
@@ -85,7 +85,19 @@ fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
                 CLIENT.set(sk, client);
             }
         }
-        None => {}
+        None => passed(ctx, sk, ends),
+    }
+}
+
+/// The application itself accepts from the wire: `ingress` has let the connection pass, so its answers may leave.
+#[inline(always)]
+fn passed(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
+    let tuple = ends.accepted(ctx);
+    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
+    if let Some(workload) = unsafe { WORKLOADS.get(tuple.netns) }
+        && !VERDICT.set(sk, Verdict::Accepted as u32)
+    {
+        tell(Counter::StorageFailed, workload.id, &tuple);
     }
 }
 

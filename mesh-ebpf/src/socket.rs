@@ -4,15 +4,25 @@
 use core::ptr;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_delete, bpf_sk_storage_get};
+use aya_ebpf::bindings::{
+    BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1 as Addresses,
+};
+use aya_ebpf::bindings::{
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get,
+};
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
-use mesh_common::abi::Tuple;
+use mesh_common::abi::{Role, Tuple};
 use mesh_common::addr::{Addr, Endpoint};
 
-use crate::maps::SkStorage;
+use crate::maps::{AGENT, SkStorage};
 
 pub const AF_INET: u32 = 2;
+/// Lookups in the namespace of the context's socket or device.
+pub const BPF_F_CURRENT_NETNS: u64 = u64::MAX;
+pub const TCP_LISTEN: u32 = 10;
 
 impl<T: Copy, const FLAGS: usize> SkStorage<T, FLAGS> {
     /// The socket's value. `sk` must have been tested for null.
@@ -45,6 +55,33 @@ impl<T: Copy, const FLAGS: usize> SkStorage<T, FLAGS> {
         // SAFETY: as in get. That there was nothing to delete is no error here.
         let _ = unsafe { bpf_sk_storage_delete(self.as_ptr(), sk.cast()) };
     }
+}
+
+/// Whether an agent listens at `at` in the context's namespace, with a socket of this role. An application that bound the
+/// port after the agent had died does not count.
+#[inline(always)]
+pub fn agent_listens(ctx: &impl EbpfContext, at: &Endpoint, role: Role) -> bool {
+    let port = (at.port as u16).to_be();
+    let (mut tuple, size) = match at.addr.v4_wire() {
+        Some(daddr) => {
+            let ipv4 = Tuple4 { saddr: 0, daddr, sport: 0, dport: port };
+            (bpf_sock_tuple { __bindgen_anon_1: Addresses { ipv4 } }, size_of::<Tuple4>())
+        }
+        None => {
+            let ipv6 = Tuple6 { saddr: [0; 4], daddr: at.addr.0, sport: 0, dport: port };
+            (bpf_sock_tuple { __bindgen_anon_1: Addresses { ipv6 } }, size_of::<Tuple6>())
+        }
+    };
+    // SAFETY: the tuple is initialised in its first `size` bytes, which is what the helper reads.
+    let sk = unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size as u32, BPF_F_CURRENT_NETNS, 0) };
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: sk came from the lookup and is not null.
+    let found = unsafe { (*sk).state } == TCP_LISTEN && AGENT.get(sk) == Some(role as u32);
+    // SAFETY: the one release of this reference.
+    unsafe { bpf_sk_release(sk.cast()) };
+    found
 }
 
 /// The cookie of the network namespace in which the context's socket lives.

@@ -6,6 +6,8 @@
 
 #[path = "bpf/connect.rs"]
 mod connect;
+#[path = "bpf/egress.rs"]
+mod egress;
 #[path = "bpf/getname.rs"]
 mod getname;
 #[path = "bpf/ingress.rs"]
@@ -14,6 +16,8 @@ mod ingress;
 mod lifecycle;
 #[path = "bpf/lookup.rs"]
 mod lookup;
+#[path = "bpf/loss.rs"]
+mod loss;
 #[path = "bpf/sock_ops.rs"]
 mod sock_ops;
 #[path = "bpf/support.rs"]

@@ -36,7 +36,26 @@ fn tell(event: &Event, skipped: u32) {
     let reason = Counter::ALL.get(event.reason as usize).map_or("unknown", |(_, name)| name);
     let client = SocketAddr::from(event.tuple.client);
     let server = SocketAddr::from(event.tuple.server);
-    tracing::warn!(reason, workload_id = event.workload, %client, %server, skipped, "the kernel programs met a problem");
+    let meaning = meaning(event.reason);
+    tracing::warn!(reason, workload_id = event.workload, %client, %server, skipped, "{meaning}");
+}
+
+/// What happened to the connection, and what to do where there is something to do.
+fn meaning(reason: u32) -> &'static str {
+    match Counter::ALL.get(reason as usize).map(|(counter, _)| *counter) {
+        Some(Counter::OutboundUnreachable) => "failed: the workload has no address of this family",
+        Some(Counter::FlowFull) => "reset: too many connections are waiting to be accepted by the agent",
+        Some(Counter::StorageFailed) => "refused: the kernel has no memory for the socket's storage",
+        Some(Counter::PeerFull) => "the application sees the agent as its client: too many connections wait for it",
+        Some(Counter::InboundNoAgent | Counter::OutboundNoAgent) => "passed by the mesh: the agent's listener was gone",
+        Some(Counter::InboundRefused | Counter::OutboundRefused) => "refused: the agent's listener was gone",
+        Some(Counter::InboundAssignFailed) => "dropped: the kernel does not give packets of this interface to a socket",
+        Some(Counter::InboundForeign) => "dropped: STRICT, and the connection is not one of the agent's",
+        Some(Counter::EgressUnexplained) => {
+            "dropped: TCP that came by no connect(), as from a raw socket; look at what runs in the workload"
+        }
+        _ => "the kernel programs met a problem",
+    }
 }
 
 /// So many lines a window, and how many were left out before the next one.

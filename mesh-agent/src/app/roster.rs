@@ -166,6 +166,11 @@ impl Workloads {
         });
     }
 
+    /// Forgets connections from before an enrolment that have ended.
+    pub fn sweep(&self) {
+        lock(&self.parts.kernel).sweep();
+    }
+
     /// Makes `wanted` the list of workloads: withdraws what is gone or changed; what is new is due at once.
     pub async fn reconcile(&mut self, wanted: &[WorkloadSettings]) {
         let wanted: HashMap<String, &WorkloadSettings> = wanted.iter().map(|one| (one.key(), one)).collect();

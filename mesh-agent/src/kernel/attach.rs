@@ -10,10 +10,10 @@ use aya::programs::{
 };
 use aya::util::KernelVersion;
 
+use super::hooks::Direction;
 use super::{KernelError, chain, hooks, probe};
 use crate::net::netns::NetNs;
 
-const INGRESS: &str = "mesh_ingress";
 const LOOKUP: &str = "mesh_lookup";
 /// How often a program is offered to a kernel that was interrupted.
 const LOAD_TRIES: u32 = 10;
@@ -50,16 +50,24 @@ pub(super) fn attach_cgroup(object: &mut Ebpf, cgroup: &Path) -> Result<(), Kern
     Ok(())
 }
 
-/// Loads this object's ingress program and attaches it to every interface of the namespace but loopback. Interfaces
+/// Loads this object's programs for interfaces and attaches them to every one of the namespace but loopback. Interfaces
 /// that appear later are not covered.
-pub(super) fn attach_ingress(object: &mut Ebpf, ns: &NetNs, interfaces: &[String]) -> Result<(), KernelError> {
-    let Program::SchedClassifier(p) = program(object, INGRESS)? else {
-        return Err(refused_because(INGRESS, "it is of another kind than expected".into()));
-    };
-    load(INGRESS, || p.load())?;
-    for interface in interfaces {
-        let failed = |why: String| KernelError::Attach { program: INGRESS, place: interface.clone(), why };
-        ns.run(|| attach_one(p, interface)).map_err(|e| failed(e.to_string()))?.map_err(|e| failed(chain(&e)))?;
+pub(super) fn attach_interfaces(object: &mut Ebpf, ns: &NetNs, interfaces: &[String]) -> Result<(), KernelError> {
+    for (name, direction) in hooks::interface() {
+        let Program::SchedClassifier(p) = program(object, name)? else {
+            return Err(refused_because(name, "it is of another kind than expected".into()));
+        };
+        load(name, || p.load())?;
+        let direction = match direction {
+            Direction::Ingress => TcAttachType::Ingress,
+            Direction::Egress => TcAttachType::Egress,
+        };
+        for interface in interfaces {
+            let failed = |why: String| KernelError::Attach { program: name, place: interface.clone(), why };
+            ns.run(|| attach_one(p, interface, direction))
+                .map_err(|e| failed(e.to_string()))?
+                .map_err(|e| failed(chain(&e)))?;
+        }
     }
     Ok(())
 }
@@ -78,7 +86,7 @@ pub(super) fn attach_lookup(object: &mut Ebpf, ns: &NetNs) -> Result<(), KernelE
     })
 }
 
-fn attach_one(program: &mut SchedClassifier, interface: &str) -> Result<(), ProgramError> {
+fn attach_one(program: &mut SchedClassifier, interface: &str, direction: TcAttachType) -> Result<(), ProgramError> {
     // Before Linux 6.6 there is no tcx, and clsact has to be there first.
     if !KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 6, 0)) {
         match tc::qdisc_add_clsact(interface) {
@@ -86,7 +94,7 @@ fn attach_one(program: &mut SchedClassifier, interface: &str) -> Result<(), Prog
             Err(e) => return Err(e.into()),
         }
     }
-    program.attach(interface, TcAttachType::Ingress).map(|_| ())
+    program.attach(interface, direction).map(|_| ())
 }
 
 /// The verifier gives up with EAGAIN when a signal arrives; another try is all it takes.

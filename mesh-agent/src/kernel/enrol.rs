@@ -2,16 +2,18 @@
 //! nothing is caught before somebody listens. In: its namespace and addresses. Out: the listeners. Undone in the
 //! opposite order, also when a step fails.
 
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{HashMap as BpfHashMap, MapData, SockMap};
-use mesh_common::abi::{self, MAX_ADDRESSES, Role, TUNNEL_PORT, maps};
+use mesh_common::abi::{self, MAX_ADDRESSES, Role, STRICT, TUNNEL_PORT, maps};
 use mesh_common::addr::Addr;
 use tracing::warn;
 
-use super::{Kernel, KernelError, Listeners, attach, chain, load};
+use super::{Kernel, KernelError, Listeners, attach, chain, kept, load};
+use crate::net::connections::Connection;
 use crate::net::listen::listen;
 use crate::net::netns::NetNs;
 
@@ -21,8 +23,15 @@ const INBOUND_PORT: u16 = 15006;
 
 /// The kernel side of one enrolled workload.
 pub(super) struct Pod {
-    netns: Arc<NetNs>,
-    ingress: Ebpf,
+    pub(super) netns: Arc<NetNs>,
+    /// Its entry in WORKLOADS.
+    pub(super) entry: abi::Workload,
+    /// Its ports in PORT_MODES.
+    pub(super) modes: BTreeSet<u16>,
+    /// Its connections in KEPT.
+    pub(super) kept: HashSet<Connection>,
+    /// Its instance of the programs.
+    programs: Ebpf,
 }
 
 impl Pod {
@@ -30,7 +39,7 @@ impl Pod {
     pub(super) fn remove(self, workloads: &mut BpfHashMap<MapData, u64, abi::Workload>) -> Result<(), KernelError> {
         let removed = workloads.remove(&self.netns.cookie());
         // Filters of kernels without tcx are found by interface, so they have to be removed inside the namespace.
-        let detached = self.netns.run(|| drop(self.ingress));
+        let detached = self.netns.run(|| drop(self.programs));
         removed.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
         detached.map_err(|e| KernelError::Attach {
             program: "mesh_ingress",
@@ -45,6 +54,7 @@ pub(super) fn enrol(
     id: u32,
     netns: &Arc<NetNs>,
     addresses: &[IpAddr],
+    flags: u32,
 ) -> Result<Listeners, KernelError> {
     let failed = |action| move |source| KernelError::Namespace { workload: id, action, source };
     if let Some((other, _)) = kernel.pods.iter().find(|(_, pod)| pod.netns.cookie() == netns.cookie()) {
@@ -66,28 +76,33 @@ pub(super) fn enrol(
     };
     let entry = abi::Workload {
         id,
-        flags: 0,
+        // Until its configuration says otherwise.
+        flags: flags | STRICT,
         source4: first(addresses, IpAddr::is_ipv4),
         source6: first(addresses, IpAddr::is_ipv6),
         own: own(id, addresses),
         outbound_port: port(&listeners.outbound)?,
         inbound_port: port(&listeners.inbound)?,
         tunnel_port: port(&listeners.tunnel)?,
-        reserved: 0,
+        dns_port: 0,
     };
     let interfaces = netns.interfaces().map_err(failed("list the interfaces"))?;
-    let mut ingress = load::parse(&kernel.object, kernel.pins.path(), netns.cookie())
+    let mut programs = load::parse(&kernel.object, kernel.pins.path(), netns.cookie())
         .map_err(|e| KernelError::Map { map: abi::INGRESS_NETNS, why: chain(&e) })?;
 
-    keep_listeners(&mut ingress, &listeners)?;
+    keep_listeners(&mut programs, &listeners)?;
     let inserted = kernel.workloads.insert(netns.cookie(), entry, 0);
     inserted.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
-    let attached = attach::attach_lookup(&mut ingress, netns)
-        .and_then(|()| attach::attach_ingress(&mut ingress, netns, &interfaces));
-    let pod = Pod { netns: Arc::clone(netns), ingress };
+    let netns = Arc::clone(netns);
+    let mut pod = Pod { netns, entry, modes: BTreeSet::new(), kept: HashSet::new(), programs };
+    // From here on every connection is noted by the hooks, so what is there without a note is older.
+    kept::keep(&mut kernel.kept, &mut pod, id);
+    let attached = attach::attach_lookup(&mut pod.programs, &pod.netns)
+        .and_then(|()| attach::attach_interfaces(&mut pod.programs, &pod.netns, &interfaces));
+    // Those that were opened from outside while the programs were being attached.
+    kept::keep(&mut kernel.kept, &mut pod, id);
     if let Err(e) = attached {
-        // The first error is the one to tell.
-        let _ = pod.remove(&mut kernel.workloads);
+        kernel.remove(id, pod);
         return Err(e);
     }
     kernel.pods.insert(id, pod);

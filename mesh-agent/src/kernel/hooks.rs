@@ -85,7 +85,7 @@ impl Place {
 
 /// In the order in which they are attached: sock_ops before connect, so that no redirected connection goes unnoted; what
 /// tells addresses before what changes them; a pod's programs at its enrolment.
-pub const HOOKS: [Hook; 9] = [
+pub const HOOKS: [Hook; 10] = [
     hook("mesh_sock_ops", Place::Cgroup(AttachType::SockOps), "bpf_get_netns_cookie"),
     hook("mesh_getsockname6", Place::Cgroup(AttachType::GetSockName6), STORAGE),
     hook("mesh_getsockname4", Place::Cgroup(AttachType::GetSockName4), STORAGE),
@@ -95,6 +95,7 @@ pub const HOOKS: [Hook; 9] = [
     hook("mesh_connect4", Place::Cgroup(AttachType::Connect4), "bpf_set_retval"),
     hook("mesh_lookup", Place::Lookup, ASSIGN),
     hook("mesh_ingress", Place::Interface(Direction::Ingress), ASSIGN),
+    hook("mesh_egress", Place::Interface(Direction::Egress), "bpf_sk_fullsock"),
 ];
 
 const STORAGE: &str = "bpf_sk_storage_get";
@@ -109,6 +110,14 @@ const fn hook(program: &'static str, place: Place, because: &'static str) -> Hoo
 /// The programs of the cgroup, in the order in which they are attached.
 pub fn cgroup() -> impl Iterator<Item = &'static Hook> {
     HOOKS.iter().filter(|hook| matches!(hook.place, Place::Cgroup(_)))
+}
+
+/// The programs of every interface of a pod but loopback.
+pub fn interface() -> impl Iterator<Item = (&'static str, Direction)> {
+    HOOKS.iter().filter_map(|hook| match hook.place {
+        Place::Interface(direction) => Some((hook.program, direction)),
+        _ => None,
+    })
 }
 
 /// What a kernel must be for a program: `6.1 (bpf_sk_assign in tc ingress)`.

@@ -37,6 +37,8 @@ pub(super) fn load(settings: &KernelSettings, node: &str) -> Result<Kernel, Kern
     let sockets = Sockets::new(&base)?;
     let metrics = take(&mut base, maps::METRICS, PerCpuArray::try_from)?;
     let workloads = take(&mut base, maps::WORKLOADS, BpfHashMap::try_from)?;
+    let port_modes = take(&mut base, maps::PORT_MODES, BpfHashMap::try_from)?;
+    let kept = take(&mut base, maps::KEPT, BpfHashMap::try_from)?;
     let mut agents: BpfHashMap<MapData, u64, u32> = take(&mut base, maps::AGENTS, BpfHashMap::try_from)?;
     let events = Events(take(&mut base, maps::EVENTS, RingBuf::try_from)?);
     if let Some(id) = cgroups.agent {
@@ -52,6 +54,8 @@ pub(super) fn load(settings: &KernelSettings, node: &str) -> Result<Kernel, Kern
     Ok(Kernel {
         pods: Default::default(),
         workloads,
+        port_modes,
+        kept,
         metrics,
         events: Some(events),
         sockets,

@@ -140,7 +140,7 @@ fn the_agents_sockets_go_where_they_say() {
 fn a_family_without_an_address_is_unreachable_and_told() {
     let net = Net::new();
     let (mut kernel, _) = kernel();
-    let _listeners = kernel.enrol_namespace(7, &net.pod, &[ip_of(POD4)]).unwrap();
+    let _listeners = kernel.enrol_namespace(7, &net.pod, &[ip_of(POD4)], 0).unwrap();
     let error = connect_in(&net.pod, "[2001:db8::80]:80").unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH), "{error}");
     assert_eq!(kernel.counter(Counter::OutboundUnreachable).unwrap(), 1);

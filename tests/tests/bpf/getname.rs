@@ -45,7 +45,7 @@ fn destinations_are_spread_over_loopback_addresses() {
 #[test]
 fn a_socket_that_is_used_again_tells_its_new_peer() {
     let mut mesh = Mesh::new();
-    mesh.listeners.outbound.clear();
+    mesh.lose_the_agent();
     let socket = socket_in(&mesh.net.pod, "192.0.2.80:80");
     assert_eq!(
         socket.connect(&at("192.0.2.80:80").into()).unwrap_err().raw_os_error(),

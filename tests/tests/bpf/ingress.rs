@@ -51,30 +51,6 @@ fn an_application_on_the_port_does_not_get_it_but_sees_the_client_behind_the_age
     }
 }
 
-#[test]
-fn connections_from_before_enrolment_go_on() {
-    let net = Net::new();
-    let app = listen_in(&net.pod, "10.77.0.2:8080");
-    let client = connect_in(&net.wire, "10.77.0.2:8080").unwrap();
-    let (server, _) = accept(&app);
-    let (mut kernel, _) = kernel();
-    let _listeners = kernel.enrol_namespace(ID, &net.pod, &net.pod.addresses().unwrap()).unwrap();
-    assert_joined(&client, &server);
-    assert_eq!(kernel.counter(Counter::InboundAssigned).unwrap(), 0);
-}
-
-#[test]
-fn without_the_agents_listener_the_application_gets_it_and_it_is_counted() {
-    let mut mesh = Mesh::new();
-    mesh.listeners.inbound.clear();
-    for on in ["10.77.0.2:8080", "[fd77::2]:8080"] {
-        let app = listen_in(&mesh.net.pod, on);
-        let client = connect_in(&mesh.net.wire, on).unwrap();
-        assert_joined(&client, &accept(&app).0);
-    }
-    assert_eq!(mesh.count(Counter::InboundNoAgent), 2);
-}
-
 /// A client that knows the agent's ports: its connection to one must not draw later packets of the same port to itself.
 #[test]
 fn a_connection_to_the_agents_own_port_draws_nothing_to_itself() {

@@ -66,18 +66,27 @@ fn an_application_on_localhost_only_stays_unreachable() {
     assert_eq!(mesh.count(Counter::Abandoned), 1);
 }
 
+/// The agent's queue has no place, so that no handshake comes about, and the client gives up.
 #[test]
 fn a_failed_connection_leaves_nothing() {
-    let mut mesh = Mesh::new();
-    mesh.listeners.outbound.clear();
+    let mesh = Mesh::new();
+    for listener in &mesh.listeners.outbound {
+        socket2::SockRef::from(listener).listen(0).unwrap();
+    }
     for to in ["192.0.2.80:80", "[2001:db8::80]:80", "[::ffff:192.0.2.80]:80"] {
-        assert_eq!(mesh.connect(to).unwrap_err().raw_os_error(), Some(libc::ECONNREFUSED));
-        let socket = socket_in(&mesh.net.pod, to);
-        socket.set_nonblocking(true).unwrap();
-        let _ = socket.connect(&at(to).into());
+        let sockets: Vec<_> = (0..4)
+            .map(|_| {
+                let socket = socket_in(&mesh.net.pod, to);
+                socket.set_nonblocking(true).unwrap();
+                let _ = socket.connect(&at(to).into());
+                socket
+            })
+            .collect();
+        assert_ne!(mesh.kernel.in_flight().unwrap().0, 0, "{to}: every connection was accepted");
+        drop(sockets);
     }
     assert_eq!(mesh.kernel.in_flight().unwrap(), (0, 0));
-    assert_eq!(mesh.count(Counter::Abandoned), 6);
+    assert_ne!(mesh.count(Counter::Abandoned), 0);
 }
 
 /// The accept queue is full, so the connection is made but never accepted; then the client gives up.

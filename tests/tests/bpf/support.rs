@@ -64,12 +64,19 @@ pub struct Mesh {
 pub const ID: u32 = 42;
 
 impl Mesh {
+    /// PERMISSIVE.
     pub fn new() -> Mesh {
-        let net = Net::new();
+        let mut mesh = Mesh::of(Net::new(), 0);
+        mesh.kernel.set_inbound_modes(ID, false, &[]).unwrap();
+        mesh
+    }
+
+    /// As enrolled with these flags, before anybody has said its modes: STRICT.
+    pub fn of(net: Net, flags: u32) -> Mesh {
         let (mut kernel, pins) = kernel();
         let addresses = net.pod.addresses().unwrap();
         assert_eq!(addresses, [ip_of(POD4), ip_of(POD6)], "what the agent finds in the pod");
-        let listeners = kernel.enrol_namespace(ID, &net.pod, &addresses).unwrap();
+        let listeners = kernel.enrol_namespace(ID, &net.pod, &addresses, flags).unwrap();
         for listener in listeners.outbound.iter().chain(&listeners.inbound).chain(&listeners.tunnel) {
             listener.set_nonblocking(false).unwrap();
         }
@@ -86,6 +93,15 @@ impl Mesh {
         let (stream, _) = accept(&self.listeners.outbound[usize::from(!v4)]);
         let origin = self.sockets.original_destination(stream.as_fd()).unwrap();
         (stream, origin)
+    }
+
+    /// The agent dies, as far as the programs can see: nobody listens any more.
+    pub fn lose_the_agent(&mut self) {
+        let Listeners { outbound, inbound, tunnel } = &mut self.listeners;
+        for listener in outbound.drain(..).chain(inbound.drain(..)).chain(tunnel.drain(..)) {
+            // A program that another test is starting may hold it for a moment longer.
+            socket2::SockRef::from(&listener).shutdown(std::net::Shutdown::Both).unwrap();
+        }
     }
 
     pub fn count(&self, counter: mesh_common::abi::Counter) -> u64 {

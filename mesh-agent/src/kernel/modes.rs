@@ -1,0 +1,89 @@
+//! Inbound modes in the maps: which ports of a workload take nothing in the open when the agent is not there to say so.
+//! In: the modes. Out: WORKLOADS and PORT_MODES. Each port goes from its old mode to its new one and through no third.
+
+use std::collections::BTreeMap;
+
+use aya::maps::{HashMap as BpfHashMap, MapData};
+use mesh_common::abi::{self, HAS_PORT_MODES, Mode, PortKey, STRICT, maps};
+
+use super::enrol::Pod;
+use super::{KernelError, chain};
+
+/// Ports of one workload whose mode is not the workload's. With more, the workload is STRICT where any of them is.
+const MAX_PORTS: usize = 256;
+
+/// The maps that hold modes.
+pub(super) struct Modes<'a> {
+    pub workloads: &'a mut BpfHashMap<MapData, u64, abi::Workload>,
+    pub ports: &'a mut BpfHashMap<MapData, PortKey, u32>,
+}
+
+impl Modes<'_> {
+    /// Puts a workload's modes in force. When an exception does not fit, the workload is STRICT on every port without
+    /// one, and the error says so.
+    pub(super) fn set(&mut self, pod: &mut Pod, strict: bool, exceptions: &[(u16, bool)]) -> Result<(), KernelError> {
+        let netns = pod.netns.cookie();
+        let wanted: BTreeMap<u16, bool> = exceptions.iter().copied().filter(|(_, own)| *own != strict).collect();
+        let mut failed = None;
+        if wanted.len() > MAX_PORTS {
+            let why =
+                format!("{} ports of one workload have modes of their own; at most {MAX_PORTS} can", wanted.len());
+            failed = Some(KernelError::Map { map: maps::PORT_MODES, why });
+        }
+        let wanted: BTreeMap<u16, bool> = wanted.into_iter().take(MAX_PORTS).collect();
+
+        // Exceptions first, which overrule the old default as well as the new one; then the default; then those that
+        // are no longer exceptions.
+        if !wanted.is_empty() {
+            self.flags(pod, pod.entry.flags | HAS_PORT_MODES)?;
+        }
+        for (port, own) in &wanted {
+            let mode = if *own { Mode::Strict } else { Mode::Permissive };
+            match self.ports.insert(key(netns, *port), mode as u32, 0) {
+                Ok(()) => {
+                    pod.modes.insert(*port);
+                }
+                Err(e) => failed = Some(KernelError::Map { map: maps::PORT_MODES, why: chain(&e) }),
+            }
+        }
+        let default = if strict || failed.is_some() { STRICT } else { 0 };
+        self.flags(pod, pod.entry.flags & !STRICT | default)?;
+        let gone: Vec<u16> = pod.modes.iter().copied().filter(|port| !wanted.contains_key(port)).collect();
+        for port in gone {
+            self.forget(pod, port);
+        }
+        if pod.modes.is_empty() {
+            self.flags(pod, pod.entry.flags & !HAS_PORT_MODES)?;
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Removes what a workload that is being withdrawn has in PORT_MODES.
+    pub(super) fn clear(&mut self, pod: &mut Pod) {
+        for port in std::mem::take(&mut pod.modes) {
+            self.forget(pod, port);
+        }
+    }
+
+    fn forget(&mut self, pod: &mut Pod, port: u16) {
+        // It is there, or there is nothing to remove.
+        let _ = self.ports.remove(&key(pod.netns.cookie(), port));
+        pod.modes.remove(&port);
+    }
+
+    fn flags(&mut self, pod: &mut Pod, flags: u32) -> Result<(), KernelError> {
+        if pod.entry.flags == flags {
+            return Ok(());
+        }
+        let entry = abi::Workload { flags, ..pod.entry };
+        self.workloads
+            .insert(pod.netns.cookie(), entry, 0)
+            .map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
+        pod.entry = entry;
+        Ok(())
+    }
+}
+
+fn key(netns: u64, port: u16) -> PortKey {
+    PortKey { netns, port: port.into(), zero: 0 }
+}

@@ -1,0 +1,219 @@
+//! TCP packets as the tc programs see them. In: a packet. Out: its addresses, ports and flags, and what the kernel has
+//! for them. Decides nothing.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1 as Addresses};
+use aya_ebpf::bindings::{
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes_relative, bpf_skc_lookup_tcp,
+};
+use aya_ebpf::programs::TcContext;
+use mesh_common::abi::{KEPT_OUTBOUND, PortKey, Tuple, Verdict, Workload};
+use mesh_common::addr::{Addr, Endpoint};
+use mesh_common::capture::{self, Found};
+
+use crate::maps::{AGENT, KEPT, PORT_MODES, VERDICT};
+use crate::socket::{BPF_F_CURRENT_NETNS, TCP_LISTEN};
+
+pub const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
+pub const ETH_P_IPV6: u32 = (0x86dd_u16).to_be() as u32;
+const IPPROTO_TCP: u8 = 6;
+/// "More fragments" and the offset, in IPv4's fragment word.
+const FRAGMENT: u16 = 0x3fff;
+const BPF_HDR_START_NET: u32 = 1;
+const TCP_TIME_WAIT: u32 = 6;
+
+/// RFC 791, 3.1.
+#[repr(C)]
+struct Ipv4 {
+    version_length: u8,
+    _tos: u8,
+    total: u16,
+    _id: u16,
+    fragment: u16,
+    _ttl: u8,
+    protocol: u8,
+    _checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+/// RFC 8200, 3.
+#[repr(C)]
+struct Ipv6 {
+    _head: u32,
+    length: u16,
+    next: u8,
+    _hops: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+}
+
+/// RFC 9293, 3.1, up to the flags.
+#[repr(C)]
+struct Tcp {
+    source: u16,
+    destination: u16,
+    _sequence: u32,
+    _acknowledged: u32,
+    offset: u8,
+    flags: u8,
+}
+
+/// What stands behind an IP header.
+pub enum Content {
+    /// A whole TCP header.
+    Tcp(Packet),
+    /// TCP whose header is not here, or not all of it: a fragment.
+    TcpPart,
+    /// Another protocol, or one behind IPv6 extension headers.
+    Else(u8),
+}
+
+/// A TCP packet.
+pub struct Packet {
+    pub source: Endpoint,
+    pub destination: Endpoint,
+    pub flags: u8,
+    /// It carries no data.
+    pub empty: bool,
+}
+
+/// An IPv4 packet; `None` if it is cut off.
+#[inline(always)]
+pub fn v4(ctx: &TcContext) -> Option<Content> {
+    let ip: Ipv4 = load(ctx, 0)?;
+    if ip.protocol != IPPROTO_TCP {
+        return Some(Content::Else(ip.protocol));
+    }
+    if u16::from_be(ip.fragment) & FRAGMENT != 0 {
+        return Some(Content::TcpPart);
+    }
+    let header = u32::from(ip.version_length & 0x0f) * 4;
+    let tcp: Tcp = load(ctx, header)?;
+    let data = u32::from(u16::from_be(ip.total)).wrapping_sub(header);
+    Some(Content::Tcp(packet(&tcp, Addr::from_v4_wire(ip.source), Addr::from_v4_wire(ip.destination), data)))
+}
+
+/// An IPv6 packet; `None` if it is cut off.
+#[inline(always)]
+pub fn v6(ctx: &TcContext) -> Option<Content> {
+    let ip: Ipv6 = load(ctx, 0)?;
+    if ip.next != IPPROTO_TCP {
+        return Some(Content::Else(ip.next));
+    }
+    let tcp: Tcp = load(ctx, size_of::<Ipv6>() as u32)?;
+    let data = u32::from(u16::from_be(ip.length));
+    Some(Content::Tcp(packet(&tcp, Addr(ip.source), Addr(ip.destination), data)))
+}
+
+/// `length`: of TCP's header and data.
+#[inline(always)]
+fn packet(tcp: &Tcp, source: Addr, destination: Addr, length: u32) -> Packet {
+    Packet {
+        source: Endpoint { addr: source, port: u16::from_be(tcp.source).into() },
+        destination: Endpoint { addr: destination, port: u16::from_be(tcp.destination).into() },
+        flags: tcp.flags,
+        // Longer than the 16 bits can say (BIG TCP) is said as 0, which is not the header's length either.
+        empty: length == u32::from(tcp.offset >> 4) * 4,
+    }
+}
+
+impl Packet {
+    /// The connection, with the sender in the client's place.
+    #[inline(always)]
+    pub fn sent(&self, netns: u64) -> Tuple {
+        Tuple { netns, client: self.source, server: self.destination }
+    }
+
+    /// The connection, with the receiver in the client's place.
+    #[inline(always)]
+    pub fn answered(&self, netns: u64) -> Tuple {
+        Tuple { netns, client: self.destination, server: self.source }
+    }
+}
+
+/// A pair of ends as the socket lookups take it, and how much of it they read.
+#[inline(always)]
+pub fn sock_tuple<const V4: bool>(source: &Endpoint, destination: &Endpoint) -> (bpf_sock_tuple, u32) {
+    let (sport, dport) = ((source.port as u16).to_be(), (destination.port as u16).to_be());
+    if V4 {
+        let ipv4 = Tuple4 { saddr: source.addr.0[3], daddr: destination.addr.0[3], sport, dport };
+        (bpf_sock_tuple { __bindgen_anon_1: Addresses { ipv4 } }, size_of::<Tuple4>() as u32)
+    } else {
+        let ipv6 = Tuple6 { saddr: source.addr.0, daddr: destination.addr.0, sport, dport };
+        (bpf_sock_tuple { __bindgen_anon_1: Addresses { ipv6 } }, size_of::<Tuple6>() as u32)
+    }
+}
+
+/// What the kernel would find for a packet from `source` to `destination`. Only with `own`, whose the connection is.
+#[inline(always)]
+pub fn find<const V4: bool>(
+    ctx: &TcContext,
+    source: &Endpoint,
+    destination: &Endpoint,
+    own: Option<&Tuple>,
+) -> Found {
+    let (mut tuple, size) = sock_tuple::<V4>(source, destination);
+    // SAFETY: the tuple is initialised in its first `size` bytes, which is what the helper reads.
+    let sk = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, BPF_F_CURRENT_NETNS, 0) };
+    if sk.is_null() {
+        return Found::Nobody;
+    }
+    // SAFETY: sk came from the lookup and is not null.
+    let state = unsafe { (*sk).state };
+    let found = match (state, own) {
+        (TCP_LISTEN, _) => Found::Nobody,
+        (TCP_TIME_WAIT, _) => Found::TimeWait,
+        (_, Some(tuple)) if is_foreign(sk, tuple) => Found::Foreign,
+        _ => Found::Live,
+    };
+    // SAFETY: the one release of this reference.
+    unsafe { bpf_sk_release(sk.cast()) };
+    found
+}
+
+/// Whether a connection's socket is an application's that nobody spoke for. A handshake is nobody's yet.
+#[inline(always)]
+fn is_foreign(sk: *mut bpf_sock, tuple: &Tuple) -> bool {
+    // SAFETY: sk came from a lookup, is not null and not yet released.
+    let full = unsafe { bpf_sk_fullsock(sk) };
+    if full.is_null() || AGENT.get(full).is_some() {
+        return false;
+    }
+    if VERDICT.get(full).is_some_and(|verdict| verdict != Verdict::Accepted as u32) {
+        return false;
+    }
+    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
+    unsafe { KEPT.get(tuple) }.copied() != Some(KEPT_OUTBOUND)
+}
+
+/// Whether a port of this workload takes nothing in the open.
+#[inline(always)]
+pub fn is_strict(netns: u64, workload: &Workload, port: u16) -> bool {
+    let key = PortKey { netns, port: port.into(), zero: 0 };
+    // SAFETY: as in is_foreign.
+    capture::is_strict(workload, || unsafe { PORT_MODES.get(key) }.copied())
+}
+
+/// A header at `offset` from the network header, wherever that is: not every interface has a link layer header.
+#[inline(always)]
+pub fn load<T>(ctx: &TcContext, offset: u32) -> Option<T> {
+    let mut header = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper writes size_of::<T>() bytes to the header or fails.
+    let failed = unsafe {
+        bpf_skb_load_bytes_relative(
+            ctx.as_ptr(),
+            offset,
+            header.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            BPF_HDR_START_NET,
+        )
+    };
+    // SAFETY: written in full, and the headers are made of integers.
+    if failed == 0 { Some(unsafe { header.assume_init() }) } else { None }
+}
