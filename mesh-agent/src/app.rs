@@ -154,7 +154,7 @@ pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
     if !trigger.drain(settings.drain()).await {
         tracing::warn!("some connections did not finish in time and were closed");
     }
-    workloads.end();
+    workloads.end()?;
     tracing::info!("ended");
     Ok(())
 }

@@ -2,51 +2,62 @@
 //! marked as the agent's. In: settings, namespaces. Out: listeners inside the namespaces, sockets, original
 //! destinations, counters. The only writer of the maps. Decides nothing about traffic.
 //!
-//! Maps are pinned, mode 0700, so that each workload's instance of the ingress program can share them; programs live as
-//! long as the [`Kernel`] that loaded them. Dropping it detaches everything and removes the pins.
+//! Maps and links are pinned, mode 0700, below a directory that one agent at a time owns: what is in force stays so when
+//! the process goes, however it goes. Dropping a [`Kernel`] changes nothing; [`Kernel::detach`] takes everything away. The
+//! next agent takes over what it finds: maps with their entries, and each link in one step, so that a workload is at no
+//! time without programs.
 
 mod attach;
 mod enrol;
 pub mod hooks;
 mod kept;
+mod link;
 mod load;
 mod modes;
+mod pins;
 mod probe;
 mod sockets;
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{HashMap as BpfHashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use mesh_common::abi;
 use mesh_common::abi::Counter;
 use mesh_common::addr::Endpoint;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::net::netns::NetNs;
-use crate::settings::KernelSettings;
+use crate::settings::{KernelSettings, OnAgentLoss};
 use crate::workload::Workload;
 
+pub use enrol::Prepared;
+pub use pins::Left;
 pub use sockets::Sockets;
+
+use pins::Pins;
 
 /// The loaded programs and the enrolled workloads.
 pub struct Kernel {
-    /// Before `base`, because an instance of the ingress program must be gone before the maps lose their names.
     pods: HashMap<u32, enrol::Pod>,
     workloads: BpfHashMap<MapData, u64, abi::Workload>,
     port_modes: BpfHashMap<MapData, abi::PortKey, u32>,
     kept: kept::Kept,
+    agents: BpfHashMap<MapData, u64, u32>,
     metrics: PerCpuArray<MapData, u64>,
-    events: Option<Events>,
+    events: Option<Map>,
     sockets: Sockets,
-    /// The bytes of the object; every workload gets an instance of its ingress program.
-    object: Vec<u8>,
-    /// Holds the programs of the cgroup hooks and their links.
-    _base: Ebpf,
-    pins: load::Pins,
+    /// Makes every workload an instance of the programs for one pod.
+    loader: load::Loader,
+    /// The programs of the cgroup hooks until they are in force.
+    base: Option<Ebpf>,
+    cgroups: probe::Cgroups,
+    pins: Pins,
 }
 
 /// The agent's listeners inside one workload's namespace: nonblocking, one per family.
@@ -59,6 +70,14 @@ pub struct Listeners {
     pub inbound: Vec<TcpListener>,
     /// HBONE.
     pub tunnel: Vec<TcpListener>,
+}
+
+impl Listeners {
+    /// The same listening sockets once more: they listen until the last copy is closed.
+    pub fn try_clone(&self) -> io::Result<Listeners> {
+        let copy = |group: &[TcpListener]| group.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>();
+        Ok(Listeners { outbound: copy(&self.outbound)?, inbound: copy(&self.inbound)?, tunnel: copy(&self.tunnel)? })
+    }
 }
 
 /// Connections that the programs found worth telling.
@@ -129,24 +148,123 @@ pub enum KernelError {
         /// What was tried.
         action: &'static str,
         /// Why not.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
 impl Kernel {
-    /// Checks the machine, loads the programs and attaches those of the cgroup. Nobody is caught before [`enrol`].
-    /// Needs root.
+    /// Checks the machine, loads the programs and puts those of the cgroup in force. What an agent that is gone has left
+    /// stays in force: see [`Kernel::left`]. Nobody else is caught before [`enrol`]. Needs root.
     ///
     /// [`enrol`]: Kernel::enrol
     pub fn load(settings: &KernelSettings, node: &str) -> Result<Kernel, KernelError> {
-        load::load(settings, node)
+        let path = pin_path(settings, node)?;
+        let mut kernel = load::load(settings, || Pins::open(path))?;
+        match kernel.attach().and_then(|()| kernel.claim()) {
+            Err(e) => {
+                if kernel.pins.fresh {
+                    // The first error is the one to tell.
+                    let _ = kernel.pins.remove();
+                }
+                Err(e)
+            }
+            Ok(()) => Ok(kernel),
+        }
+    }
+
+    /// As [`Kernel::load`], with the lock that the running agent has handed over. Nothing is in force yet that was not
+    /// before: call [`Kernel::attach`], and [`Kernel::claim`] when the other agent is gone.
+    pub fn take_over(settings: &KernelSettings, node: &str, lock: OwnedFd) -> Result<Kernel, KernelError> {
+        let path = pin_path(settings, node)?;
+        load::load(settings, || Pins::take_over(path, lock))
+    }
+
+    /// Removes whatever is pinned by an agent that is gone, of whatever version, so that its workloads are as if they
+    /// never were. Returns the directory, if there was anything.
+    pub fn detach_left(settings: &KernelSettings, node: &str) -> Result<Option<PathBuf>, KernelError> {
+        let path = pin_path(settings, node)?;
+        if !path.exists() {
+            return Ok(None);
+        }
+        let wrong = |e: io::Error| KernelError::Pins { path: path.clone(), why: e.to_string() };
+        Pins::open(path.clone())?.remove().map_err(wrong)?;
+        Ok(Some(path))
+    }
+
+    /// The lock on the pins, to be handed to the agent that takes over. It is held until its last copy is closed.
+    pub fn lock(&self) -> io::Result<OwnedFd> {
+        self.pins.lock()
+    }
+
+    /// Puts the programs of the cgroup in force.
+    pub fn attach(&mut self) -> Result<(), KernelError> {
+        if let Some(id) = self.cgroups.agent() {
+            self.agents.insert(id, 1, 0).map_err(|e| KernelError::Map { map: abi::maps::AGENTS, why: chain(&e) })?;
+        }
+        if let Some(mut base) = self.base.take() {
+            attach::attach_cgroup(&mut base, &self.cgroups.attach, &self.pins)?;
+        }
+        info!(cgroup = %self.cgroups.attach.display(), pins = %self.pins.root().display(), "kernel programs are in force");
+        Ok(())
+    }
+
+    /// Makes this agent's cgroup the only one whose processes are left alone. To be called when no other agent is there.
+    pub fn claim(&mut self) -> Result<(), KernelError> {
+        let wrong = |e: MapError| KernelError::Map { map: abi::maps::AGENTS, why: chain(&e) };
+        let own = self.cgroups.agent();
+        if let Some(id) = own {
+            self.agents.insert(id, 1, 0).map_err(wrong)?;
+        }
+        let others: Vec<u64> = self.agents.keys().filter_map(Result::ok).filter(|id| Some(*id) != own).collect();
+        others.into_iter().try_for_each(|id| self.agents.remove(&id).map_err(wrong))
+    }
+
+    /// Pods that another agent has left in force and this one has not enrolled.
+    pub fn left(&self) -> Vec<Left> {
+        let own = |left: &Left| self.pods.values().any(|pod| pod.netns.cookie() == left.cookie);
+        self.pins.pods().into_iter().filter(|left| !own(left)).collect()
+    }
+
+    /// Whether the namespace of a pod that was left is gone.
+    pub fn is_gone(&self, left: &Left) -> bool {
+        let links = self.pins.links_of(left.cookie);
+        links.iter().all(|path| matches!(link::place(path), Ok(link::Place::Gone)))
+    }
+
+    /// Takes away what another agent has left of a pod: its connections go by themselves.
+    pub fn discard(&mut self, left: &Left) -> Result<(), KernelError> {
+        enrol::discard(self, left.cookie)
+    }
+
+    /// Takes away what agents of other versions have left, whose maps and programs this one does not understand: to be
+    /// called once the workloads are enrolled. Until then both catch, and what the older one catches is refused since
+    /// its agent is gone. Returns the directories that were removed.
+    pub fn discard_other_versions(&mut self) -> Result<Vec<PathBuf>, KernelError> {
+        let found = self.pins.other_versions();
+        for path in &found {
+            Pins::remove_version(path)
+                .map_err(|e| KernelError::Pins { path: path.clone(), why: format!("cannot be removed: {e}") })?;
+        }
+        Ok(found)
+    }
+
+    /// Detaches everything and removes the pins: all workloads are as if they never were enrolled. Nothing else is to be
+    /// called after it.
+    pub fn detach(&mut self) -> Result<(), KernelError> {
+        let ids: Vec<u32> = self.pods.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.withdraw(id));
+        let wrong = |e| KernelError::Pins { path: self.pins.root().to_owned(), why: format!("cannot be removed: {e}") };
+        self.pins.remove().map_err(wrong)
     }
 
     /// Opens listeners inside the workload's namespace and from then on catches what goes in and out. It is STRICT until
     /// [`Kernel::set_inbound_modes`]. Connections that it has opened before stay as they are; those that were opened to
-    /// it are held up until it is known that they may go on. A workload enrolled a second time is withdrawn first.
+    /// it are held up until it is known that they may go on. A workload enrolled a second time is withdrawn first; one
+    /// that another agent has left in force is taken over with its modes.
     pub fn enrol(&mut self, workload: &Workload) -> Result<Listeners, KernelError> {
-        self.enrol_namespace(workload.id, &workload.netns, &workload.addresses, 0)
+        self.withdraw(workload.id);
+        let prepared = self.prepare(workload, None)?;
+        self.commit(prepared)
     }
 
     /// As [`Kernel::enrol`]. `addresses` are the namespace's own; the first of each family is the one it shows to
@@ -159,7 +277,10 @@ impl Kernel {
         flags: u32,
     ) -> Result<Listeners, KernelError> {
         self.withdraw(id);
-        enrol::enrol(self, id, netns, addresses, flags)
+        let key = format!("workload/{id}");
+        let subject = enrol::Subject { id, key: &key, netns, addresses, flags };
+        let prepared = enrol::prepare(self, &subject, None)?;
+        self.commit(prepared)
     }
 
     /// Says on which ports a workload takes nothing in the open: all if `strict`, and for each port in `exceptions`
@@ -181,17 +302,33 @@ impl Kernel {
         }
     }
 
-    /// Stops catching. Connections that the agent holds are the agent's to close. Unknown ids are no error.
-    pub fn withdraw(&mut self, id: u32) {
-        if let Some(pod) = self.pods.remove(&id) {
-            self.remove(id, pod);
-        }
+    /// The first half of [`Kernel::enrol`]: everything that can fail for a reason of its own. `listeners` are those that
+    /// the running agent has handed over. Dropping the result changes nothing.
+    pub fn prepare(&mut self, workload: &Workload, listeners: Option<Listeners>) -> Result<Prepared, KernelError> {
+        let key = workload.key();
+        let subject = enrol::Subject {
+            id: workload.id,
+            key: &key,
+            netns: &workload.netns,
+            addresses: &workload.addresses,
+            flags: match workload.on_agent_loss {
+                OnAgentLoss::Closed => 0,
+                OnAgentLoss::Open => abi::LOSS_OPEN,
+            },
+        };
+        enrol::prepare(self, &subject, listeners)
     }
 
-    fn remove(&mut self, id: u32, mut pod: enrol::Pod) {
-        kept::clear(&mut self.kept, &mut pod);
-        modes::Modes { workloads: &mut self.workloads, ports: &mut self.port_modes }.clear(&mut pod);
-        if let Err(e) = pod.remove(&mut self.workloads) {
+    /// The second half: puts it in force.
+    pub fn commit(&mut self, prepared: Prepared) -> Result<Listeners, KernelError> {
+        enrol::commit(self, prepared)
+    }
+
+    /// Stops catching. Connections that the agent holds are the agent's to close. Unknown ids are no error.
+    pub fn withdraw(&mut self, id: u32) {
+        if let Some(mut pod) = self.pods.remove(&id)
+            && let Err(e) = enrol::remove(self, &mut pod)
+        {
             warn!(workload = id, error = %e, "the kernel side of a workload could not be removed completely");
         }
     }
@@ -201,21 +338,22 @@ impl Kernel {
         self.sockets.clone()
     }
 
-    /// Every counter since the load, summed over the CPUs.
+    /// Every counter since the maps were made, summed over the CPUs.
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, KernelError> {
         Counter::ALL.iter().map(|(counter, name)| Ok((*name, self.counter(*counter)?))).collect()
     }
 
-    /// One counter since the load, summed over the CPUs.
+    /// One counter since the maps were made, summed over the CPUs.
     pub fn counter(&self, counter: Counter) -> Result<u64, KernelError> {
         let values = self.metrics.get(&(counter as u32), 0);
         let values = values.map_err(|e| KernelError::Map { map: abi::maps::METRICS, why: chain(&e) })?;
         Ok(values.iter().sum())
     }
 
-    /// The events, once: the first caller gets them.
+    /// The events, once: the first caller gets them. Of the agents that live at the same time only one may read them.
     pub fn take_events(&mut self) -> Option<Events> {
-        self.events.take()
+        let events = RingBuf::try_from(self.events.take()?);
+        events.inspect_err(|e| warn!(error = chain(e), "the kernel's events cannot be read")).ok().map(Events)
     }
 
     /// Connections in the hand-over maps: redirected but not yet accepted by the agent, and dialled by the agent but not
@@ -223,21 +361,12 @@ impl Kernel {
     pub fn in_flight(&self) -> Result<(usize, usize), KernelError> {
         let count = |name: &'static str| {
             let wrong = |why: String| KernelError::Map { map: name, why };
-            let data = MapData::from_pin(self.pins.path().join(name)).map_err(|e| wrong(chain(&e)))?;
+            let data = MapData::from_pin(self.pins.maps().join(name)).map_err(|e| wrong(chain(&e)))?;
             let map = aya::maps::Map::from_map_data(data).map_err(|e| wrong(chain(&e)))?;
             let map = BpfHashMap::<_, abi::Tuple, Endpoint>::try_from(map).map_err(|e| wrong(chain(&e)))?;
             Ok(map.keys().filter(Result::is_ok).count())
         };
         Ok((count(abi::maps::FLOW)?, count(abi::maps::PEER)?))
-    }
-}
-
-impl Drop for Kernel {
-    fn drop(&mut self) {
-        let ids: Vec<u32> = self.pods.keys().copied().collect();
-        for id in ids {
-            self.withdraw(id);
-        }
     }
 }
 
@@ -261,6 +390,14 @@ impl std::os::fd::AsRawFd for Events {
     fn as_raw_fd(&self) -> std::os::fd::RawFd {
         self.0.as_raw_fd()
     }
+}
+
+/// Checks the machine, and tells where the pins go.
+fn pin_path(settings: &KernelSettings, node: &str) -> Result<PathBuf, KernelError> {
+    probe::privileges()?;
+    let path = pins::path(settings.pin_path.as_deref(), node);
+    probe::bpffs(&path)?;
+    Ok(path)
 }
 
 /// An error with everything that caused it, in one line.

@@ -1,25 +1,38 @@
 //! The agent's executable: arguments, settings, log, and one thread for everything that is not traffic. The rest is in
 //! the library.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use mesh_agent::kernel::Kernel;
 use mesh_agent::settings::Settings;
 use mesh_agent::{app, telemetry};
 use nix::sys::signal::SigSet;
 
 /// The node agent of the mesh.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Settings file (YAML).
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
     /// Only check the settings file, then end.
     #[arg(long)]
     check: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Removes from the kernel what an agent left that is gone: its workloads go on without the mesh.
+    Detach {
+        /// Settings file (YAML) of that agent.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -34,15 +47,29 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let settings = Settings::load(&arguments.config)?;
+    if let Some(Command::Detach { config }) = &arguments.command {
+        return detach(config);
+    }
+    // clap lets nobody through without it.
+    let config = arguments.config.as_deref().context("--config is missing")?;
+    let settings = Settings::load(config)?;
     if arguments.check {
-        println!("{}: good, {} workloads", arguments.config.display(), settings.workloads.len());
+        println!("{}: good, {} workloads", config.display(), settings.workloads.len());
         return Ok(());
     }
     // Whoever started us may have left signals blocked; then nothing could end us but SIGKILL.
     SigSet::all().thread_unblock().context("cannot unblock signals")?;
     telemetry::logs::start(settings.log_format, &settings.log_level).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    runtime.block_on(app::run(&arguments.config, settings))?;
+    runtime.block_on(app::run(config, settings))?;
+    Ok(())
+}
+
+fn detach(config: &Path) -> anyhow::Result<()> {
+    let settings = Settings::load(config)?;
+    match Kernel::detach_left(&settings.kernel, &settings.node)? {
+        Some(path) => println!("{}: removed; the workloads of this node go on without the mesh", path.display()),
+        None => println!("nothing is pinned for node {}", settings.node),
+    }
     Ok(())
 }

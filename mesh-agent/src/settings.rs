@@ -167,6 +167,20 @@ pub struct WorkloadSettings {
     /// Name of the Deployment or the like; default: the pod's name.
     #[serde(default)]
     pub workload_name: Option<String>,
+    /// What happens to its new connections while no agent is there. STRICT ports are closed in any case.
+    #[serde(default)]
+    pub on_agent_loss: OnAgentLoss,
+}
+
+/// What happens to new connections of a workload while no agent is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnAgentLoss {
+    /// They are refused.
+    #[default]
+    Closed,
+    /// They pass without the mesh, and are counted.
+    Open,
 }
 
 /// What is wrong with a settings file.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mesh_core::identity::{IdentityError, SpiffeId};
 
 use crate::net::netns::NetNs;
-use crate::settings::WorkloadSettings;
+use crate::settings::{OnAgentLoss, WorkloadSettings};
 use crate::telemetry::Peer;
 
 /// A local workload: a pod, or a process group with a network namespace of its own.
@@ -32,6 +32,8 @@ pub struct Workload {
     pub addresses: Vec<IpAddr>,
     /// It as metrics and baggage show it.
     pub peer: Arc<Peer>,
+    /// What happens to its new connections while no agent is there.
+    pub on_agent_loss: OnAgentLoss,
 }
 
 impl Workload {
@@ -56,6 +58,7 @@ impl Workload {
             netns,
             addresses,
             peer,
+            on_agent_loss: settings.on_agent_loss,
         })
     }
 
@@ -96,6 +99,7 @@ mod tests {
             netns: None,
             pid: None,
             workload_name: workload_name.map(Into::into),
+            on_agent_loss: OnAgentLoss::Closed,
         };
         peer(&settings, &"c1".into(), &SpiffeId::new("cluster.local", "shop", "reviews").unwrap())
     }

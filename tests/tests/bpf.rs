@@ -22,3 +22,5 @@ mod loss;
 mod sock_ops;
 #[path = "bpf/support.rs"]
 mod support;
+#[path = "bpf/survival.rs"]
+mod survival;

@@ -39,6 +39,7 @@ fn enrolled() -> Enrolled {
         netns: None,
         pid: None,
         workload_name: None,
+        on_agent_loss: Default::default(),
     };
     let netns = Arc::new(NetNs::current().expect("a network namespace (these tests need root)"));
     let workload =

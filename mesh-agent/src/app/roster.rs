@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::admin::{Enrolled, Pending, Roster};
 use crate::apply;
 use crate::identity::Identities;
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{Kernel, KernelError, Left};
 use crate::live::Live;
 use crate::net::netns::NetNs;
 use crate::proxy::Workers;
@@ -49,10 +49,14 @@ pub(super) struct Workloads {
     next_id: u32,
     running: BTreeMap<String, Running>,
     waiting: BTreeMap<String, Waiting>,
+    /// Pods that an agent before this one has left in force.
+    left: Vec<Left>,
     /// The agent's own namespace: enrolling it would catch the node's own traffic.
     own_netns: Option<u64>,
     roster: watch::Sender<Arc<Roster>>,
     gauges: Arc<Gauges>,
+    /// Until every workload that was listed at the start has been tried once.
+    first_round: bool,
 }
 
 struct Running {
@@ -67,6 +71,7 @@ struct Waiting {
     /// Kept once it could be opened: a pid may belong to somebody else by the next attempt.
     netns: Option<Arc<NetNs>>,
     reason: String,
+    tried: bool,
     /// Pause after the next failure.
     pause: Duration,
     /// `None`: only new settings can help.
@@ -76,10 +81,11 @@ struct Waiting {
 impl Waiting {
     fn new(settings: WorkloadSettings) -> Waiting {
         let reason = "not tried yet".to_owned();
-        Waiting { settings, netns: None, reason, pause: FIRST_RETRY, retry_at: Some(Instant::now()) }
+        Waiting { settings, netns: None, reason, tried: false, pause: FIRST_RETRY, retry_at: Some(Instant::now()) }
     }
 
     fn failed(&mut self, key: &str, error: &EnrolError) {
+        self.tried = true;
         // A pid that is gone never comes back as the same process.
         self.retry_at = (!matches!(error, EnrolError::Process { .. })).then(|| Instant::now() + self.pause);
         let again = self.retry_at.map_or_else(|| "at the next reload".to_owned(), |_| format!("in {:?}", self.pause));
@@ -124,7 +130,9 @@ enum EnrolError {
 
 impl Workloads {
     pub fn new(parts: Parts) -> Workloads {
+        let left = lock(&parts.kernel).left();
         Workloads {
+            left,
             parts,
             next_id: 1,
             running: BTreeMap::new(),
@@ -132,6 +140,7 @@ impl Workloads {
             own_netns: NetNs::current().ok().map(|netns| netns.cookie()),
             roster: watch::channel(Arc::default()).0,
             gauges: Arc::default(),
+            first_round: true,
         }
     }
 
@@ -191,6 +200,7 @@ impl Workloads {
                 self.waiting.insert(key, Waiting::new(settings.clone()));
             }
         }
+        self.tidy();
         self.publish();
     }
 
@@ -214,6 +224,7 @@ impl Workloads {
                 self.waiting.insert(key, waiting);
             }
         }
+        self.tidy();
         self.publish();
         // Many may be due at once; streams, certificates and pages go on between them.
         tokio::task::yield_now().await;
@@ -233,9 +244,50 @@ impl Workloads {
         }
     }
 
-    /// Waits for the workers' threads and detaches the kernel programs; call it after the drain.
-    pub fn end(self) {
+    /// Waits for the workers' threads and takes away everything in the kernel; call it after the drain.
+    pub fn end(self) -> Result<(), KernelError> {
         self.parts.workers.join();
+        lock(&self.parts.kernel).detach()
+    }
+
+    /// Takes away what an earlier agent has left of pods that are no longer there or no longer listed. A listed workload
+    /// that cannot be enrolled just now keeps what it has: it must not be open because its path is not there yet.
+    fn tidy(&mut self) {
+        if self.left.is_empty() && !self.first_round {
+            return;
+        }
+        let mut kernel = lock(&self.parts.kernel);
+        let enrolled: Vec<u64> = self.running.values().map(|running| running.workload.netns.cookie()).collect();
+        self.left.retain(|left| {
+            let waits = match &left.workload {
+                Some(key) => self.waiting.contains_key(key),
+                None => !self.waiting.is_empty(),
+            };
+            if enrolled.contains(&left.cookie) {
+                return false;
+            }
+            if waits && !kernel.is_gone(left) {
+                return true;
+            }
+            match kernel.discard(left) {
+                Ok(()) => {
+                    tracing::info!(workload = left.workload, netns = left.cookie, "removed what an earlier agent left")
+                }
+                Err(error) => {
+                    tracing::warn!(workload = left.workload, %error, "cannot remove what an earlier agent left")
+                }
+            }
+            false
+        });
+        if self.first_round && self.waiting.values().all(|waiting| waiting.tried) {
+            self.first_round = false;
+            match kernel.discard_other_versions() {
+                Ok(found) => found.iter().for_each(|path| {
+                    tracing::warn!(path = %path.display(), "removed what an agent of another version left; what it caught was refused until now");
+                }),
+                Err(error) => tracing::error!(%error, "what an agent of another version left still catches"),
+            }
+        }
     }
 
     async fn enrol(
@@ -332,6 +384,7 @@ pub(super) fn lock(kernel: &Mutex<Kernel>) -> MutexGuard<'_, Kernel> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::OnAgentLoss;
 
     fn waiting() -> Waiting {
         Waiting::new(WorkloadSettings {
@@ -342,6 +395,7 @@ mod tests {
             netns: Some("/nonexistent/netns".into()),
             pid: None,
             workload_name: None,
+            on_agent_loss: OnAgentLoss::Closed,
         })
     }
 

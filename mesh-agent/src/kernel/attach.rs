@@ -1,104 +1,204 @@
-//! Loads programs into the kernel and attaches them. In: a parsed object. Out: attached programs, whose links belong to
-//! the object, or an error that names hook, helper and kernel version.
+//! Loads programs into the kernel and puts them in force. In: a parsed object, where its links are pinned. Out: programs
+//! in force, which stay so whatever happens to this process, or an error that names hook, helper and kernel version.
 
 use std::fs::File;
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::programs::{
-    CgroupAttachMode, CgroupSockAddr, Program, ProgramError, SchedClassifier, SkLookup, SockOps, TcAttachType, tc,
-};
+use aya::programs::links::FdLink;
+use aya::programs::tc::{SchedClassifierLink, TcError, TcHandle};
+use aya::programs::{CgroupAttachMode, Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType, tc};
 use aya::util::KernelVersion;
+use nix::net::if_::if_nametoindex;
 
-use super::hooks::Direction;
-use super::{KernelError, chain, hooks, probe};
+use super::hooks::{Direction, Hook, Place};
+use super::pins::Pins;
+use super::{KernelError, chain, hooks, link, probe};
 use crate::net::netns::NetNs;
 
-const LOOKUP: &str = "mesh_lookup";
 /// How often a program is offered to a kernel that was interrupted.
 const LOAD_TRIES: u32 = 10;
+/// Where our filters are on an interface of a kernel without tcx: a preference and a handle that nobody else has.
+const FILTER: (u16, u16) = (15006, 0x6d65);
 
-/// Attaches every cgroup program, in the order of the list of hooks.
-pub(super) fn attach_cgroup(object: &mut Ebpf, cgroup: &Path) -> Result<(), KernelError> {
-    let directory = File::open(cgroup).map_err(|e| KernelError::Attach {
-        program: "the cgroup programs",
-        place: cgroup.display().to_string(),
-        why: e.to_string(),
-    })?;
-    for name in hooks::cgroup().map(|hook| hook.program) {
-        let failed = |e: ProgramError| KernelError::Attach {
-            program: name,
-            place: cgroup.display().to_string(),
-            why: chain(&e),
-        };
-        // A link is always one of several; the kernel refuses the flag that says so.
-        let mode = CgroupAttachMode::Single;
+/// Loads the programs of these hooks: the verifier looks at them, and nothing is in force yet.
+pub(super) fn load(object: &mut Ebpf, hooks: impl Iterator<Item = &'static Hook>) -> Result<(), KernelError> {
+    for hook in hooks {
+        let name = hook.program;
         match program(object, name)? {
-            Program::SockOps(p) => {
-                let p: &mut SockOps = p;
-                load(name, || p.load())?;
-                p.attach(&directory, mode).map_err(failed)?;
-            }
-            Program::CgroupSockAddr(p) => {
-                let p: &mut CgroupSockAddr = p;
-                load(name, || p.load())?;
-                p.attach(&directory, mode).map_err(failed)?;
-            }
-            _ => return Err(refused_because(name, "it is of another kind than expected".into())),
+            Program::SockOps(p) => load_one(name, || p.load())?,
+            Program::CgroupSockAddr(p) => load_one(name, || p.load())?,
+            Program::SchedClassifier(p) => load_one(name, || p.load())?,
+            Program::SkLookup(p) => load_one(name, || p.load())?,
+            _ => return Err(other_kind(name)),
         }
     }
     Ok(())
 }
 
-/// Loads this object's programs for interfaces and attaches them to every one of the namespace but loopback. Interfaces
-/// that appear later are not covered.
-pub(super) fn attach_interfaces(object: &mut Ebpf, ns: &NetNs, interfaces: &[String]) -> Result<(), KernelError> {
-    for (name, direction) in hooks::interface() {
-        let Program::SchedClassifier(p) = program(object, name)? else {
-            return Err(refused_because(name, "it is of another kind than expected".into()));
+/// Puts the loaded programs of the cgroup in force, in the order of the list of hooks.
+pub(super) fn attach_cgroup(object: &mut Ebpf, cgroup: &Path, pins: &Pins) -> Result<(), KernelError> {
+    let failed =
+        |program: &'static str, why: String| KernelError::Attach { program, place: cgroup.display().to_string(), why };
+    let opened = File::open(cgroup).and_then(|directory| Ok((directory.metadata()?.ino(), directory)));
+    let (id, directory) = opened.map_err(|e| failed("the cgroup programs", e.to_string()))?;
+    for name in hooks::cgroup().map(|hook| hook.program) {
+        let program = program(object, name)?;
+        let fd = fd(program).map_err(|why| failed(name, why))?;
+        // A link is always one of several; the kernel refuses the flag that says so.
+        let mode = CgroupAttachMode::Single;
+        let attach = || match program {
+            Program::SockOps(p) => {
+                let id = p.attach(&directory, mode).map_err(text)?;
+                FdLink::try_from(p.take_link(id).map_err(text)?).map_err(text)
+            }
+            Program::CgroupSockAddr(p) => {
+                let id = p.attach(&directory, mode).map_err(text)?;
+                FdLink::try_from(p.take_link(id).map_err(text)?).map_err(text)
+            }
+            _ => Err(text(ProgramError::UnexpectedProgramType)),
         };
-        load(name, || p.load())?;
-        let direction = match direction {
-            Direction::Ingress => TcAttachType::Ingress,
-            Direction::Egress => TcAttachType::Egress,
+        link::put(&pins.link(name), fd.as_fd(), link::Place::Cgroup(id), attach).map_err(|why| failed(name, why))?;
+    }
+    Ok(())
+}
+
+/// Puts this object's loaded programs for one pod in force: in the namespace, and on each of these interfaces of it.
+/// Interfaces that appear later are not covered. `pins` is the pod's directory; what it has for other interfaces goes.
+pub(super) fn attach_pod(
+    object: &mut Ebpf,
+    ns: &NetNs,
+    interfaces: &[String],
+    pins: &Path,
+    left: Vec<PathBuf>,
+) -> Result<(), KernelError> {
+    let mut old = left;
+    for hook in hooks::pod() {
+        let name = hook.program;
+        let direction = match hook.place {
+            Place::Interface(direction) => direction,
+            Place::Lookup | Place::Cgroup(_) => {
+                let pin = pins.join(name);
+                old.retain(|path| *path != pin);
+                attach_lookup(program(object, name)?, ns, &pin).map_err(|why| KernelError::Attach {
+                    program: name,
+                    place: "the workload's network namespace".into(),
+                    why,
+                })?;
+                continue;
+            }
         };
         for interface in interfaces {
             let failed = |why: String| KernelError::Attach { program: name, place: interface.clone(), why };
-            ns.run(|| attach_one(p, interface, direction))
-                .map_err(|e| failed(e.to_string()))?
-                .map_err(|e| failed(chain(&e)))?;
+            let Program::SchedClassifier(p) = program(object, name)? else { return Err(other_kind(name)) };
+            let attached = ns.run(|| {
+                let index = if_nametoindex(interface.as_str()).map_err(|e| e.to_string())?;
+                let pin = pins.join(format!("{name}-{index}"));
+                old.retain(|path| *path != pin);
+                attach_interface(p, interface, index, direction, &pin)
+            });
+            attached.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
         }
+    }
+    // Of interfaces that are gone.
+    for path in old {
+        let _ = link::remove(&path);
     }
     Ok(())
 }
 
-/// Loads this object's lookup program and attaches it to the namespace.
-pub(super) fn attach_lookup(object: &mut Ebpf, ns: &NetNs) -> Result<(), KernelError> {
-    let Program::SkLookup(p) = program(object, LOOKUP)? else {
-        return Err(refused_because(LOOKUP, "it is of another kind than expected".into()));
+/// Takes our filters off the interfaces of a namespace, on a kernel without tcx: there they are no links and have no
+/// pins.
+pub(super) fn detach_filters(ns: &NetNs) {
+    if has_tcx() {
+        return;
+    }
+    let interfaces = ns.interfaces().unwrap_or_default();
+    // What is not there needs no removal.
+    let _ = ns.run(|| {
+        for interface in interfaces {
+            for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+                let _ = filter(&interface, direction).map(drop);
+            }
+        }
+    });
+}
+
+fn attach_lookup(program: &mut Program, ns: &NetNs, pin: &Path) -> Result<(), String> {
+    let fd = fd(program)?;
+    let place = link::Place::Netns(ns.inode().map_err(|e| e.to_string())?);
+    let attach = || match program {
+        Program::SkLookup(p) => {
+            let id = p.attach(ns).map_err(text)?;
+            Ok(FdLink::from(p.take_link(id).map_err(text)?))
+        }
+        _ => Err(text(ProgramError::UnexpectedProgramType)),
     };
-    let p: &mut SkLookup = p;
-    load(LOOKUP, || p.load())?;
-    p.attach(ns).map(|_| ()).map_err(|e| KernelError::Attach {
-        program: LOOKUP,
-        place: "the workload's network namespace".into(),
-        why: chain(&e),
+    link::put(pin, fd.as_fd(), place, attach)
+}
+
+fn attach_interface(
+    program: &mut SchedClassifier,
+    interface: &str,
+    index: u32,
+    direction: Direction,
+    pin: &Path,
+) -> Result<(), String> {
+    let direction = match direction {
+        Direction::Ingress => TcAttachType::Ingress,
+        Direction::Egress => TcAttachType::Egress,
+    };
+    if !has_tcx() {
+        return attach_filter(program, interface, direction).map_err(text);
+    }
+    let fd = program.fd().map_err(text)?.try_clone().map_err(text)?;
+    link::put(pin, fd.as_fd(), link::Place::Interface(index), || {
+        let id = program.attach(interface, direction).map_err(text)?;
+        FdLink::try_from(program.take_link(id).map_err(text)?).map_err(text)
     })
 }
 
-fn attach_one(program: &mut SchedClassifier, interface: &str, direction: TcAttachType) -> Result<(), ProgramError> {
-    // Before Linux 6.6 there is no tcx, and clsact has to be there first.
-    if !KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 6, 0)) {
-        match tc::qdisc_add_clsact(interface) {
-            Ok(()) | Err(tc::TcError::AlreadyAttached) => {}
-            Err(e) => return Err(e.into()),
-        }
+/// Before Linux 6.6 there is no tcx but only filters, which stay until they are removed; one at our place is replaced in
+/// one step.
+fn attach_filter(program: &mut SchedClassifier, interface: &str, direction: TcAttachType) -> Result<(), ProgramError> {
+    match tc::qdisc_add_clsact(interface) {
+        Ok(()) | Err(TcError::AlreadyAttached) => {}
+        Err(e) => return Err(e.into()),
     }
-    program.attach(interface, direction).map(|_| ())
+    let (priority, handle) = (FILTER.0, TcHandle::new(0, FILTER.1));
+    let id = match program.attach_to_link(filter(interface, direction).map_err(TcError::IoError)?) {
+        Ok(id) => id,
+        Err(_) => {
+            let options = tc::NlOptions { priority, handle, classid: None };
+            program.attach_with_options(interface, direction, tc::TcAttachOptions::Netlink(options))?
+        }
+    };
+    // It must not go with this value; it has no memory or descriptor of its own.
+    std::mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+/// Our filter on an interface, whether it is there or not. Dropping it removes the filter.
+fn filter(interface: &str, direction: TcAttachType) -> std::io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, direction, FILTER.0, TcHandle::new(0, FILTER.1), None)
+}
+
+fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 6, 0))
+}
+
+fn fd(program: &Program) -> Result<ProgramFd, String> {
+    program.fd().map_err(text)?.try_clone().map_err(text)
+}
+
+fn text(error: impl std::error::Error) -> String {
+    chain(&error)
 }
 
 /// The verifier gives up with EAGAIN when a signal arrives; another try is all it takes.
-fn load(name: &'static str, mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), KernelError> {
+fn load_one(name: &'static str, mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), KernelError> {
     let mut tries = 1;
     loop {
         match load() {
@@ -131,6 +231,10 @@ fn complaint(log: &str) -> &str {
     const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
     let last = log.lines().map(str::trim).rfind(|l| !l.is_empty() && !STATISTICS.iter().any(|s| l.starts_with(s)));
     last.unwrap_or("no word from the verifier")
+}
+
+fn other_kind(program: &'static str) -> KernelError {
+    refused_because(program, "it is of another kind than expected".into())
 }
 
 fn refused_because(program: &'static str, why: String) -> KernelError {

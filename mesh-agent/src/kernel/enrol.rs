@@ -1,18 +1,20 @@
-//! Enrols one workload: listeners inside its namespace, its entry in the map, its ingress program. In that order, so that
-//! nothing is caught before somebody listens. In: its namespace and addresses. Out: the listeners. Undone in the
-//! opposite order, also when a step fails.
+//! Enrols one workload: listeners inside its namespace, its entry in the map, its programs. In that order, so that
+//! nothing is caught before somebody listens. In: its namespace and addresses. Out: the listeners. A workload that an
+//! earlier agent left in force stays so throughout: its entry and its programs are replaced, each in one step, and a
+//! step that fails leaves what is there. A new one is undone in the opposite order when a step fails.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{HashMap as BpfHashMap, MapData, SockMap};
-use mesh_common::abi::{self, MAX_ADDRESSES, Role, STRICT, TUNNEL_PORT, maps};
+use aya::maps::{MapError, SockMap};
+use mesh_common::abi::{self, HAS_PORT_MODES, MAX_ADDRESSES, Role, STRICT, TUNNEL_PORT, maps};
 use mesh_common::addr::Addr;
 use tracing::warn;
 
-use super::{Kernel, KernelError, Listeners, attach, chain, kept, load};
+use super::modes::{self, Modes};
+use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept};
 use crate::net::connections::Connection;
 use crate::net::listen::listen;
 use crate::net::netns::NetNs;
@@ -21,8 +23,21 @@ use crate::net::netns::NetNs;
 const OUTBOUND_PORT: u16 = 15001;
 const INBOUND_PORT: u16 = 15006;
 
+/// What to enrol.
+pub(super) struct Subject<'a> {
+    pub(super) id: u32,
+    /// `namespace/name`.
+    pub(super) key: &'a str,
+    pub(super) netns: &'a Arc<NetNs>,
+    /// Its own; the first of each family is the one that it shows to others.
+    pub(super) addresses: &'a [IpAddr],
+    /// Of [`abi`], but for what the modes of its ports say.
+    pub(super) flags: u32,
+}
+
 /// The kernel side of one enrolled workload.
 pub(super) struct Pod {
+    pub(super) key: String,
     pub(super) netns: Arc<NetNs>,
     /// Its entry in WORKLOADS.
     pub(super) entry: abi::Workload,
@@ -30,32 +45,24 @@ pub(super) struct Pod {
     pub(super) modes: BTreeSet<u16>,
     /// Its connections in KEPT.
     pub(super) kept: HashSet<Connection>,
-    /// Its instance of the programs.
-    programs: Ebpf,
 }
 
-impl Pod {
-    /// Stops catching this workload's connections.
-    pub(super) fn remove(self, workloads: &mut BpfHashMap<MapData, u64, abi::Workload>) -> Result<(), KernelError> {
-        let removed = workloads.remove(&self.netns.cookie());
-        // Filters of kernels without tcx are found by interface, so they have to be removed inside the namespace.
-        let detached = self.netns.run(|| drop(self.programs));
-        removed.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
-        detached.map_err(|e| KernelError::Attach {
-            program: "mesh_ingress",
-            place: "the namespace that is being left".into(),
-            why: e.to_string(),
-        })
-    }
-}
-
-pub(super) fn enrol(
-    kernel: &mut Kernel,
+/// A workload of which everything is ready and nothing is in force yet.
+pub struct Prepared {
     id: u32,
-    netns: &Arc<NetNs>,
-    addresses: &[IpAddr],
-    flags: u32,
-) -> Result<Listeners, KernelError> {
+    pod: Pod,
+    interfaces: Vec<String>,
+    programs: Ebpf,
+    listeners: Listeners,
+}
+
+/// Loads the workload's programs, and opens its listeners unless there are some already.
+pub(super) fn prepare(
+    kernel: &mut Kernel,
+    subject: &Subject<'_>,
+    listeners: Option<Listeners>,
+) -> Result<Prepared, KernelError> {
+    let Subject { id, netns, addresses, .. } = *subject;
     let failed = |action| move |source| KernelError::Namespace { workload: id, action, source };
     if let Some((other, _)) = kernel.pods.iter().find(|(_, pod)| pod.netns.cookie() == netns.cookie()) {
         let taken = std::io::Error::other(format!("it is already enrolled as workload {other}"));
@@ -65,10 +72,13 @@ pub(super) fn enrol(
         let sockets = kernel.sockets.clone();
         listen(netns, preferred, |socket| sockets.mark(socket, role)).map_err(failed("listen"))
     };
-    let listeners = Listeners {
-        outbound: open(Role::Outbound, OUTBOUND_PORT)?,
-        inbound: open(Role::Inbound, INBOUND_PORT)?,
-        tunnel: open(Role::Tunnel, TUNNEL_PORT)?,
+    let listeners = match listeners {
+        Some(listeners) => listeners,
+        None => Listeners {
+            outbound: open(Role::Outbound, OUTBOUND_PORT)?,
+            inbound: open(Role::Inbound, INBOUND_PORT)?,
+            tunnel: open(Role::Tunnel, TUNNEL_PORT)?,
+        },
     };
     let port = |listeners: &[TcpListener]| {
         let first = listeners.first().map_or(Err(std::io::ErrorKind::NotFound.into()), TcpListener::local_addr);
@@ -76,8 +86,7 @@ pub(super) fn enrol(
     };
     let entry = abi::Workload {
         id,
-        // Until its configuration says otherwise.
-        flags: flags | STRICT,
+        flags: subject.flags,
         source4: first(addresses, IpAddr::is_ipv4),
         source6: first(addresses, IpAddr::is_ipv6),
         own: own(id, addresses),
@@ -87,26 +96,101 @@ pub(super) fn enrol(
         dns_port: 0,
     };
     let interfaces = netns.interfaces().map_err(failed("list the interfaces"))?;
-    let mut programs = load::parse(&kernel.object, kernel.pins.path(), netns.cookie())
-        .map_err(|e| KernelError::Map { map: abi::INGRESS_NETNS, why: chain(&e) })?;
-
+    let mut programs = kernel.loader.load(netns.cookie())?;
     keep_listeners(&mut programs, &listeners)?;
-    let inserted = kernel.workloads.insert(netns.cookie(), entry, 0);
-    inserted.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
-    let netns = Arc::clone(netns);
-    let mut pod = Pod { netns, entry, modes: BTreeSet::new(), kept: HashSet::new(), programs };
-    // From here on every connection is noted by the hooks, so what is there without a note is older.
-    kept::keep(&mut kernel.kept, &mut pod, id);
-    let attached = attach::attach_lookup(&mut pod.programs, &pod.netns)
-        .and_then(|()| attach::attach_interfaces(&mut pod.programs, &pod.netns, &interfaces));
-    // Those that were opened from outside while the programs were being attached.
-    kept::keep(&mut kernel.kept, &mut pod, id);
-    if let Err(e) = attached {
-        kernel.remove(id, pod);
+    attach::load(&mut programs, hooks::pod())?;
+    let pod = Pod {
+        key: subject.key.to_owned(),
+        netns: Arc::clone(netns),
+        entry,
+        modes: BTreeSet::new(),
+        kept: HashSet::new(),
+    };
+    Ok(Prepared { id, pod, interfaces, programs, listeners })
+}
+
+/// Puts a prepared workload in force.
+pub(super) fn commit(kernel: &mut Kernel, prepared: Prepared) -> Result<Listeners, KernelError> {
+    let Prepared { id, mut pod, interfaces, mut programs, listeners } = prepared;
+    let was_there = kernel.pins.has_pod(pod.netns.cookie());
+    let done = put_in_force(kernel, &mut pod, id, &interfaces, &mut programs, !was_there);
+    if let Err(e) = done {
+        if !was_there {
+            // The first error is the one to tell.
+            let _ = remove(kernel, &mut pod);
+        }
         return Err(e);
     }
     kernel.pods.insert(id, pod);
     Ok(listeners)
+}
+
+/// The directory comes first: what is in the map and has none would never be found again.
+fn put_in_force(
+    kernel: &mut Kernel,
+    pod: &mut Pod,
+    id: u32,
+    interfaces: &[String],
+    programs: &mut Ebpf,
+    new: bool,
+) -> Result<(), KernelError> {
+    let cookie = pod.netns.cookie();
+    let pins = kernel.pins.make_pod(cookie, &pod.key).map_err(|e| KernelError::Pins {
+        path: kernel.pins.root().to_owned(),
+        why: format!("cannot make a directory for workload {}: {e}", pod.key),
+    })?;
+    // What was in force stays so until its configuration says otherwise; what is new is STRICT until then.
+    pod.entry.flags |= match kernel.workloads.get(&cookie, 0) {
+        Ok(entry) => entry.flags & (STRICT | HAS_PORT_MODES),
+        Err(_) => STRICT,
+    };
+    if !new {
+        pod.modes = modes::of(&kernel.port_modes, cookie);
+        pod.kept = kept::of(&kernel.kept, cookie);
+    }
+    let inserted = kernel.workloads.insert(cookie, pod.entry, 0);
+    inserted.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
+    // From here on every connection is noted by the hooks, so what is there without a note is older.
+    if new {
+        kept::keep(&mut kernel.kept, pod, id);
+    }
+    let attached = attach::attach_pod(programs, &pod.netns, interfaces, &pins, kernel.pins.links_of(cookie));
+    if new {
+        // Those that were opened from outside while the programs were being attached.
+        kept::keep(&mut kernel.kept, pod, id);
+    }
+    attached
+}
+
+/// Stops catching a workload's connections: detaches its programs and removes its entries.
+pub(super) fn remove(kernel: &mut Kernel, pod: &mut Pod) -> Result<(), KernelError> {
+    kept::clear(&mut kernel.kept, pod);
+    Modes { workloads: &mut kernel.workloads, ports: &mut kernel.port_modes }.clear(pod);
+    attach::detach_filters(&pod.netns);
+    let cookie = pod.netns.cookie();
+    let removed = match kernel.workloads.remove(&cookie) {
+        Err(MapError::KeyNotFound) => Ok(()),
+        done => done.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) }),
+    };
+    let detached = kernel.pins.remove_pod(cookie);
+    removed?;
+    detached.map_err(|e| wrong_pins(kernel, cookie, &e))
+}
+
+/// As [`remove`], for a pod that another agent has left and of which only the cookie is known. Reads two maps in full.
+pub(super) fn discard(kernel: &mut Kernel, cookie: u64) -> Result<(), KernelError> {
+    // What is not there needs no removal.
+    let _ = kernel.workloads.remove(&cookie);
+    kept::clear_of(&mut kernel.kept, cookie);
+    modes::clear_of(&mut kernel.port_modes, cookie);
+    kernel.pins.remove_pod(cookie).map_err(|e| wrong_pins(kernel, cookie, &e))
+}
+
+fn wrong_pins(kernel: &Kernel, cookie: u64, error: &std::io::Error) -> KernelError {
+    KernelError::Pins {
+        path: kernel.pins.root().to_owned(),
+        why: format!("cannot remove the pins of namespace {cookie}: {error}"),
+    }
 }
 
 /// Tells this workload's lookup program where the listeners are.

@@ -112,12 +112,9 @@ pub fn cgroup() -> impl Iterator<Item = &'static Hook> {
     HOOKS.iter().filter(|hook| matches!(hook.place, Place::Cgroup(_)))
 }
 
-/// The programs of every interface of a pod but loopback.
-pub fn interface() -> impl Iterator<Item = (&'static str, Direction)> {
-    HOOKS.iter().filter_map(|hook| match hook.place {
-        Place::Interface(direction) => Some((hook.program, direction)),
-        _ => None,
-    })
+/// The programs of one pod, in the order in which they are attached.
+pub fn pod() -> impl Iterator<Item = &'static Hook> {
+    HOOKS.iter().filter(|hook| !matches!(hook.place, Place::Cgroup(_)))
 }
 
 /// What a kernel must be for a program: `6.1 (bpf_sk_assign in tc ingress)`.

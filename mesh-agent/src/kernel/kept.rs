@@ -1,6 +1,8 @@
 //! Connections that are older than their workload's enrolment. In: what the namespace has. Out: KEPT, so that they may go
 //! on, and the end of those that may not. A kept connection stays what it was: nobody redirects or encrypts it.
 
+use std::collections::HashSet;
+
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use mesh_common::abi::{KEPT_INBOUND, KEPT_OUTBOUND, Tuple};
 use tracing::warn;
@@ -14,6 +16,26 @@ const MAX_KEPT: usize = 4096;
 
 /// The map of kept connections.
 pub(super) type Kept = BpfHashMap<MapData, Tuple, u32>;
+
+/// What the map has of a namespace, from an agent before this one.
+pub(super) fn of(map: &Kept, netns: u64) -> HashSet<Connection> {
+    let entries = map.iter().filter_map(Result::ok).filter(|(tuple, _)| tuple.netns == netns);
+    entries
+        .map(|(tuple, direction)| Connection {
+            local: tuple.client.into(),
+            remote: tuple.server.into(),
+            inbound: direction == KEPT_INBOUND,
+        })
+        .collect()
+}
+
+/// Removes what the map has of a namespace.
+pub(super) fn clear_of(map: &mut Kept, netns: u64) {
+    let all: Vec<Tuple> = map.keys().filter_map(Result::ok).filter(|tuple| tuple.netns == netns).collect();
+    for tuple in all {
+        let _ = map.remove(&tuple);
+    }
+}
 
 /// Keeps the connections that a workload has now and that are not kept yet. A namespace that cannot be read keeps none.
 pub(super) fn keep(map: &mut Kept, pod: &mut Pod, workload: u32) {

@@ -1,79 +1,137 @@
-//! Loads the object and makes the pins. In: settings. Out: a [`Kernel`] with nobody enrolled. A directory of pins has one
-//! owner, by a lock that dies with its process; what a dead owner left is removed.
+//! Loads the object: maps that are pinned are used again, once they have proved to be of the shape that the programs
+//! expect. In: settings, the directory of pins. Out: a [`Kernel`] whose programs are verified and not yet in force. What
+//! does not fit is refused and left as it is, never misread.
 
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{HashMap as BpfHashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{HashMap as BpfHashMap, MapInfo, PerCpuArray};
 use aya::{Ebpf, EbpfLoader};
-use mesh_common::abi::{self, maps};
-use nix::fcntl::{Flock, FlockArg};
-use tracing::info;
+use mesh_common::abi::{INGRESS_NETNS, maps};
 
-use super::{Events, Kernel, KernelError, attach, chain, probe, sockets::Sockets};
+use super::{Kernel, KernelError, attach, chain, hooks, pins::Pins, probe, sockets::Sockets};
 use crate::settings::KernelSettings;
 
-/// Where pins go when the settings do not say.
-const PINS: &str = "/sys/fs/bpf/mesh";
-
-/// The directory with the pinned maps; goes away when dropped.
-pub struct Pins {
+/// The object's bytes, and what makes programs of them again and again.
+pub(super) struct Loader {
+    loader: EbpfLoader<'static>,
+    object: Vec<u8>,
     path: PathBuf,
-    _lock: Flock<File>,
 }
 
-pub(super) fn load(settings: &KernelSettings, node: &str) -> Result<Kernel, KernelError> {
-    probe::privileges()?;
-    let cgroups = probe::cgroups(settings.cgroup.as_deref())?;
-    let pin_path = settings.pin_path.clone().unwrap_or_else(|| default_pin_path(node));
-    probe::bpffs(&pin_path)?;
-    let object_path = settings.object.clone().unwrap_or_else(default_object);
-    let object = read_object(&object_path)?;
-    let pins = Pins::make(pin_path)?;
+/// No namespace has this cookie.
+static NOBODY: u64 = 0;
 
-    let mut base = parse(&object, pins.path(), 0)
-        .map_err(|e| KernelError::Object { path: object_path.clone(), why: chain(&e) })?;
+impl Loader {
+    fn new(path: PathBuf, maps_at: &Path) -> Result<Loader, KernelError> {
+        // Copied into a Vec by `read`, which aligns well enough for the parser.
+        let object = fs::read(&path).map_err(|e| KernelError::Object { path: path.clone(), why: e.to_string() })?;
+        let mut loader = EbpfLoader::new();
+        // Our programs read no structure of the kernel's own. Parsing its types takes longer than all the rest.
+        loader.btf(None);
+        for name in maps::ALL {
+            loader.map_pin_path(name, maps_at.join(name));
+        }
+        Ok(Loader { loader, object, path })
+    }
+
+    /// Parses the object and makes its maps, or takes those that are pinned already. `netns` is the cookie of the
+    /// namespace for which its programs for one pod are to work.
+    pub(super) fn load(&mut self, netns: u64) -> Result<Ebpf, KernelError> {
+        // SAFETY: the loader reads this only in `load`, and has another one before `netns` goes.
+        let value: &'static u64 = unsafe { &*&raw const netns };
+        self.loader.override_global(INGRESS_NETNS, value, true);
+        let loaded = self.loader.load(&self.object);
+        self.loader.override_global(INGRESS_NETNS, &NOBODY, true);
+        loaded.map_err(|e| self.wrong(chain(&e)))
+    }
+
+    /// Fails if a map is pinned that is not as the object wants it.
+    fn check(&self, pins: &Pins) -> Result<(), KernelError> {
+        let object = aya_obj::Object::parse(&self.object).map_err(|e| self.wrong(chain(&e)))?;
+        for name in maps::ALL {
+            let path = pins.maps().join(name);
+            if !path.exists() {
+                continue;
+            }
+            let wanted = object.maps.get(name).ok_or_else(|| self.wrong(format!("it has no map {name}")))?;
+            let found = MapInfo::from_pin(&path).and_then(|found| {
+                Ok([found.map_type()? as u32, found.key_size(), found.value_size(), found.max_entries()])
+            });
+            let wanted = [wanted.map_type(), wanted.key_size(), wanted.value_size(), wanted.max_entries()];
+            let difference = match found {
+                Ok(found) if found == wanted => continue,
+                Ok(found) => difference(found, wanted),
+                Err(e) => chain(&e),
+            };
+            let why = format!(
+                "{}/{name} is not of this agent's making ({difference}); remove what is there with \
+                 `mesh-agent detach --config FILE` and start again",
+                pins.maps().display()
+            );
+            return Err(KernelError::Pins { path: pins.root().to_owned(), why });
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, why: String) -> KernelError {
+        KernelError::Object { path: self.path.clone(), why }
+    }
+}
+
+fn difference(found: [u32; 4], wanted: [u32; 4]) -> String {
+    let names = ["type", "bytes of a key", "bytes of a value", "entries"];
+    let differing = names.iter().zip(found).zip(wanted).filter(|((_, found), wanted)| found != wanted);
+    let lines = differing.map(|((name, found), wanted)| format!("{name}: {found} instead of {wanted}"));
+    lines.collect::<Vec<_>>().join(", ")
+}
+
+/// Loads everything and puts nothing in force yet.
+pub(super) fn load(
+    settings: &KernelSettings,
+    pins: impl FnOnce() -> Result<Pins, KernelError>,
+) -> Result<Kernel, KernelError> {
+    let cgroups = probe::cgroups(settings.cgroup.as_deref())?;
+    let object = settings.object.clone().unwrap_or_else(default_object);
+    if let Err(e) = fs::metadata(&object) {
+        return Err(KernelError::Object { path: object, why: e.to_string() });
+    }
+    let pins = pins()?;
+    let (fresh, path) = (pins.fresh, pins.root().to_owned());
+    build(object, cgroups, pins).inspect_err(|_| {
+        if fresh && let Ok(pins) = Pins::open(path) {
+            // The first error is the one to tell.
+            let _ = pins.remove();
+        }
+    })
+}
+
+fn build(object: PathBuf, cgroups: probe::Cgroups, pins: Pins) -> Result<Kernel, KernelError> {
+    let mut loader = Loader::new(object, pins.maps())?;
+    loader.check(&pins)?;
+    let mut base = loader.load(NOBODY)?;
     let sockets = Sockets::new(&base)?;
     let metrics = take(&mut base, maps::METRICS, PerCpuArray::try_from)?;
     let workloads = take(&mut base, maps::WORKLOADS, BpfHashMap::try_from)?;
     let port_modes = take(&mut base, maps::PORT_MODES, BpfHashMap::try_from)?;
     let kept = take(&mut base, maps::KEPT, BpfHashMap::try_from)?;
-    let mut agents: BpfHashMap<MapData, u64, u32> = take(&mut base, maps::AGENTS, BpfHashMap::try_from)?;
-    let events = Events(take(&mut base, maps::EVENTS, RingBuf::try_from)?);
-    if let Some(id) = cgroups.agent {
-        agents.insert(id, 1, 0).map_err(|e| KernelError::Map { map: maps::AGENTS, why: chain(&e) })?;
-    }
-    attach::attach_cgroup(&mut base, &cgroups.attach)?;
-    info!(
-        cgroup = %cgroups.attach.display(),
-        pins = %pins.path().display(),
-        object = %object_path.display(),
-        "kernel programs are attached"
-    );
+    let agents = take(&mut base, maps::AGENTS, BpfHashMap::try_from)?;
+    let events = take(&mut base, maps::EVENTS, Ok)?;
+    attach::load(&mut base, hooks::cgroup())?;
     Ok(Kernel {
         pods: Default::default(),
         workloads,
         port_modes,
         kept,
+        agents,
         metrics,
         events: Some(events),
         sockets,
-        object,
-        _base: base,
+        loader,
+        base: Some(base),
+        cgroups,
         pins,
     })
-}
-
-/// Parses the object and makes its maps, or takes those that are pinned already. `netns` is the namespace for which its
-/// ingress program is to work.
-pub(super) fn parse(object: &[u8], pins: &Path, netns: u64) -> Result<Ebpf, aya::EbpfError> {
-    let mut loader = EbpfLoader::new();
-    loader.override_global(abi::INGRESS_NETNS, &netns, true);
-    for name in maps::ALL {
-        loader.map_pin_path(name, pins.join(name));
-    }
-    loader.load(object)
 }
 
 fn take<M>(
@@ -86,63 +144,10 @@ fn take<M>(
     convert(map).map_err(|e| KernelError::Map { map: name, why: chain(&e) })
 }
 
-fn default_pin_path(node: &str) -> PathBuf {
-    Path::new(PINS).join(abi::ABI_VERSION.to_string()).join(node)
-}
-
 /// Beside the executable, or where `cargo xtask build-ebpf` puts it.
 fn default_object() -> PathBuf {
     let directory =
         std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf)).unwrap_or_default();
     let beside = directory.join("mesh-ebpf.o");
     if beside.exists() { beside } else { directory.join("../bpf/mesh-ebpf.o") }
-}
-
-/// The object's bytes. Copied into a Vec by `read`, which aligns well enough for the parser.
-fn read_object(path: &Path) -> Result<Vec<u8>, KernelError> {
-    fs::read(path).map_err(|e| KernelError::Object { path: path.to_owned(), why: e.to_string() })
-}
-
-impl Pins {
-    /// Makes the directory, or takes over one whose owner is dead.
-    fn make(path: PathBuf) -> Result<Pins, KernelError> {
-        let wrong = |why: String| KernelError::Pins { path: path.clone(), why };
-        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|e| wrong(e.to_string()))?;
-        fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(|e| wrong(e.to_string()))?;
-        let directory = File::open(&path).map_err(|e| wrong(e.to_string()))?;
-        let lock = Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| {
-            let busy =
-                "another agent of this node is running: stop it, or give this one another node name or kernel.pinPath";
-            wrong(if e == nix::errno::Errno::EWOULDBLOCK { busy.into() } else { e.to_string() })
-        })?;
-        empty(&path).map_err(|e| wrong(format!("cannot remove what an earlier agent left: {e}")))?;
-        Ok(Pins { path, _lock: lock })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        // Nothing depends on it: the next agent removes what is left.
-        let _ = empty(&self.path);
-        for directory in self.path.ancestors().take_while(|p| p.starts_with(PINS) || *p == self.path) {
-            if fs::remove_dir(directory).is_err() {
-                break;
-            }
-        }
-    }
-}
-
-/// Removes our maps from a directory, and nothing else.
-fn empty(directory: &Path) -> std::io::Result<()> {
-    for name in maps::ALL {
-        match fs::remove_file(directory.join(name)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-    }
-    Ok(())
 }

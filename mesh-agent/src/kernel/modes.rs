@@ -1,7 +1,7 @@
 //! Inbound modes in the maps: which ports of a workload take nothing in the open when the agent is not there to say so.
 //! In: the modes. Out: WORKLOADS and PORT_MODES. Each port goes from its old mode to its new one and through no third.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use mesh_common::abi::{self, HAS_PORT_MODES, Mode, PortKey, STRICT, maps};
@@ -16,6 +16,19 @@ const MAX_PORTS: usize = 256;
 pub(super) struct Modes<'a> {
     pub workloads: &'a mut BpfHashMap<MapData, u64, abi::Workload>,
     pub ports: &'a mut BpfHashMap<MapData, PortKey, u32>,
+}
+
+/// The ports of a namespace that have a mode of their own, from an agent before this one.
+pub(super) fn of(ports: &BpfHashMap<MapData, PortKey, u32>, netns: u64) -> BTreeSet<u16> {
+    let keys = ports.keys().filter_map(Result::ok).filter(|key| key.netns == netns);
+    keys.filter_map(|key| u16::try_from(key.port).ok()).collect()
+}
+
+/// Removes the modes of a namespace's ports.
+pub(super) fn clear_of(ports: &mut BpfHashMap<MapData, PortKey, u32>, netns: u64) {
+    for port in of(ports, netns) {
+        let _ = ports.remove(&key(netns, port));
+    }
 }
 
 impl Modes<'_> {

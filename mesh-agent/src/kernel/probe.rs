@@ -13,8 +13,15 @@ use super::KernelError;
 pub struct Cgroups {
     /// Where the programs go.
     pub attach: PathBuf,
-    /// The id of the agent's own cgroup, if no other process is in it: then none of its processes is ever caught.
-    pub agent: Option<u64>,
+    /// The agent's own.
+    own: PathBuf,
+}
+
+impl Cgroups {
+    /// The id of the agent's own cgroup, if no other process is in it now: then none of its processes is ever caught.
+    pub fn agent(&self) -> Option<u64> {
+        id_if_alone(&self.own)
+    }
 }
 
 /// The running kernel's release.
@@ -73,7 +80,7 @@ pub fn cgroups(asked: Option<&Path>) -> Result<Cgroups, KernelError> {
             remedy: format!("start it in a cgroup below {}, or leave kernel.cgroup out", attach.display()),
         });
     };
-    Ok(Cgroups { attach, agent: id_if_alone(&own) })
+    Ok(Cgroups { attach, own })
 }
 
 /// Root and mount point of the first cgroup v2 mount. Format: proc_pid_mountinfo(5).

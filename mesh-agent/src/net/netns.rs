@@ -44,6 +44,13 @@ impl NetNs {
         self.cookie
     }
 
+    /// The inode of the namespace's file, by which the kernel shows what a link is attached to. Used again once the
+    /// namespace is gone.
+    pub fn inode(&self) -> io::Result<u32> {
+        let inode = std::os::unix::fs::MetadataExt::ino(&self.file.metadata()?);
+        u32::try_from(inode).map_err(io::Error::other)
+    }
+
     /// Runs `f` with the calling thread inside the namespace. `f` must not spawn tasks that outlive it and, being a
     /// plain closure, cannot await. Fails without running `f` if the namespace cannot be entered.
     pub fn run<R>(&self, f: impl FnOnce() -> R) -> io::Result<R> {

@@ -244,7 +244,7 @@ fn connections_from_before_the_enrolment_go_on_and_are_forgotten_at_their_end() 
 }
 
 fn kept(mesh: &Mesh) -> usize {
-    let pinned = aya::maps::MapData::from_pin(mesh.pins.join(mesh_common::abi::maps::KEPT)).unwrap();
+    let pinned = aya::maps::MapData::from_pin(map(&mesh.pins, mesh_common::abi::maps::KEPT)).unwrap();
     let map: aya::maps::HashMap<_, mesh_common::abi::Tuple, u32> =
         aya::maps::HashMap::try_from(aya::maps::Map::HashMap(pinned)).unwrap();
     map.keys().count()

@@ -20,7 +20,7 @@ fn a_withdrawn_workload_is_as_if_it_never_was() {
     mesh.accept_outbound(true);
     mesh.kernel.withdraw(ID);
     mesh.kernel.withdraw(ID);
-    assert_leaves(&mesh.net);
+    assert!(!programs_at(&mesh.net).contains("mesh_"));
     let client = mesh.connect("10.77.0.1:8080").unwrap();
     assert_joined(&client, &accept(&there).0);
     let client = connect_in(&mesh.net.wire, "10.77.0.2:8080").unwrap();
@@ -34,34 +34,22 @@ fn a_withdrawn_workload_is_as_if_it_never_was() {
 }
 
 #[test]
-fn a_dropped_kernel_leaves_nothing() {
+fn a_detached_kernel_leaves_nothing() {
     let mesh = Mesh::new();
-    let Mesh { kernel, net, pins, listeners, .. } = mesh;
-    assert_eq!(fs::metadata(&pins).unwrap().permissions().mode() & 0o777, 0o700);
-    assert_eq!(fs::read_dir(&pins).unwrap().count(), abi::maps::ALL.len());
-    drop(kernel);
+    let Mesh { mut kernel, net, pins, listeners, .. } = mesh;
+    let own = pins.join(format!("v{}", abi::ABI_VERSION));
+    for directory in [&pins, &own, &own.join("links"), &own.join("pods")] {
+        assert_eq!(fs::metadata(directory).unwrap().permissions().mode() & 0o777, 0o700, "{}", directory.display());
+    }
+    assert!(abi::maps::ALL.iter().all(|name| own.join(name).exists()));
+    assert_eq!(fs::read_dir(own.join("links")).unwrap().count(), hooks::cgroup().count());
+    kernel.detach().unwrap();
     assert!(!pins.exists());
-    assert_leaves(&net);
+    assert!(!programs_at(&net).contains("mesh_"));
     let there = listen_in(&net.wire, "10.77.0.1:8080");
     let client = connect_in(&net.pod, "10.77.0.1:8080").unwrap();
     assert_joined(&client, &accept(&there).0);
     drop(listeners);
-}
-
-/// The programs are gone, or soon: a program that another test is starting may hold their links for a moment longer.
-fn assert_leaves(net: &Net) {
-    let begun = std::time::Instant::now();
-    while programs_at(net).contains("mesh_") {
-        assert!(begun.elapsed() < PATIENCE, "still there: {}", programs_at(net));
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-}
-
-/// The names of the programs that tcx has on the pod's interface.
-fn programs_at(net: &Net) -> String {
-    let query = || aya::programs::SchedClassifier::query_tcx("eth0", aya::programs::TcAttachType::Ingress);
-    let (_, found) = net.pod.run(query).unwrap().unwrap();
-    found.iter().filter_map(|p| p.name_as_str().map(str::to_owned)).collect::<Vec<_>>().join(" ")
 }
 
 #[test]
@@ -134,20 +122,6 @@ fn one_directory_of_pins_has_one_owner() {
     let (_kernel, pins) = kernel();
     let error = Kernel::load(&settings(&pins), "test").err().unwrap().to_string();
     assert!(error.contains("another agent"), "{error}");
-}
-
-#[test]
-fn what_a_dead_agent_left_is_replaced() {
-    let (kernel, pins) = kernel();
-    drop(kernel);
-    fs::create_dir(&pins).unwrap();
-    // A map of another shape, as another version would leave it.
-    let old = aya::maps::HashMap::<_, u32, u32>::create(1, 0).unwrap();
-    old.pin(pins.join(abi::maps::FLOW)).unwrap();
-    let kernel = Kernel::load(&settings(&pins), "test").unwrap();
-    assert_eq!(kernel.in_flight().unwrap(), (0, 0));
-    drop(kernel);
-    assert!(!pins.exists());
 }
 
 #[test]

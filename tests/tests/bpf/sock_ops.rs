@@ -115,7 +115,7 @@ fn a_connection_that_is_given_up_leaves_nothing() {
 #[test]
 fn a_full_map_is_counted_and_the_agent_finds_no_destination() {
     let mesh = Mesh::new();
-    let pinned = aya::maps::MapData::from_pin(mesh.pins.join(abi::maps::FLOW)).unwrap();
+    let pinned = aya::maps::MapData::from_pin(map(&mesh.pins, abi::maps::FLOW)).unwrap();
     let mut flow: aya::maps::HashMap<_, abi::Tuple, Endpoint> =
         aya::maps::Map::from_map_data(pinned).unwrap().try_into().unwrap();
     let end = |port| Endpoint { addr: Addr::ZERO, port };

@@ -55,7 +55,7 @@ impl Net {
 pub struct Mesh {
     pub listeners: Listeners,
     pub sockets: Sockets,
-    pub kernel: Kernel,
+    pub kernel: Owned,
     pub net: Net,
     pub pins: PathBuf,
 }
@@ -109,13 +109,67 @@ impl Mesh {
     }
 }
 
+/// A kernel layer that takes everything away when the test is over, however it ends.
+pub struct Owned(pub Kernel);
+
+impl std::ops::Deref for Owned {
+    type Target = Kernel;
+    fn deref(&self) -> &Kernel {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Owned {
+    fn deref_mut(&mut self) -> &mut Kernel {
+        &mut self.0
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if let Err(e) = self.0.detach()
+            && !std::thread::panicking()
+        {
+            panic!("{e}");
+        }
+    }
+}
+
 /// The programs, loaded with a pin directory of their own.
-pub fn kernel() -> (Kernel, PathBuf) {
+pub fn kernel() -> (Owned, PathBuf) {
+    let pins = pins();
+    (load(&pins), pins)
+}
+
+/// The programs, loaded with this pin directory.
+pub fn load(pins: &Path) -> Owned {
+    Owned(Kernel::load(&settings(pins), "test").unwrap())
+}
+
+/// A pin directory that nobody has used yet.
+pub fn pins() -> PathBuf {
     require();
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let name = format!("mesh-bpf-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-    let pins = Path::new("/sys/fs/bpf").join(name);
-    (Kernel::load(&settings(&pins), "test").unwrap(), pins)
+    let name = format!("{PINS}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    Path::new("/sys/fs/bpf").join(name)
+}
+
+/// Where a map of this ABI is pinned.
+pub fn map(pins: &Path, name: &str) -> PathBuf {
+    pins.join(format!("v{}", mesh_common::abi::ABI_VERSION)).join(name)
+}
+
+const PINS: &str = "mesh-bpf-test-";
+
+/// Takes away what a test run left that was killed: it would catch connections of the whole machine for ever.
+fn sweep() {
+    for entry in std::fs::read_dir("/sys/fs/bpf").unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(PINS).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 pub fn settings(pins: &Path) -> KernelSettings {
@@ -138,6 +192,7 @@ pub fn require() {
             let done = Command::new("mount").args(["-t", "bpf", "bpf", "/sys/fs/bpf"]).status().unwrap();
             assert!(done.success(), "cannot mount a bpffs at /sys/fs/bpf");
         }
+        sweep();
     });
 }
 
@@ -154,6 +209,13 @@ pub fn scratch() -> Arc<NetNs> {
 pub fn ip(ns: &NetNs, arguments: &str) {
     let output = ns.run(|| Command::new("ip").args(arguments.split(' ')).output()).unwrap().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The names of the programs that tcx has on the pod's interface.
+pub fn programs_at(net: &Net) -> String {
+    let query = || aya::programs::SchedClassifier::query_tcx("eth0", aya::programs::TcAttachType::Ingress);
+    let (_, found) = net.pod.run(query).unwrap().unwrap();
+    found.iter().filter_map(|p| p.name_as_str().map(str::to_owned)).collect::<Vec<_>>().join(" ")
 }
 
 pub fn ip_of(text: &str) -> IpAddr {
