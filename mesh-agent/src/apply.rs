@@ -27,7 +27,7 @@ pub async fn follow(client: &Client, workload: &Workload, settings: &Settings, l
         in_force = Some(snapshot.clone());
         withdrawal.live.publish(workload.id, snapshot);
     };
-    client.run(node(workload, settings), &mut Store::new(), status, publish, rand::random::<f64>).await;
+    client.run(node(workload, settings), &mut client.store(), status, publish, rand::random::<f64>).await;
 }
 
 struct Withdrawal<'a> {

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use mesh_core::identity::SpiffeId;
@@ -76,7 +77,17 @@ pub(super) struct CaClient(Arc<Inner>);
 
 struct Inner {
     settings: ControlPlane,
-    connection: Mutex<Option<Connection>>,
+    connection: Mutex<Shared>,
+    /// Failed attempts to connect so far; written under the lock.
+    failures: AtomicU64,
+}
+
+/// What all requests have in common.
+#[derive(Default)]
+struct Shared {
+    connection: Option<Connection>,
+    /// Why the last attempt to connect failed.
+    failure: String,
 }
 
 #[derive(Clone)]
@@ -87,7 +98,11 @@ struct Connection {
 
 impl CaClient {
     pub(super) fn new(settings: &ControlPlane) -> CaClient {
-        CaClient(Arc::new(Inner { settings: settings.clone(), connection: Mutex::new(None) }))
+        CaClient(Arc::new(Inner {
+            settings: settings.clone(),
+            connection: Mutex::default(),
+            failures: AtomicU64::new(0),
+        }))
     }
 
     pub(super) fn address(&self) -> &str {
@@ -126,25 +141,37 @@ impl CaClient {
         Ok(Issued { credential, serial: chain.serial, not_before: chain.not_before })
     }
 
-    /// The shared connection, made anew when there is none or the root file has changed.
+    /// The shared connection, made anew when there is none or the root file has changed. Whoever waited while another
+    /// request failed to connect has failed with it: otherwise the identities of a node would wait one after the other.
     async fn connection(&self) -> Result<Connection, IdentityError> {
         let settings = &self.0.settings;
         let roots = settings.root_cert.as_deref().map(read_file).transpose()?;
-        let mut kept = self.0.connection.lock().await;
-        if let Some(connection) = kept.as_ref().filter(|connection| connection.roots == roots) {
+        let before = self.0.failures.load(Ordering::Relaxed);
+        let mut shared = self.0.connection.lock().await;
+        if let Some(connection) = shared.connection.as_ref().filter(|connection| connection.roots == roots) {
             return Ok(connection.clone());
         }
-        let channel = endpoint(settings, roots.as_deref())?
-            .connect()
-            .await
-            .map_err(|error| IdentityError::Connect(with_sources(&error)))?;
-        let connection = Connection { roots, channel };
-        *kept = Some(connection.clone());
-        Ok(connection)
+        if self.0.failures.load(Ordering::Relaxed) != before {
+            return Err(IdentityError::Connect(shared.failure.clone()));
+        }
+        let endpoint = endpoint(settings, roots.as_deref())?;
+        // tonic's own limit for connecting ends before TLS begins.
+        let failure = match tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
+            Ok(Ok(channel)) => {
+                let connection = Connection { roots, channel };
+                shared.connection = Some(connection.clone());
+                return Ok(connection);
+            }
+            Ok(Err(error)) => with_sources(&error),
+            Err(_) => format!("{} does not answer in {} s", settings.address, CONNECT_TIMEOUT.as_secs()),
+        };
+        shared.failure.clone_from(&failure);
+        self.0.failures.fetch_add(1, Ordering::Relaxed);
+        Err(IdentityError::Connect(failure))
     }
 
     async fn forget(&self) {
-        *self.0.connection.lock().await = None;
+        self.0.connection.lock().await.connection = None;
     }
 
     fn token(&self) -> Result<Option<MetadataValue<Ascii>>, IdentityError> {
@@ -179,7 +206,6 @@ fn endpoint(settings: &ControlPlane, roots: Option<&[u8]>) -> Result<Endpoint, I
     let address = |why: String| IdentityError::Address { address: settings.address.clone(), why };
     let endpoint = Endpoint::from_shared(settings.address.clone())
         .map_err(|error| address(error.to_string()))?
-        .connect_timeout(CONNECT_TIMEOUT)
         .timeout(REQUEST_TIMEOUT);
     match (endpoint.uri().scheme_str(), roots) {
         (Some("http"), _) => Ok(endpoint),

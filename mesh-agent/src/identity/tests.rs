@@ -189,6 +189,35 @@ async fn settings_that_cannot_work_are_named() {
     }
 }
 
+/// A server that takes connections and says nothing: whoever waited for the attempt fails with it.
+#[tokio::test]
+async fn all_that_wait_for_a_connection_fail_together() {
+    let ca = TestCa::new(Duration::from_secs(3600), None);
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root.pem");
+    std::fs::write(&root, &ca.0.root).unwrap();
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("https://{}", silent.local_addr().unwrap());
+    let settings = ControlPlane { address, server_name: None, root_cert: Some(root), token_file: None };
+    let client = CaClient::new(&settings);
+    let names: Vec<SpiffeId> = (0..8).map(|i| id(&format!("a{i}"))).collect();
+    let waiting = futures_util::future::join_all(names.iter().map(|name| client.certificate(name)));
+    let accepting = async {
+        let mut held = Vec::new();
+        loop {
+            held.push(silent.accept().await.unwrap());
+            assert_eq!(held.len(), 1, "each identity tried by itself");
+        }
+    };
+    let failed = tokio::select! {
+        failed = waiting => failed,
+        () = accepting => unreachable!(),
+    };
+    for result in failed {
+        assert!(matches!(result, Err(IdentityError::Connect(_))));
+    }
+}
+
 #[test]
 fn renewal_is_at_half_life_with_some_spread() {
     let life = Duration::from_secs(1000);

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use mesh_core::store::Store;
+use mesh_core::store::{Shared, Store};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,6 +24,8 @@ pub const MAX_MESSAGE_BYTES: usize = 200 << 20;
 /// Requests waiting to be sent; a response causes at most three.
 const REQUESTS: usize = 16;
 
+/// Time for connecting and for the first sign of the server; Istio's sends its first one with the first response.
+const FIRST_ANSWER: Duration = Duration::from_secs(30);
 /// A stream that lasted this long was a good one, even if there was nothing to say on it.
 const HEALTHY: Duration = Duration::from_secs(15);
 
@@ -31,6 +33,7 @@ const HEALTHY: Duration = Duration::from_secs(15);
 pub struct Client {
     channel: Arc<ControlPlaneChannel>,
     counters: Arc<Counters>,
+    shared: Shared,
 }
 
 /// Why a stream ended.
@@ -47,7 +50,12 @@ enum StreamError {
 impl Client {
     /// A client over `channel`.
     pub fn new(channel: Arc<ControlPlaneChannel>) -> Client {
-        Client { channel, counters: Arc::default() }
+        Client { channel, counters: Arc::default(), shared: Shared::new() }
+    }
+
+    /// An empty store for one stream. What its resources have in common with other streams' is held once.
+    pub fn store(&self) -> Store {
+        Store::sharing(self.shared.clone())
     }
 
     /// The figures of all streams.
@@ -126,7 +134,12 @@ impl Client {
             }
             StreamError::Status { address: self.channel.address().to_owned(), status: Box::new(status) }
         };
-        let mut responses = client.delta_aggregated_resources(request).await.map_err(lost)?.into_inner();
+        // tonic limits the time for TCP but not for TLS: a server that is stuck there would hold the stream for ever.
+        let answer = match tokio::time::timeout(FIRST_ANSWER, client.delta_aggregated_resources(request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(tonic::Status::unavailable(format!("no answer in {} s", FIRST_ANSWER.as_secs()))),
+        };
+        let mut responses = answer.map_err(lost)?.into_inner();
         let _open = Open::new(&self.counters);
         tracing::info!(node = node.id, address = self.channel.address(), "configuration stream is open");
         status.update(|status| {

@@ -133,6 +133,10 @@ fn start() -> Harness {
         .add_service(AggregatedDiscoveryServiceServer::new(Ads(opened)))
         .serve_with_incoming(ReceiverStream::new(incoming).map(Ok::<_, Infallible>));
     tokio::spawn(server);
+    start_over(connections, streams)
+}
+
+fn start_over(connections: mpsc::Sender<DuplexStream>, streams: mpsc::Receiver<ServerStream>) -> Harness {
     let channel = Endpoint::from_static("http://memory").connect_with_connector_lazy(Wire(connections));
     let client = Arc::new(Client::new(Arc::new(ControlPlaneChannel::with_channel(channel))));
     let (changed, changes) = watch::channel(0);
@@ -277,6 +281,21 @@ async fn comes_back_at_once_and_tells_what_it_has() {
     assert_eq!(endpoints.resource_names_subscribe, [A]);
     assert_eq!(endpoints.initial_resource_versions, [(A.to_owned(), "3".to_owned())].into());
     assert_eq!(stream.request().await.type_url, LISTENER_TYPE);
+}
+
+/// A server that takes the connection and says nothing.
+#[tokio::test(start_paused = true)]
+async fn a_silent_server_is_given_up() {
+    let (connections, mut incoming) = mpsc::channel(1);
+    let harness = start_over(connections, mpsc::channel(1).1);
+    let _silent = incoming.recv().await.unwrap();
+    let begun = Instant::now();
+    while harness.status.get().state != State::Disconnected || harness.status.get().last_error.is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "still waiting");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    // Not before: a server may have much to do.
+    assert!(begun.elapsed() >= Duration::from_secs(29), "{:?}", harness.status.get());
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
+use base64::Engine as _;
 use mesh_proto::ca::IstioCertificateRequest;
 use mesh_proto::ca::istio_certificate_service_server::IstioCertificateService;
 use prost_types::{Struct, Value, value::Kind};
@@ -140,6 +141,22 @@ fn bad_requests_are_refused_with_a_reason() {
     for (pem, reason) in cases {
         let why = Csr::parse(&pem).unwrap_err();
         assert!(why.contains(reason), "{why} should say {reason}");
+    }
+}
+
+proptest::proptest! {
+    /// A CSR proves its key by a signature over itself, so what was changed on the way is refused, or says the same.
+    #[test]
+    fn a_damaged_csr_says_nothing_else(place: proptest::sample::Index, change in 1..=255_u8) {
+        static GOOD: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| der(&csr(&[A])));
+        let mut bytes = GOOD.clone();
+        let at = place.index(bytes.len());
+        bytes[at] ^= change;
+        let text = base64::engine::general_purpose::STANDARD.encode(&bytes);
+        let damaged = format!("-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n");
+        if let Ok(csr) = Csr::parse(&damaged) {
+            proptest::prop_assert_eq!(csr.spiffe, [id(A)]);
+        }
     }
 }
 
