@@ -8,9 +8,7 @@ use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1 
 use aya_ebpf::bindings::{
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
 };
-use aya_ebpf::helpers::generated::{
-    bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes_relative, bpf_skc_lookup_tcp,
-};
+use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes_relative, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
 use mesh_common::abi::{KEPT_OUTBOUND, PortKey, Tuple, Verdict, Workload};
 use mesh_common::addr::{Addr, Endpoint};
@@ -152,12 +150,7 @@ pub fn sock_tuple<const V4: bool>(source: &Endpoint, destination: &Endpoint) -> 
 
 /// What the kernel would find for a packet from `source` to `destination`. Only with `own`, whose the connection is.
 #[inline(always)]
-pub fn find<const V4: bool>(
-    ctx: &TcContext,
-    source: &Endpoint,
-    destination: &Endpoint,
-    own: Option<&Tuple>,
-) -> Found {
+pub fn find<const V4: bool>(ctx: &TcContext, source: &Endpoint, destination: &Endpoint, own: Option<&Tuple>) -> Found {
     let (mut tuple, size) = sock_tuple::<V4>(source, destination);
     // SAFETY: the tuple is initialised in its first `size` bytes, which is what the helper reads.
     let sk = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, BPF_F_CURRENT_NETNS, 0) };
