@@ -38,8 +38,9 @@ impl Loader {
     /// Parses the object and makes its maps, or takes those that are pinned already. `netns` is the cookie of the
     /// namespace for which its programs for one pod are to work.
     pub(super) fn load(&mut self, netns: u64) -> Result<Ebpf, KernelError> {
+        let netns = &raw const netns;
         // SAFETY: the loader reads this only in `load`, and has another one before `netns` goes.
-        let value: &'static u64 = unsafe { &*&raw const netns };
+        let value: &'static u64 = unsafe { &*netns };
         self.loader.override_global(INGRESS_NETNS, value, true);
         let loaded = self.loader.load(&self.object);
         self.loader.override_global(INGRESS_NETNS, &NOBODY, true);
