@@ -17,7 +17,7 @@ use crate::admin::{self, Page, View};
 use crate::identity::Identities;
 use crate::kernel::{Kernel, KernelError};
 use crate::live::Live;
-use crate::proxy::{Context, Workers};
+use crate::proxy::{Context, Refused, Workers};
 use crate::settings::{AccessLogSink, Settings};
 use crate::shutdown;
 use crate::telemetry::access_log::{AccessLog, Log};
@@ -86,11 +86,15 @@ pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
     metrics.add_source(move |out| counters.write(out));
 
     let kernel = Arc::new(Mutex::new(kernel));
+    let refused = Arc::new(Refused::default());
+    let counting = refused.clone();
+    metrics.add_source(move |out| counting.write(out));
     let workers = Workers::start(settings.worker_count(), |index| Context {
         live: live.clone(),
         sockets: lock(&kernel).sockets(),
         identities: identities.clone(),
         metrics: metrics.worker(index),
+        refused: refused.clone(),
         access_log: access_log.as_ref().map_or_else(Log::off, AccessLog::handle),
         settings: settings.clone(),
         shutdown: watch.clone(),

@@ -1,9 +1,11 @@
 //! Puts configuration in force: follows a workload's xDS stream and publishes each complete snapshot. The only writer
-//! of `Live`. In: a workload. Out: its snapshots in the live cell, until it is withdrawn.
+//! of `Live`. In: a workload. Out: its snapshots in the live cell, until it is withdrawn, and before each the ports that
+//! it closes to plaintext, which the kernel programs are told too.
 
 use std::sync::Arc;
 
 use mesh_core::Snapshot;
+use mesh_core::resource::listener::InboundModes;
 use mesh_core::store::Store;
 
 use crate::live::Live;
@@ -12,10 +14,18 @@ use crate::workload::Workload;
 use crate::xds::{Client, StatusCell, node};
 
 /// Follows the stream of `workload` for ever; dropping the future withdraws the workload's configuration. (Connections
-/// keep the snapshot that they took.)
-pub async fn follow(client: &Client, workload: &Workload, settings: &Settings, live: &Live, status: &StatusCell) {
+/// keep the snapshot that they took.) `close` is called with what plaintext may reach, first of all and at each change.
+pub async fn follow(
+    client: &Client,
+    workload: &Workload,
+    settings: &Settings,
+    live: &Live,
+    status: &StatusCell,
+    close: impl Fn(&InboundModes),
+) {
     let withdrawal = Withdrawal { live, id: workload.id };
     let mut in_force: Option<Arc<Snapshot>> = None;
+    let mut modes: Option<InboundModes> = None;
     let publish = |store: &mut Store| {
         let Some(snapshot) = store.snapshot() else { return };
         if in_force.as_ref().is_some_and(|current| Arc::ptr_eq(current, &snapshot)) {
@@ -25,6 +35,11 @@ pub async fn follow(client: &Client, workload: &Workload, settings: &Settings, l
             tracing::info!(workload = workload.key(), "first complete configuration in force");
         }
         in_force = Some(snapshot.clone());
+        let now = snapshot.inbound().map(|listener| listener.inbound_modes()).unwrap_or_default();
+        if modes.as_ref() != Some(&now) {
+            close(&now);
+            modes = Some(now);
+        }
         withdrawal.live.publish(workload.id, snapshot);
     };
     client.run(node(workload, settings), &mut client.store(), status, publish, rand::random::<f64>).await;

@@ -39,6 +39,11 @@ impl Live {
         self.cell.load_full()
     }
 
+    /// Notices of changes: something of some workload is another one than before.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
     /// Waits until the workload has a snapshot. The caller bounds the wait.
     pub async fn ready(&self, id: u32) -> Arc<Snapshot> {
         let mut changes = self.changes.subscribe();

@@ -6,7 +6,7 @@
 //! Each worker is a thread with a runtime of its own; a connection stays on its worker with its pool and tunnels.
 //!
 //! Outbound: `accept → original destination → listener → first bytes → chain → (route →) cluster → endpoint → upstream → copy or forward`.
-//! Inbound: `accept (→ TLS → CONNECT) → application → listener → first bytes → chain → copy or forward`.
+//! Inbound: `accept (→ TLS → CONNECT, or plaintext admitted) → application → listener → first bytes → chain → copy or forward`.
 
 mod chosen;
 mod cluster;
@@ -14,6 +14,7 @@ mod detect;
 mod http;
 mod inbound;
 mod outbound;
+mod plaintext;
 mod pod;
 mod report;
 mod tcp;
@@ -38,6 +39,8 @@ use crate::telemetry::WorkerMetrics;
 use crate::telemetry::access_log::Log;
 use crate::workload::Workload;
 
+pub use plaintext::Refused;
+
 /// Commands that may wait for one worker.
 const MAX_COMMANDS: usize = 4096;
 
@@ -52,6 +55,8 @@ pub struct Context {
     pub identities: Identities,
     /// This worker's metrics.
     pub metrics: WorkerMetrics,
+    /// Counts plaintext refused, shared by all workers.
+    pub refused: Arc<Refused>,
     /// This worker's access log.
     pub access_log: Log,
     /// The settings.

@@ -2,6 +2,7 @@
 //! text, log lines. Never blocks a worker and never fails a request: what does not fit is dropped and counted.
 
 pub mod access_log;
+mod budget;
 mod exposition;
 mod histogram;
 mod labels;
@@ -9,6 +10,7 @@ pub mod logs;
 mod peer;
 mod registry;
 
+pub use budget::Budget;
 pub use exposition::{Kind, Text};
 pub use histogram::BUCKETS;
 pub use labels::{ConnLabels, Protocol, Reporter, Security};

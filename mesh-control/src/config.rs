@@ -6,6 +6,7 @@
 pub mod destination_rule;
 pub mod fields;
 pub mod kubernetes;
+pub mod peer_authentication;
 pub mod service_entry;
 pub mod virtual_service;
 
@@ -46,6 +47,8 @@ pub enum Kind {
     ServiceEntry,
     /// Istio WorkloadEntry.
     WorkloadEntry,
+    /// Istio PeerAuthentication.
+    PeerAuthentication,
 }
 
 /// What makes an object the same object.
@@ -145,6 +148,8 @@ pub enum Body {
     ServiceEntry(Box<service_entry::ServiceEntry>),
     /// Istio WorkloadEntry.
     WorkloadEntry(service_entry::WorkloadEntry),
+    /// Istio PeerAuthentication.
+    PeerAuthentication(peer_authentication::PeerAuthentication),
 }
 
 impl Object {

@@ -2,6 +2,7 @@
 //!
 //! In: the objects in force. Out: a [`Mesh`], immutable, and every reference that leads nowhere. Pure: no clock, no files.
 
+pub mod authentication;
 pub mod protocol;
 pub mod rules;
 pub mod service;
@@ -24,6 +25,7 @@ use crate::problem::Problem;
 use crate::settings::Settings;
 use crate::source::Objects;
 
+use authentication::Authentication;
 use rules::Rules;
 use service::Service;
 use workload::{Workload, Workloads};
@@ -76,6 +78,8 @@ pub struct Mesh {
     pub workloads: Workloads,
     /// Rules of traffic.
     pub rules: Rules,
+    /// Who may come in.
+    pub authentication: Authentication,
     /// Who runs where.
     pub directory: Arc<Directory>,
     /// Services by workload.
@@ -97,7 +101,8 @@ impl Mesh {
     /// Puts the mesh together; problems are references that lead nowhere.
     pub fn build(options: MeshOptions, objects: &Objects) -> (Mesh, Vec<Problem>) {
         let mut problems = Vec::new();
-        let workloads = Workloads::build(&options, objects, &mut problems);
+        let authentication = Authentication::build(&options, objects, &mut problems);
+        let workloads = Workloads::build(&options, objects, &authentication, &mut problems);
         let mut sources: Vec<&Arc<Object>> =
             objects.values().filter(|object| matches!(object.body, Body::Service(_) | Body::ServiceEntry(_))).collect();
         sources.sort_by(|a, b| a.age().cmp(&b.age()));
@@ -120,7 +125,7 @@ impl Mesh {
         let rules = Rules::build(&options, objects, &mut problems);
         let memberships = memberships(&services);
         let directory = Arc::new(directory(&workloads));
-        let mesh = Mesh { options, services, by_host, workloads, rules, directory, memberships };
+        let mesh = Mesh { options, services, by_host, workloads, rules, authentication, directory, memberships };
         references::check(&mesh, objects, &mut problems);
         (mesh, problems)
     }

@@ -9,6 +9,7 @@ mod chain;
 mod checked;
 
 mod cluster;
+mod door;
 mod endpoint;
 mod inbound;
 mod listener;
@@ -17,6 +18,7 @@ mod pb;
 mod policy;
 mod retry;
 mod route;
+mod tls;
 mod vet;
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ use crate::shards::Shards;
 pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
 /// Name of Istio's inbound listener.
 pub const VIRTUAL_INBOUND: &str = "virtualInbound";
+/// Name of Istio's cluster that leads nowhere.
+pub const BLACK_HOLE: &str = "BlackHoleCluster";
 
 /// One workload's configuration. Cloning shares everything.
 #[derive(Debug, Default, Clone)]

@@ -5,18 +5,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_common::abi::{Counter, Event};
-use tokio::time::Instant;
 
 use crate::kernel::Events;
+use crate::telemetry::Budget;
 
 /// How often the ring buffer is emptied. Nothing waits for it: what does not fit meanwhile is counted by the kernel.
 const PERIOD: Duration = Duration::from_secs(1);
 /// Events read at a time; about what the ring buffer holds.
 const MAX_EVENTS: usize = 4096;
-/// Lines in one [`WINDOW`]; further events of it are only counted.
-const MAX_LINES: u32 = 10;
-/// Length of the window.
-const WINDOW: Duration = Duration::from_secs(10);
 
 /// Logs events for ever.
 pub(super) async fn follow(mut events: Events) {
@@ -55,43 +51,5 @@ fn meaning(reason: u32) -> &'static str {
             "dropped: TCP that came by no connect(), as from a raw socket; look at what runs in the workload"
         }
         _ => "the kernel programs met a problem",
-    }
-}
-
-/// So many lines a window, and how many were left out before the next one.
-#[derive(Default)]
-struct Budget {
-    begun: Option<Instant>,
-    lines: u32,
-    skipped: u32,
-}
-
-impl Budget {
-    /// Whether a line may be written now; with it, how many were not.
-    fn take(&mut self, now: Instant) -> Option<u32> {
-        if self.begun.is_none_or(|begun| now.duration_since(begun) >= WINDOW) {
-            (self.begun, self.lines) = (Some(now), 0);
-        }
-        if self.lines >= MAX_LINES {
-            self.skipped = self.skipped.saturating_add(1);
-            return None;
-        }
-        self.lines += 1;
-        Some(std::mem::take(&mut self.skipped))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_is_cut_and_counted() {
-        let mut budget = Budget::default();
-        let start = Instant::now();
-        let told = (0..100).filter(|_| budget.take(start).is_some()).count();
-        assert_eq!(told, MAX_LINES as usize);
-        assert_eq!(budget.take(start + WINDOW), Some(100 - MAX_LINES));
-        assert_eq!(budget.take(start + WINDOW), Some(0));
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_core::identity::IdentityError;
+use mesh_core::resource::listener::{InboundMode, InboundModes};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -330,9 +331,16 @@ impl Workloads {
     fn follow(&self, workload: Arc<Workload>, status: StatusCell) -> JoinHandle<()> {
         let (client, settings, live) =
             (self.parts.client.clone(), self.parts.settings.clone(), self.parts.live.clone());
+        // Weak: a stream must not keep the programs attached.
+        let (kernel, id) = (Arc::downgrade(&self.parts.kernel), workload.id);
+        let close = move |modes: &InboundModes| {
+            if let Some(kernel) = kernel.upgrade() {
+                tell_kernel(&mut lock(&kernel), id, modes);
+            }
+        };
         self.parts
             .shutdown
-            .spawn("xds", async move { apply::follow(&client, &workload, &settings, &live, &status).await })
+            .spawn("xds", async move { apply::follow(&client, &workload, &settings, &live, &status, close).await })
     }
 
     /// First the kernel, so that nothing new comes; then what serves it.
@@ -357,6 +365,15 @@ impl Workloads {
         self.gauges.enrolled.store(enrolled.len() as i64, Relaxed);
         self.gauges.pending.store(pending.len() as i64, Relaxed);
         self.roster.send_replace(Arc::new(Roster { enrolled, pending }));
+    }
+}
+
+/// The kernel programs judge by themselves while no agent is there.
+fn tell_kernel(kernel: &mut Kernel, id: u32, modes: &InboundModes) {
+    let strict = modes.default == InboundMode::Strict;
+    let exceptions: Vec<(u16, bool)> = modes.exceptions.iter().map(|port| (*port, !strict)).collect();
+    if let Err(error) = kernel.set_inbound_modes(id, strict, &exceptions) {
+        tracing::error!(workload_id = id, %error, "the kernel is stricter than asked: it refuses plaintext to more ports");
     }
 }
 

@@ -60,7 +60,18 @@ impl Flow {
     }
 
     pub(super) fn facts<'a>(&self, detected: Option<&'a Detect>) -> ConnFacts<'a> {
-        ConnFacts { destination: self.destination, source: self.client, detected }
+        let mutual_tls = self.proved();
+        ConnFacts { destination: self.destination, source: self.client, detected, mutual_tls }
+    }
+
+    /// Whether it came from the wire in plaintext.
+    pub(super) fn in_the_open(&self) -> bool {
+        self.side == Side::Inbound && !self.proved()
+    }
+
+    /// Whether the client has proved its identity: the connection came through a tunnel.
+    pub(super) fn proved(&self) -> bool {
+        self.identity.is_some()
     }
 }
 
@@ -73,9 +84,13 @@ pub(super) struct Chosen {
 }
 
 impl Chosen {
-    /// The chain for a connection; `None` when no chain is for it.
+    /// The chain for a connection; `None` when no chain is for it. TLS towards the client has been the tunnel's: a chain
+    /// that wants it serves nobody else.
     pub(super) fn new(listener: &Arc<Listener>, flow: &Flow, detected: Option<&Detect>) -> Option<Self> {
         let chain = listener.chain(&flow.facts(detected))?;
+        if let Some(tls) = &chain.tls {
+            flow.identity.as_ref().filter(|identity| tls.admits(identity))?;
+        }
         let index = listener.chains.iter().position(|other| std::ptr::eq(other, chain));
         Some(Self { listener: listener.clone(), index })
     }
@@ -88,9 +103,9 @@ impl Chosen {
         }
     }
 
-    /// What becomes of the bytes. `None` for a chain that wants TLS towards the client, which is not supported yet.
+    /// What becomes of the bytes.
     pub(super) fn terminal(&self) -> Option<&Terminal> {
-        self.chain().filter(|chain| chain.tls.is_none()).map(|chain| &chain.terminal)
+        self.chain().map(|chain| &chain.terminal)
     }
 }
 

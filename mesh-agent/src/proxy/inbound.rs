@@ -1,4 +1,5 @@
-//! Connections to a local workload: those that come in the open, and from [`lead`] on also those from a tunnel.
+//! Connections to a local workload: those that come in the open, where that is allowed, and from [`lead`] on also those
+//! from a tunnel.
 //!
 //! The application is dialled before anything is read, at the address that the client dialled: it sees the connection as
 //! early as without the mesh, it may speak first, and its refusal is the client's refusal.
@@ -7,6 +8,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use mesh_core::Snapshot;
 use mesh_core::balance::PickContext;
 use mesh_core::detect::Detect;
 use mesh_core::resource::listener::{Detection, Terminal};
@@ -16,29 +18,46 @@ use super::chosen::{Chosen, Flow, Served, Side, server_name};
 use super::cluster;
 use super::detect::{is_http2, spoken};
 use super::pod::Pod;
-use super::tcp;
+use super::{plaintext, tcp};
 use crate::net::copy::Duplex;
 use crate::net::peek::Peeked;
 use crate::upstream::Connected;
 use crate::upstream::stream::Stream;
 
-/// Serves one connection accepted in the open (PERMISSIVE).
-pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
+/// Serves one connection accepted in the open, for as long as plaintext may come in. Nobody dials the application for a
+/// client that may not.
+pub(super) async fn serve(pod: Rc<Pod>, mut accepted: TcpStream) {
+    let Some((client, destination)) = ends(&pod, &accepted) else {
+        accepted.reset();
+        return;
+    };
     // Boxed as in `outbound`.
-    let leading = Box::pin(dial_and_lead(pod.clone(), accepted));
-    if let Some(served) = leading.await {
-        served.run(pod).await;
+    if let Some(served) = Box::pin(admit_and_lead(&pod, client, destination, accepted)).await {
+        tokio::select! {
+            () = served.run(pod.clone()) => {}
+            () = Box::pin(plaintext::forbidden(&pod, client, destination)) => {}
+        }
     }
 }
 
-async fn dial_and_lead(pod: Rc<Pod>, mut accepted: TcpStream) -> Option<Served> {
-    let Some((client, destination)) = ends(&pod, &accepted) else {
-        accepted.reset();
-        return None;
-    };
+async fn admit_and_lead(pod: &Pod, client: SocketAddr, destination: SocketAddr, accepted: TcpStream) -> Option<Served> {
     let flow = Flow::new(Side::Inbound, client, destination);
+    let snapshot = match plaintext::admit(pod, &flow).await {
+        Ok(snapshot) => snapshot,
+        Err(refusal) => {
+            plaintext::refuse(pod, &flow, accepted, refusal);
+            return None;
+        }
+    };
+    tokio::select! {
+        served = dial_and_lead(pod, flow, &snapshot, accepted) => served,
+        () = plaintext::forbidden(pod, client, destination) => None,
+    }
+}
+
+async fn dial_and_lead(pod: &Pod, flow: Flow, snapshot: &Snapshot, mut accepted: TcpStream) -> Option<Served> {
     match pod.dial_app(&flow).await {
-        Ok(app) => lead(&pod, flow, Stream::Tcp(accepted), app).await,
+        Ok(app) => lead(pod, flow, snapshot, Stream::Tcp(accepted), app).await,
         Err(error) => {
             tracing::debug!(workload = pod.name, %error, "the application does not answer");
             accepted.reset();
@@ -49,8 +68,9 @@ async fn dial_and_lead(pod: Rc<Pod>, mut accepted: TcpStream) -> Option<Served> 
 
 /// Who connected, and to what: the accepted socket's own address is the one that the client dialled.
 fn ends(pod: &Pod, accepted: &TcpStream) -> Option<(SocketAddr, SocketAddr)> {
-    let client = accepted.peer_addr().ok()?;
-    let destination = accepted.local_addr().ok()?;
+    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let client = canonical(accepted.peer_addr().ok()?);
+    let destination = canonical(accepted.local_addr().ok()?);
     if !pod.serves(destination) {
         return None;
     }
@@ -59,18 +79,13 @@ fn ends(pod: &Pod, accepted: &TcpStream) -> Option<(SocketAddr, SocketAddr)> {
 }
 
 /// Leads a connection whose application is connected to the codec or relay that serves it. `None`: it was reset, and reported if there was anything to tell.
-pub(super) async fn lead(pod: &Pod, flow: Flow, stream: Stream, app: Connected) -> Option<Served> {
+pub(super) async fn lead(pod: &Pod, flow: Flow, snapshot: &Snapshot, stream: Stream, app: Connected) -> Option<Served> {
     let mut downstream = Peeked::new(stream);
-    let Some(snapshot) = pod.config().await else {
-        tracing::warn!(workload = pod.name, "no configuration yet: connection reset");
-        downstream.reset();
-        return None;
-    };
     let Some(listener) = snapshot.inbound() else {
         tcp::refuse_without_chain(pod, &flow, downstream, None);
         return None;
     };
-    let first = match listener.detection(flow.destination) {
+    let first = match listener.detection(flow.destination, flow.proved()) {
         Detection::NotNeeded => First::Unheard,
         Detection::Needed => first_to_speak(&mut downstream, &app.stream).await,
     };
@@ -90,7 +105,7 @@ pub(super) async fn lead(pod: &Pod, flow: Flow, stream: Stream, app: Connected) 
     match chosen.terminal() {
         Some(Terminal::Tcp(proxy)) => {
             let cluster = &proxy.clusters.pick(rand::random()).name;
-            match cluster::choose(&snapshot, cluster, &flow, &PickContext::default()) {
+            match cluster::choose(snapshot, cluster, &flow, &PickContext::default()) {
                 Ok(target) => {
                     let upstream = tcp::Upstream { target, connected: app };
                     Some(Served::tcp(flow, downstream, upstream, &chosen, name, Bytes::new()))

@@ -45,7 +45,7 @@ async fn lead(pod: Rc<Pod>, accepted: TcpStream) -> Option<Served> {
         tcp::refuse_without_chain(pod, &flow, downstream, None);
         return None;
     };
-    let detected = match listener.detection(flow.destination) {
+    let detected = match listener.detection(flow.destination, flow.proved()) {
         Detection::NotNeeded => None,
         Detection::Needed => match first_bytes(&mut downstream, listener).await {
             Ok(FirstBytes::Spoke(detected)) => Some(detected),

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::chosen::{Flow, Side};
 use super::cluster::Target;
+use super::plaintext::{Changes, Teller};
 use super::report::Reports;
 use super::worker::Worker;
 use crate::live::Live;
@@ -48,6 +49,9 @@ pub(super) struct Pod {
     pub(super) metrics: WorkerMetrics,
     pub(super) log: Log,
     pub(super) reports: Reports,
+    /// Tells of plaintext refused.
+    pub(super) teller: Teller,
+    pub(super) inbound_changes: Changes,
     pub(super) shutdown: shutdown::Watch,
     /// The workload was withdrawn, or the worker ends: everything about it is dropped.
     pub(super) ended: CancellationToken,
@@ -85,6 +89,8 @@ impl Pod {
             metrics: context.metrics.clone(),
             log: context.access_log.clone(),
             reports: worker.reports.clone(),
+            teller: worker.teller.clone(),
+            inbound_changes: Changes::default(),
             shutdown: context.shutdown.clone(),
             ended: CancellationToken::new(),
             connections: Rc::default(),

@@ -240,6 +240,7 @@ pub(super) struct TcpEnd<'a> {
     pub(super) upstream: Option<std::net::SocketAddr>,
     pub(super) upstream_local: Option<std::net::SocketAddr>,
     pub(super) failure: Option<&'a str>,
+    pub(super) details: Option<&'a str>,
 }
 
 /// Logs the end of an opaque connection.
@@ -249,6 +250,7 @@ pub(super) fn log_tcp(pod: &Pod, flow: &Flow, end: &TcpEnd<'_>) {
     }
     pod.log.write(&Entry {
         response_flags: end.flags,
+        response_code_details: end.details,
         upstream_transport_failure_reason: end.failure,
         bytes_received: end.received,
         bytes_sent: end.sent,

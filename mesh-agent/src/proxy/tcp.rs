@@ -24,6 +24,9 @@ use crate::telemetry::Protocol;
 use crate::upstream::Connected;
 use crate::upstream::stream::Stream;
 
+/// Envoy's response code detail for a connection that no filter chain is for.
+const NO_CHAIN: &str = "filter_chain_not_found";
+
 /// An upstream connection that is ready to be relayed to.
 pub(super) struct Upstream {
     pub(super) target: Target,
@@ -36,12 +39,14 @@ pub(super) struct Failure {
     cluster: Option<Arc<str>>,
     target: Option<Target>,
     why: Option<String>,
+    /// Envoy's word for it.
+    details: Option<&'static str>,
 }
 
 impl Failure {
     /// The cluster does not exist or has no endpoint.
     pub(super) fn no_target(none: NoTarget, cluster: &Arc<str>) -> Self {
-        Self { flags: none.flags(), cluster: Some(cluster.clone()), target: None, why: None }
+        Self { flags: none.flags(), cluster: Some(cluster.clone()), target: None, why: None, details: None }
     }
 }
 
@@ -61,7 +66,7 @@ pub(super) async fn connect(
         Err(error) => {
             tracing::debug!(workload = pod.name, %error, "no upstream connection");
             let (flags, cluster) = (error.flags(), Some(target.cluster.name.clone()));
-            Err(Failure { flags, cluster, target: Some(target), why: Some(error.to_string()) })
+            Err(Failure { flags, cluster, target: Some(target), why: Some(error.to_string()), details: None })
         }
     }
 }
@@ -95,13 +100,14 @@ pub(super) fn refuse<S: Duplex>(
         upstream: failure.target.as_ref().map(|target| target.address),
         upstream_local: None,
         failure: failure.why.as_deref(),
+        details: failure.details,
     };
     report::log_tcp(pod, flow, &end);
 }
 
 /// Resets a client for whom there is no filter chain.
 pub(super) fn refuse_without_chain<S: Duplex>(pod: &Pod, flow: &Flow, downstream: S, server_name: Option<&str>) {
-    let failure = Failure { flags: Flags::NR, cluster: None, target: None, why: None };
+    let failure = Failure { flags: Flags::NR, cluster: None, target: None, why: None, details: Some(NO_CHAIN) };
     refuse(pod, flow, downstream, &failure, server_name);
 }
 
@@ -162,6 +168,7 @@ impl Drop for Done<'_> {
             upstream: Some(self.target.address),
             upstream_local: self.local,
             failure: None,
+            details: None,
         };
         report::log_tcp(self.pod, &self.flow, &end);
     }

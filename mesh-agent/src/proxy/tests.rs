@@ -5,6 +5,7 @@ mod http;
 mod http2;
 mod messages;
 mod pair;
+mod plaintext;
 mod tcp;
 mod world;
 

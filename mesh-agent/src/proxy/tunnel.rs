@@ -175,6 +175,11 @@ async fn dial_and_lead(
     let mut flow = Flow::new(Side::Inbound, wanted.client, wanted.destination);
     flow.source = Some(Arc::new(source(&head.headers, &peer)));
     flow.identity = Some(peer.identity.clone());
+    let Some(snapshot) = pod.config().await else {
+        tracing::warn!(workload = pod.name, peer = %peer.identity, "no configuration yet: CONNECT refused");
+        refuse(respond, StatusCode::SERVICE_UNAVAILABLE);
+        return None;
+    };
     let app = match pod.dial_app(&flow).await {
         Ok(app) => app,
         Err(error) => {
@@ -185,7 +190,7 @@ async fn dial_and_lead(
     };
     let send = respond.send_response(accepted(&pod), false).ok()?;
     let stream = Stream::Tunnel(TunnelStream::new(send, body, None));
-    inbound::lead(&pod, flow, stream, app).await
+    inbound::lead(&pod, flow, &snapshot, stream, app).await
 }
 
 fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode) {

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use super::plaintext::Teller;
 use super::pod::Pod;
 use super::report::Reports;
 use super::{Command, Context, Door, inbound, outbound, tunnel};
@@ -51,6 +52,7 @@ pub(super) fn spawn(
     std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         let worker = Rc::new(Worker {
             index,
+            teller: Teller::new(context.refused.clone()),
             context,
             siblings,
             tunnels: Tunnels::default(),
@@ -69,6 +71,7 @@ pub(super) struct Worker {
     siblings: Siblings,
     pub(super) tunnels: Tunnels,
     pub(super) reports: Reports,
+    pub(super) teller: Teller,
     pods: RefCell<HashMap<u32, Rc<Pod>>>,
     /// The last ones that went, so that a connection handed over late does not bring one back.
     withdrawn: RefCell<VecDeque<u32>>,
@@ -79,6 +82,7 @@ impl Worker {
         let mut shutdown = self.context.shutdown.clone();
         let reporting = self.reports.clone();
         tokio::task::spawn_local(async move { reporting.run().await });
+        tokio::task::spawn_local(self.clone().follow_configuration());
         loop {
             let command = tokio::select! {
                 command = commands.recv() => command,
@@ -107,6 +111,17 @@ impl Worker {
             tokio::task::yield_now().await;
         }
         self.reports.flush();
+    }
+
+    /// Lets open plaintext connections know of each new inbound listener.
+    async fn follow_configuration(self: Rc<Self>) {
+        let live = self.context.live.clone();
+        let mut changes = live.changes();
+        while changes.changed().await.is_ok() {
+            for (id, pod) in &*self.pods.borrow() {
+                pod.inbound_changes.look(live.workload(*id).as_deref());
+            }
+        }
     }
 
     /// The workload as this worker knows it.

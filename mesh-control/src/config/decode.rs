@@ -105,6 +105,7 @@ fn read(node: Node, kind: Kind, file: &Arc<str>, decoded: &mut Decoded) {
         Kind::DestinationRule => spec(&node, kind, |rule| Body::DestinationRule(Box::new(rule)), &mut findings),
         Kind::ServiceEntry => spec(&node, kind, |entry| Body::ServiceEntry(Box::new(entry)), &mut findings),
         Kind::WorkloadEntry => spec(&node, kind, Body::WorkloadEntry, &mut findings),
+        Kind::PeerAuthentication => spec(&node, kind, Body::PeerAuthentication, &mut findings),
     };
     match &body {
         None => {}
@@ -115,6 +116,7 @@ fn read(node: Node, kind: Kind, file: &Arc<str>, decoded: &mut Decoded) {
         Some(Body::DestinationRule(rule)) => rule.check(&mut findings),
         Some(Body::ServiceEntry(entry)) => entry.check(&mut findings),
         Some(Body::WorkloadEntry(entry)) => entry.check(&mut findings),
+        Some(Body::PeerAuthentication(rule)) => rule.check(&mut findings),
     }
     let broken = findings.0.iter().any(|wrong| wrong.severity == Severity::Error);
     for wrong in findings.0 {

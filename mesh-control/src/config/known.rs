@@ -30,7 +30,10 @@ pub(super) fn kind(api_version: &str, kind: &str) -> Option<Handling> {
         ("networking.istio.io", "ServiceEntry") if istio => Some(Read(Kind::ServiceEntry)),
         ("networking.istio.io", "WorkloadEntry") if istio => Some(Read(Kind::WorkloadEntry)),
         ("networking.istio.io", "Gateway" | "Sidecar" | "EnvoyFilter" | "WorkloadGroup" | "ProxyConfig") => Some(Later),
-        ("security.istio.io", "AuthorizationPolicy" | "PeerAuthentication" | "RequestAuthentication") => Some(Later),
+        ("security.istio.io", "PeerAuthentication") if matches!(version, "v1" | "v1beta1") => {
+            Some(Read(Kind::PeerAuthentication))
+        }
+        ("security.istio.io", "AuthorizationPolicy" | "RequestAuthentication") => Some(Later),
         ("telemetry.istio.io", "Telemetry") | ("extensions.istio.io", "WasmPlugin") => Some(Later),
         ("gateway.networking.k8s.io", _) => Some(Later),
         (
@@ -115,7 +118,11 @@ fn without_effect(kind: Kind) -> &'static [&'static str] {
             "ports[].appProtocol",
         ],
         Kind::Pod => POD,
-        Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry | Kind::WorkloadEntry => &["status"],
+        Kind::VirtualService
+        | Kind::DestinationRule
+        | Kind::ServiceEntry
+        | Kind::WorkloadEntry
+        | Kind::PeerAuthentication => &["status"],
     }
 }
 
@@ -212,7 +219,7 @@ fn later(kind: Kind) -> &'static [&'static str] {
             "spec.internalTrafficPolicy",
             "spec.trafficDistribution",
         ],
-        Kind::EndpointSlice | Kind::Pod => &[],
+        Kind::EndpointSlice | Kind::Pod | Kind::PeerAuthentication => &[],
         Kind::VirtualService => &[
             "spec.http[].delegate",
             "spec.http[].fault",

@@ -240,3 +240,58 @@ fn values_out_of_range_are_refused() {
     let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a}\nspec:\n  hosts: ['*']\n  addresses: [10.0.0.0/33]\n  ports: [{number: 80, name: http, protocol: HTTP}]\n  resolution: STATIC\n  endpoints: [{address: example.com}]\n";
     assert_eq!(told(entry).len(), 3, "{:?}", told(entry));
 }
+
+#[test]
+fn peer_authentication_is_read_and_its_mistakes_are_named() {
+    let rule = |spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1beta1\nkind: PeerAuthentication\nmetadata: {{name: p}}\nspec:\n{spec}\n"
+        )
+    };
+    let good = rule(
+        "  selector: {matchLabels: {app: a}}\n  mtls: {mode: STRICT}\n  portLevelMtls:\n    8080: {mode: DISABLE}\n    '9090': {}",
+    );
+    let decoded = decode_text(&good);
+    assert!(decoded.problems.is_empty(), "{:?}", decoded.problems);
+    let Body::PeerAuthentication(spec) = &decoded.objects[0].body else { panic!() };
+    use peer_authentication::Mode;
+    assert_eq!(spec.mode(), Mode::Strict);
+    assert_eq!(spec.ports().collect::<Vec<_>>(), [(8080, Mode::Disable), (9090, Mode::Unset)]);
+    assert!(decode_text(&rule("  {}")).problems.is_empty(), "everything may be left out");
+    let selector = "  selector: {matchLabels: {app: a}}\n";
+    for (spec, expected) in [
+        ("  mtls: {mode: strict}".to_owned(), "mesh.yaml:5: {}: spec.mtls.mode: unknown variant `strict`"),
+        ("  mtls: {mod: STRICT}".to_owned(), "mesh.yaml:5: {}: spec.mtls.mod: unknown field"),
+        (
+            "  portLevelMtls:\n    80: {mode: STRICT}".to_owned(),
+            "mesh.yaml:5: {}: spec.portLevelMtls: needs a selector",
+        ),
+        (
+            "  selector: {matchLabels: {}}\n  portLevelMtls: {80: {mode: STRICT}}".to_owned(),
+            "mesh.yaml:6: {}: spec.portLevelMtls: needs a selector",
+        ),
+        (
+            format!("{selector}  portLevelMtls: {{}}"),
+            "mesh.yaml:6: {}: spec.portLevelMtls: at least one port is needed",
+        ),
+        (
+            format!("{selector}  portLevelMtls:\n    80: {{}}\n    70000: {{}}"),
+            "mesh.yaml:8: {}: spec.portLevelMtls.70000: `70000` is no port number from 1 to 65535",
+        ),
+        (
+            format!("{selector}  portLevelMtls:\n    http: {{}}"),
+            "mesh.yaml:7: {}: spec.portLevelMtls.http: `http` is no port number",
+        ),
+        (
+            "  selector: {matchLabels: {app: 'a*'}}".to_owned(),
+            "mesh.yaml:5: {}: spec.selector.matchLabels.app: `app: a*` is no label",
+        ),
+        ("  selector: {labels: {app: a}}".to_owned(), "mesh.yaml:5: {}: spec.selector.labels: unknown field"),
+    ] {
+        let decoded = decode_text(&rule(&spec));
+        let expected = expected.replacen("{}", "PeerAuthentication default/p", 1);
+        let told: Vec<_> = decoded.problems.iter().map(ToString::to_string).collect();
+        assert!(told.iter().any(|line| line.starts_with(&expected)), "{spec}: {told:#?}");
+        assert!(decoded.objects.is_empty() && decoded.broken.len() == 1, "{spec}");
+    }
+}

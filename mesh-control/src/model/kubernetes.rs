@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::MeshOptions;
+use super::authentication::MtlsMode;
 use super::protocol::Protocol;
 use super::service::{Endpoint, Port, Resolution, Service, normalise};
 use super::visibility::Visibility;
@@ -177,7 +178,9 @@ pub(super) fn at(address: IpAddr, port: u16, workload: Option<&Arc<Workload>>) -
         port,
         weight: 1,
         labels: workload.map_or_else(Arc::<Labels>::default, |workload| workload.labels.clone()),
-        tunnel: workload.is_some_and(|workload| workload.meshed && workload.addresses.contains(&address)),
+        tunnel: workload.is_some_and(|workload| {
+            workload.meshed && workload.addresses.contains(&address) && workload.mtls.of_port(port) != MtlsMode::Disable
+        }),
         workload: workload.cloned(),
     }
 }

@@ -6,9 +6,11 @@
 use super::Mesh;
 use super::rules::VirtualRule;
 use super::service::{Service, selects};
+use super::workload::Workload;
 use crate::config::destination_rule::DestinationRule;
+use crate::config::peer_authentication::PeerAuthentication;
 use crate::config::virtual_service::Destination;
-use crate::config::{Body, Object};
+use crate::config::{Body, Key, Kind, Object};
 use crate::problem::{Problem, Severity};
 use crate::source::Objects;
 use crate::yaml::FieldPath;
@@ -21,6 +23,9 @@ pub(super) fn check(mesh: &Mesh, objects: &Objects, problems: &mut Vec<Problem>)
         if let Body::DestinationRule(rule) = &object.body {
             check_destination_rule(mesh, object, rule, problems);
         }
+    }
+    for (object, rule) in mesh.authentication.with_selectors() {
+        check_authentication(mesh, objects, object, rule, problems);
     }
 }
 
@@ -104,4 +109,50 @@ fn any_endpoint(service: &Service, labels: &crate::config::Labels) -> bool {
         service.ports.iter().flat_map(|port| &port.endpoints).any(|endpoint| selects(labels, &endpoint.labels));
     // Without listed endpoints nothing can be said.
     listed || service.ports.iter().all(|port| port.endpoints.is_empty())
+}
+
+fn check_authentication(
+    mesh: &Mesh,
+    objects: &Objects,
+    object: &Object,
+    rule: &PeerAuthentication,
+    problems: &mut Vec<Problem>,
+) {
+    let namespace = &object.key.namespace;
+    let Some(labels) = rule.labels() else { return };
+    let selected: Vec<_> = mesh.workloads.selected(namespace, labels).collect();
+    let mut tell = |path: &FieldPath, why: String| problems.push(object.problem(Severity::Warning, path, why));
+    let path = FieldPath::of("spec.selector.matchLabels");
+    let Some(first) = selected.first() else {
+        return tell(&path, "selects no workload of this namespace; it has no effect".to_owned());
+    };
+    let counts = |workload: &Workload| {
+        mesh.authentication.selecting(namespace, &workload.labels).is_some_and(|other| other.key == object.key)
+    };
+    if !selected.iter().any(|workload| counts(workload)) {
+        let older = mesh.authentication.selecting(namespace, &first.labels);
+        let older = older.map(|older| older.key.to_string()).unwrap_or_default();
+        return tell(&path, format!("has no effect: {older} is older and selects the same workloads"));
+    }
+    for (port, _) in rule.ports() {
+        if !selected.iter().any(|workload| declares(mesh, objects, workload, port)) {
+            let why = format!(
+                "no service and no container of `{}` declares port {port}; it is the workload's port, not a service's",
+                first.name
+            );
+            tell(&FieldPath::of("spec.portLevelMtls").key(&port.to_string()), why);
+        }
+    }
+}
+
+/// Whether a service or the pod itself says that the workload has this port.
+fn declares(mesh: &Mesh, objects: &Objects, workload: &Workload, port: u16) -> bool {
+    let key = Key { kind: Kind::Pod, namespace: workload.namespace.clone(), name: workload.name.clone() };
+    let contained = match objects.get(&key).map(|object| &object.body) {
+        Some(Body::Pod(pod)) => {
+            pod.spec.containers.iter().flat_map(|one| &one.ports).any(|one| one.container_port.0 == port)
+        }
+        _ => false,
+    };
+    contained || mesh.memberships(workload).iter().any(|one| one.target_port == port)
 }

@@ -78,7 +78,7 @@ pub struct Endpoint {
     pub labels: Arc<Labels>,
     /// What runs there, when it is known.
     pub workload: Option<Arc<Workload>>,
-    /// Whether the address is one of the workload's own, so that a tunnel may be used.
+    /// Whether a tunnel may be used: the address is one of the workload's own, and the port wants no plaintext (DISABLE).
     pub tunnel: bool,
 }
 

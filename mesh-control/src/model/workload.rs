@@ -9,6 +9,7 @@ use std::sync::Arc;
 use mesh_core::identity::SpiffeId;
 
 use super::MeshOptions;
+use super::authentication::{Authentication, Mtls};
 use super::service::selects;
 use crate::config::kubernetes::Pod;
 use crate::config::service_entry::WorkloadEntry;
@@ -59,6 +60,8 @@ pub struct Workload {
     pub ports: Ports,
     /// Share of the traffic.
     pub weight: u32,
+    /// Who may come in to its ports.
+    pub mtls: Mtls,
 }
 
 /// Ports by name.
@@ -84,12 +87,17 @@ pub struct Workloads {
 }
 
 impl Workloads {
-    pub(super) fn build(options: &MeshOptions, objects: &Objects, problems: &mut Vec<Problem>) -> Workloads {
+    pub(super) fn build(
+        options: &MeshOptions,
+        objects: &Objects,
+        authentication: &Authentication,
+        problems: &mut Vec<Problem>,
+    ) -> Workloads {
         let mut workloads = Workloads::default();
         for object in objects.values() {
             let workload = match &object.body {
-                Body::Pod(pod) => of_pod(options, object, pod, problems),
-                Body::WorkloadEntry(entry) => of_entry(options, object, entry, problems),
+                Body::Pod(pod) => of_pod(options, object, pod, authentication, problems),
+                Body::WorkloadEntry(entry) => of_entry(options, object, entry, authentication, problems),
                 _ => continue,
             };
             workloads.add(Arc::new(workload), object, problems);
@@ -159,7 +167,13 @@ impl Workload {
     }
 }
 
-fn of_pod(options: &MeshOptions, object: &Object, pod: &Pod, problems: &mut Vec<Problem>) -> Workload {
+fn of_pod(
+    options: &MeshOptions,
+    object: &Object,
+    pod: &Pod,
+    authentication: &Authentication,
+    problems: &mut Vec<Problem>,
+) -> Workload {
     let metadata = &object.metadata;
     let account = pod.spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
     let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
@@ -182,11 +196,18 @@ fn of_pod(options: &MeshOptions, object: &Object, pod: &Pod, problems: &mut Vec<
         alive,
         ports: Ports::Pod(named.collect()),
         weight: 1,
+        authentication,
         problems,
     })
 }
 
-fn of_entry(options: &MeshOptions, object: &Object, entry: &WorkloadEntry, problems: &mut Vec<Problem>) -> Workload {
+fn of_entry(
+    options: &MeshOptions,
+    object: &Object,
+    entry: &WorkloadEntry,
+    authentication: &Authentication,
+    problems: &mut Vec<Problem>,
+) -> Workload {
     let metadata = &object.metadata;
     let mut labels = metadata.labels.clone();
     labels.extend(entry.labels.clone());
@@ -206,6 +227,7 @@ fn of_entry(options: &MeshOptions, object: &Object, entry: &WorkloadEntry, probl
         alive: metadata.deletion_timestamp.is_none(),
         ports: Ports::Entry(entry.ports.iter().map(|(name, port)| (name.clone(), port.0)).collect()),
         weight: entry.weight.max(1),
+        authentication,
         problems,
     })
 }
@@ -229,6 +251,7 @@ struct Parts<'p> {
     alive: bool,
     ports: Ports,
     weight: u32,
+    authentication: &'p Authentication,
     problems: &'p mut Vec<Problem>,
 }
 
@@ -250,6 +273,7 @@ fn build(parts: Parts<'_>) -> Workload {
         version: label(&["version"]).map_or("", String::as_str).into(),
         name: object.key.name.clone(),
         workload_name: parts.workload_name.as_str().into(),
+        mtls: parts.authentication.of(&namespace, &labels),
         namespace,
         meshed: parts.meshed && identity.is_some(),
         enrolled: parts.enrolled,

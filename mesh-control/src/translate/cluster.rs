@@ -9,14 +9,12 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster as detail;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::extensions::transport_sockets::internal_upstream::v3::InternalUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
-use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::google::protobuf as google;
 use prost::Message;
 
 use super::checked::{Named, encode, encode_as, hash};
 use super::pb::{ads, any, list, metadata, nested, structure, text};
-use super::{Client, endpoint, policy};
+use super::{Client, endpoint, policy, tls};
 use crate::config::Labels;
 use crate::config::destination_rule::TrafficPolicy;
 use crate::model::Mesh;
@@ -148,44 +146,10 @@ fn sockets(port: u16, subset: &str, host: &str, sans: &BTreeSet<String>) -> Vec<
         one(
             "tlsMode-istio",
             structure([("tlsMode", text("istio"))]),
-            socket("envoy.transport_sockets.tls", any(&upstream_tls(sni, sans))),
+            socket("envoy.transport_sockets.tls", any(&tls::upstream(sni, sans.iter().cloned()))),
         ),
         one("tlsMode-disabled", google::Struct::default(), raw()),
     ]
-}
-
-fn upstream_tls(sni: String, sans: &BTreeSet<String>) -> tls::UpstreamTlsContext {
-    use tls::common_tls_context::{CombinedCertificateValidationContext, ValidationContextType};
-    let secret = |name: &str| tls::SdsSecretConfig { name: name.to_owned(), sds_config: None };
-    let names = sans
-        .iter()
-        .map(|san| tls::SubjectAltNameMatcher {
-            san_type: tls::subject_alt_name_matcher::SanType::Uri.into(),
-            matcher: Some(matcher::StringMatcher {
-                match_pattern: Some(matcher::string_matcher::MatchPattern::Exact(san.clone())),
-                ignore_case: false,
-            }),
-            ..Default::default()
-        })
-        .collect();
-    let validation = CombinedCertificateValidationContext {
-        default_validation_context: Some(tls::CertificateValidationContext {
-            match_typed_subject_alt_names: names,
-            ..Default::default()
-        }),
-        validation_context_sds_secret_config: Some(secret("ROOTCA")),
-        ..Default::default()
-    };
-    tls::UpstreamTlsContext {
-        sni,
-        common_tls_context: Some(tls::CommonTlsContext {
-            alpn_protocols: vec!["istio-peer-exchange".to_owned(), "istio".to_owned()],
-            tls_certificate_sds_secret_configs: vec![secret("default")],
-            validation_context_type: Some(ValidationContextType::CombinedValidationContext(validation)),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
 }
 
 fn black_hole() -> Named {

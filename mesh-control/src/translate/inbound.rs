@@ -1,7 +1,7 @@
 //! What a workload is told about connections to itself.
 //!
-//! In: the mesh and a workload. Out: the listener `virtualInbound` and clusters `inbound|<port>||`. PERMISSIVE: what comes
-//! in plain is served as what comes through a tunnel.
+//! In: the mesh and a workload. Out: the listener `virtualInbound` and clusters `inbound|<port>||`. Which chains a port has
+//! depends on its protocol and on who may come in (PeerAuthentication).
 
 use std::collections::BTreeMap;
 
@@ -15,15 +15,17 @@ use prost::Message;
 
 use super::action::without_timeouts;
 use super::chain::{
-    ANY, BLACK_HOLE, Routes, Target, http_chain, http_inspector, listener as empty_listener, original_dst, plain,
-    plain_http, tcp_chain,
+    ANY, BLACK_HOLE, Routes, Target, http_chain, http_inspector, listener as empty_listener, original_dst, tcp_chain,
+    tls_inspector,
 };
 use super::checked::{Named, encode, encode_as, hash};
+use super::door::{Door, doors};
 use super::listener::DETECTION_TIMEOUT;
 use super::pb::{boolean, duration, list, metadata, nested, socket_address, structure, text, uint32};
 use super::route::{table, virtual_host};
-use super::{matches, policy};
+use super::{matches, policy, tls};
 use crate::config::destination_rule::TrafficPolicy;
+use crate::model::authentication::MtlsMode;
 use crate::model::protocol::Protocol;
 use crate::model::workload::Workload;
 use crate::model::{Membership, Mesh};
@@ -49,19 +51,23 @@ pub(crate) fn listener(mesh: &Mesh, workload: &Workload) -> Named {
     // The agent's own port is not a destination: it would dial itself.
     message.filter_chains =
         vec![tcp_chain("virtualInbound-blackhole", Some(at(INBOUND_PORT)), &Target::one(BLACK_HOLE))];
-    for (port, services) in ports(mesh, workload) {
+    let ports = ports(mesh, workload);
+    for (port, services) in ports.iter().filter(|(port, _)| **port != INBOUND_PORT) {
         // Of services that say different things of one port the oldest is believed.
         if let Some(first) = services.first() {
-            message.filter_chains.extend(port_chains(port, first));
+            message.filter_chains.extend(port_chains(mesh, workload, *port, first));
         }
     }
-    let catch_all = inline(PASSTHROUGH, PASSTHROUGH, "*", "");
-    let stat_prefix = format!("inbound_0.0.0.0_{INBOUND_PORT};");
-    message.filter_chains.extend([
-        http_chain("virtualInbound-catchall-http", Some(plain_http()), stat_prefix, catch_all),
-        tcp_chain("virtualInbound", Some(plain()), &Target::one(PASSTHROUGH)),
-    ]);
-    message.listener_filters = vec![original_dst(), http_inspector()];
+    let undeclared = workload.mtls.ports.keys().filter(|port| !ports.contains_key(port) && **port != INBOUND_PORT);
+    for port in undeclared.map(|port| Some(*port)).chain([None]) {
+        message.filter_chains.extend(passthrough_chains(mesh, workload, port));
+    }
+    let tells_tls = |chain: &pb::FilterChain| {
+        chain.filter_chain_match.as_ref().is_some_and(|matches| matches.transport_protocol == "tls")
+    };
+    message.listener_filters = vec![original_dst()];
+    message.listener_filters.extend(message.filter_chains.iter().any(tells_tls).then(tls_inspector));
+    message.listener_filters.push(http_inspector());
     message.listener_filters_timeout = duration(DETECTION_TIMEOUT);
     message.continue_on_listener_filters_timeout = true;
     encode(Kind::Listener, name, &message)
@@ -72,24 +78,63 @@ fn at(port: u16) -> pb::FilterChainMatch {
 }
 
 /// A declared protocol needs no look at the bytes; only an undeclared one is detected.
-fn port_chains(port: u16, one: &Membership) -> Vec<pb::FilterChain> {
+fn port_chains(mesh: &Mesh, workload: &Workload, port: u16, one: &Membership) -> Vec<pb::FilterChain> {
     let Some(service_port) = one.service.ports.get(one.port) else { return Vec::new() };
     let cluster = cluster_name(port);
     let name = format!("0.0.0.0_{port}");
-    let http = |matches| {
-        let operation = format!("{}:{}/*", one.service.host, service_port.number);
-        let vhost = format!("inbound|http|{}", service_port.number);
-        let routes = inline(&cluster, &cluster, &vhost, &operation);
-        http_chain(&name, Some(matches), format!("inbound_{name};"), routes)
+    let served = Served {
+        port: Some(port),
+        tcp: &name,
+        http: &name,
+        stat_prefix: format!("inbound_{name};"),
+        vhost: format!("inbound|http|{}", service_port.number),
+        operation: format!("{}:{}/*", one.service.host, service_port.number),
+        cluster: &cluster,
     };
-    let tcp = |matches| tcp_chain(&name, Some(matches), &Target::one(cluster.clone()));
-    let here = |matches| pb::FilterChainMatch { destination_port: uint32(port.into()), ..matches };
-    match service_port.protocol {
-        protocol if protocol.is_http() => vec![http(at(port))],
-        Protocol::Auto => {
-            vec![http(here(plain_http())), tcp(here(plain()))]
-        }
-        _ => vec![tcp(at(port))],
+    served.chains(mesh, workload.mtls.of_port(port), service_port.protocol)
+}
+
+/// What no service declares passes through to where it was going, with the port's own mode or that of the workload.
+fn passthrough_chains(mesh: &Mesh, workload: &Workload, port: Option<u16>) -> Vec<pb::FilterChain> {
+    let served = Served {
+        port,
+        tcp: "virtualInbound",
+        http: "virtualInbound-catchall-http",
+        stat_prefix: format!("inbound_0.0.0.0_{INBOUND_PORT};"),
+        vhost: "*".to_owned(),
+        operation: String::new(),
+        cluster: PASSTHROUGH,
+    };
+    let mode = port.map_or(workload.mtls.default, |port| workload.mtls.of_port(port));
+    served.chains(mesh, mode, Protocol::Auto)
+}
+
+/// Where connections to a port go, and what the chains that serve them are called.
+struct Served<'s> {
+    port: Option<u16>,
+    tcp: &'s str,
+    http: &'s str,
+    stat_prefix: String,
+    vhost: String,
+    operation: String,
+    cluster: &'s str,
+}
+
+impl Served<'_> {
+    fn chains(&self, mesh: &Mesh, mode: MtlsMode, protocol: Protocol) -> Vec<pb::FilterChain> {
+        let chain = |door: Door| {
+            let destination_port = self.port.and_then(|port| uint32(port.into()));
+            let matches = pb::FilterChainMatch { destination_port, ..door.matches };
+            let mut chain = if door.http {
+                let routes = inline(self.cluster, self.cluster, &self.vhost, &self.operation);
+                http_chain(self.http, Some(matches), self.stat_prefix.clone(), routes)
+            } else {
+                tcp_chain(self.tcp, Some(matches), &Target::one(self.cluster))
+            };
+            chain.transport_socket = door.mutual.then(|| tls::downstream(&mesh.options, door.http));
+            chain
+        };
+        doors(mode, protocol).into_iter().map(chain).collect()
     }
 }
 

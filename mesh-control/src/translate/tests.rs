@@ -1,6 +1,7 @@
 //! What is told of a mesh: names, domains, routes and chains as Envoy's messages, and what mesh-core makes of all of it.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod inbound;
 mod listeners;
 mod routes;
 mod whole;

@@ -10,15 +10,18 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::identity::SpiffeId;
 use crate::resource::StringMatch;
 use crate::resource::route::{RouteTable, Weighted};
 
 mod http;
 mod inspect;
+mod modes;
 mod parse;
 mod sieve;
 
 pub(crate) use inspect::Inspectors;
+pub use modes::{InboundMode, InboundModes, MAX_EXCEPTIONS};
 pub use sieve::{ConnFacts, Detection};
 
 /// One listener.
@@ -126,6 +129,13 @@ pub struct DownstreamTls {
     pub roots: Option<Arc<str>>,
     /// Names the client must have, any of them; empty = any under a trusted root.
     pub sans: Vec<StringMatch>,
+}
+
+impl DownstreamTls {
+    /// Whether a client that has proved this identity fits.
+    pub fn admits(&self, identity: &SpiffeId) -> bool {
+        self.sans.is_empty() || self.sans.iter().any(|san| san.matches(identity.as_str().as_bytes()))
+    }
 }
 
 /// Last filter of a chain.

@@ -26,6 +26,7 @@ use super::upstreams::{SendError, Upstream};
 use super::{request, upgrade};
 use crate::errors::Flags;
 use crate::proxy::cluster::{self, NoTarget, Target};
+use crate::proxy::plaintext;
 use crate::upstream::UpstreamError;
 
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -319,13 +320,14 @@ fn respond(conn: &Rc<Conn>, wanted: Wanted, head: Response<()>, answered: Answer
     let Answered { from, upgraded } = answered;
     match (wanted.upgrade, upgraded) {
         (Some((_, downstream)), Some(upstream)) => {
-            let ended = conn.pod.ended.clone();
+            let (pod, flow) = (conn.pod.clone(), conn.flow.clone());
             let (record, held) = (wanted.record, (from.target, conn.pod.shutdown.guard()));
             tokio::task::spawn_local(async move {
                 let _held = held;
                 tokio::select! {
                     () = upgrade::relay(downstream, upstream, record) => {}
-                    () = ended.cancelled() => {}
+                    () = pod.ended.cancelled() => {}
+                    () = plaintext::forbidden(&pod, flow.client, flow.destination), if flow.in_the_open() => {}
                 }
             });
             head.map(|()| ResponseBody::none())

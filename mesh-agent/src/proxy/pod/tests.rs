@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use super::*;
+use crate::proxy::Refused;
 use crate::telemetry::{Limits, Metrics};
 use crate::upstream::stream::Stream;
 
@@ -43,6 +44,7 @@ impl TestPod {
     pub(crate) fn new(original: Option<SocketAddr>, credential: Option<Arc<Credential>>) -> Self {
         let (trigger, shutdown, guard) = shutdown::channel();
         let (live, metrics) = (Arc::new(Live::default()), Metrics::new(Limits::default()));
+        let refused = Arc::default();
         let (routes, dials) = (Rc::default(), Rc::default());
         let peer = Peer { workload: "client-v1".into(), namespace: "default".into(), ..Peer::default() };
         let pod = Pod {
@@ -55,11 +57,15 @@ impl TestPod {
             metrics: metrics.worker(0),
             log: Log::off(),
             reports: Reports::default(),
+            teller: Teller::new(Arc::clone(&refused)),
+            inbound_changes: Changes::default(),
             shutdown,
             ended: CancellationToken::new(),
             connections: Rc::default(),
             net: super::Net::Test(Net { original, routes: Rc::clone(&routes), dials: Rc::clone(&dials) }),
         };
+        let counting = Arc::clone(&refused);
+        metrics.add_source(move |out| Refused::write(&counting, out));
         Self { pod: Rc::new(pod), live, metrics, routes, dials, trigger, _guard: guard }
     }
 }

@@ -85,6 +85,23 @@ impl Config {
         self
     }
 
+    /// Only mutual TLS may come in, from identities that begin with `prefix`.
+    pub(super) fn strict(mut self, prefix: &str) -> Self {
+        let inbound = &mut self.listeners[1];
+        inbound.listener_filters.push(inspector("tls_inspector"));
+        for chain in &mut inbound.filter_chains {
+            let http = !chain.filter_chain_match.take().unwrap().application_protocols.is_empty();
+            let alpn: &[&str] = if http { &["istio-http/1.1", "istio-h2"] } else { &[] };
+            chain.filter_chain_match = Some(listener::FilterChainMatch {
+                transport_protocol: "tls".into(),
+                application_protocols: alpn.iter().map(ToString::to_string).collect(),
+                ..Default::default()
+            });
+            chain.transport_socket = Some(mutual_tls(prefix));
+        }
+        self
+    }
+
     pub(super) fn build(self) -> Arc<Snapshot> {
         let mut store = Store::new();
         let mut apply = |kind: &str, upserts: Vec<Upsert>| {

@@ -178,6 +178,44 @@ pub(super) fn chain(
     listener::FilterChain { name: name.into(), filter_chain_match: Some(matches), filters, ..Default::default() }
 }
 
+/// TLS towards clients, who must prove an identity that begins with `prefix`.
+pub(super) fn mutual_tls(prefix: &str) -> core::TransportSocket {
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+    use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
+    let names = matcher::StringMatcher {
+        match_pattern: Some(matcher::string_matcher::MatchPattern::Prefix(prefix.into())),
+        ignore_case: false,
+    };
+    let validation = tls::common_tls_context::CombinedCertificateValidationContext {
+        default_validation_context: Some(tls::CertificateValidationContext {
+            match_typed_subject_alt_names: vec![tls::SubjectAltNameMatcher {
+                matcher: Some(names),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+        validation_context_sds_secret_config: Some(tls::SdsSecretConfig {
+            name: "ROOTCA".into(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let context = tls::DownstreamTlsContext {
+        require_client_certificate: flag(true),
+        common_tls_context: Some(tls::CommonTlsContext {
+            validation_context_type: Some(tls::common_tls_context::ValidationContextType::CombinedValidationContext(
+                validation,
+            )),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    core::TransportSocket {
+        name: "envoy.transport_sockets.tls".into(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(packed(&context))),
+    }
+}
+
 pub(super) fn inspector(name: &str) -> listener::ListenerFilter {
     let type_name = match name {
         "tls_inspector" => "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",

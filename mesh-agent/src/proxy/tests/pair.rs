@@ -38,9 +38,13 @@ struct Pair {
 
 impl Pair {
     async fn new() -> Self {
+        Self::with(Config::new()).await
+    }
+
+    async fn with(config: Config) -> Self {
         let ca = Authority::new("root");
         let server = World::with_credential(ca.credential(B));
-        server.configure(Config::new().build());
+        server.configure(config.build());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let door = listener.local_addr().unwrap();
         let pod = server.pod();
@@ -155,6 +159,34 @@ async fn a_server_with_another_identity_gets_nothing() {
         let error = pair.connect(APP, "spiffe://cluster.local/ns/default/sa/other").await.unwrap_err();
         assert!(matches!(&error, UpstreamError::Tls { why, .. } if why.contains("expected")), "{error}");
         assert!(futures_util::FutureExt::now_or_never(app.accept()).is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn where_mutual_tls_is_asked_for_a_tunnel_is_enough_if_the_identity_fits() {
+    run(async {
+        let pair = Pair::with(Config::new().strict("spiffe://cluster.local/")).await;
+        let app = pair.app().await;
+        // HTTP takes the chain for it, anything else the other one.
+        let mut client = pair.connect(APP, B).await.unwrap();
+        let (mut server, _) = app.accept().await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n").await.unwrap();
+        assert!(answer_on(&mut server).await.contains("x-forwarded-client-cert"));
+        let mut client = pair.connect(APP, B).await.unwrap();
+        let (mut server, _) = app.accept().await.unwrap();
+        client.write_all(b"\0bytes").await.unwrap();
+        assert_eq!(read_text(&mut server, 6).await, "\0bytes");
+        drop((client, server));
+        for metric in ["istio_requests_total{", "istio_tcp_connections_opened_total{"] {
+            pair.server.reported(metric, &["connection_security_policy=\"mutual_tls\"", "} 1"]).await;
+        }
+
+        let pair = Pair::with(Config::new().strict("spiffe://other.org/")).await;
+        let _app = pair.app().await;
+        let mut client = pair.connect(APP, B).await.unwrap();
+        client.write_all(b"\0bytes").await.unwrap();
+        assert!(client.read(&mut [0]).await.is_err(), "another trust domain's");
     })
     .await;
 }

@@ -62,6 +62,12 @@ impl World {
         self.test.live.publish(1, snapshot);
     }
 
+    /// As [`World::configure`], and open plaintext connections are told, as a worker does.
+    pub(super) fn reconfigure(&self, snapshot: Arc<Snapshot>) {
+        self.configure(snapshot);
+        self.pod().inbound_changes.look(self.test.live.workload(1).as_deref());
+    }
+
     pub(super) fn pod(&self) -> Rc<Pod> {
         self.test.pod.clone()
     }

@@ -6,7 +6,7 @@ use envoy_types::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 
 use super::*;
 
-fn addresses(listener: &Listener) -> Vec<String> {
+pub(super) fn addresses(listener: &Listener) -> Vec<String> {
     let more = listener.additional_addresses.iter().map(|one| one.address.as_ref());
     std::iter::once(listener.address.as_ref())
         .chain(more)
@@ -21,7 +21,7 @@ fn addresses(listener: &Listener) -> Vec<String> {
 }
 
 /// Each chain: what it is for and what it does.
-fn chains(listener: &Listener) -> Vec<String> {
+pub(super) fn chains(listener: &Listener) -> Vec<String> {
     let of = |chain: &FilterChain| {
         let matches = chain.filter_chain_match.clone().unwrap_or_default();
         let mut parts = Vec::new();
@@ -37,6 +37,7 @@ fn chains(listener: &Listener) -> Vec<String> {
             parts.push(matches.transport_protocol.clone());
         }
         parts.extend(matches.application_protocols.clone());
+        parts.extend(chain.transport_socket.is_some().then(|| "mtls".to_owned()));
         parts.push(does(chain));
         parts.join(", ")
     };
@@ -159,39 +160,4 @@ fn tcp_and_tls_routes_of_a_virtual_service() {
         chains(&told.listener("10.96.0.1_443")),
         [format!("sni a.example.com, tls, tcp outbound|443|v1|{WEB}"), format!("else tcp outbound|443||{WEB}")]
     );
-}
-
-#[test]
-fn inbound_chains_follow_the_declared_protocol() {
-    let ports = "[{name: http, port: 80, targetPort: 8080}, {name: tcp, port: 6379}, {name: any, port: 5000}]";
-    let text = [
-        service("web", "10.96.0.1", ports),
-        service("also", "10.96.0.2", "[{name: tcp, port: 81, targetPort: 8080}]").replace("app: also", "app: web"),
-        pod("web-a", "web", "", "10.1.0.1"),
-    ]
-    .concat();
-    let told = Told::new(&text);
-    let listeners = told.of("web-a", Kind::Listener);
-    let inbound = Listener::decode(listeners["virtualInbound"].body.value.as_slice()).unwrap();
-    assert_eq!(addresses(&inbound), ["0.0.0.0 15006", ":: 15006"]);
-    assert_eq!(
-        chains(&inbound),
-        [
-            "port 15006, tcp BlackHoleCluster",
-            "port 5000, raw_buffer, http/1.1, h2c, http inbound|5000||",
-            "port 5000, raw_buffer, tcp inbound|5000||",
-            "port 6379, tcp inbound|6379||",
-            "port 8080, tcp inbound|8080||",
-            "raw_buffer, http/1.1, h2c, http InboundPassthroughCluster",
-            "raw_buffer, tcp InboundPassthroughCluster"
-        ]
-    );
-    let clusters: Vec<_> = told
-        .of("web-a", Kind::Cluster)
-        .keys()
-        .filter(|name| name.starts_with("inbound"))
-        .map(ToString::to_string)
-        .collect();
-    assert_eq!(clusters, ["inbound|5000||", "inbound|6379||", "inbound|8080||"]);
-    assert!(!told.names(Kind::Cluster).iter().any(|name| name.starts_with("inbound|")), "the client serves nothing");
 }

@@ -237,7 +237,7 @@ fn the_agent_makes_sense_of_it() {
     assert_eq!(find("192.0.2.1:443"), "virtualOutbound");
     let redis = snapshot.outbound("10.96.0.2:6379".parse().unwrap()).unwrap();
     use mesh_core::resource::listener::Detection;
-    assert_eq!(redis.detection("10.96.0.2:6379".parse().unwrap()), Detection::NotNeeded);
+    assert_eq!(redis.detection("10.96.0.2:6379".parse().unwrap(), false), Detection::NotNeeded);
     let cluster = snapshot.cluster(&format!("outbound|9080||{REVIEWS}")).unwrap();
     assert_eq!(snapshot.endpoints(cluster).endpoints().count(), 2);
     assert!(snapshot.routes("9080").is_some());

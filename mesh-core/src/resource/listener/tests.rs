@@ -34,14 +34,15 @@ fn hello(sni: &str, alpn: &[&str]) -> Detect {
 }
 
 fn choose<'a>(listener: &'a Listener, destination: &str, detected: Option<&Detect>) -> &'a str {
-    let facts = ConnFacts { destination: addr(destination), source: addr("10.1.0.9:40000"), detected };
+    let facts =
+        ConnFacts { destination: addr(destination), source: addr("10.1.0.9:40000"), detected, mutual_tls: false };
     listener.chain(&facts).map_or("none", |chain| &chain.name)
 }
 
 #[test]
 fn istios_http_port() {
     let listener = parse(&http_listener("0.0.0.0_9080", "0.0.0.0", 9080, "9080")).unwrap();
-    assert_eq!(listener.detection(addr("10.0.0.1:9080")), Detection::Needed);
+    assert_eq!(listener.detection(addr("10.0.0.1:9080"), false), Detection::Needed);
     assert_eq!(listener.detection_timeout, None);
     for (detected, want) in [
         (Some(Detect::Http1), "http"),
@@ -65,11 +66,11 @@ fn istios_http_port() {
 fn a_declared_tcp_port_never_waits() {
     let mut message = tcp_listener("10.0.0.1_6379", "10.0.0.1", 6379, "redis");
     let tcp = parse(&message).unwrap();
-    assert_eq!(tcp.detection(addr("10.0.0.1:6379")), Detection::NotNeeded);
+    assert_eq!(tcp.detection(addr("10.0.0.1:6379"), false), Detection::NotNeeded);
     assert_eq!(choose(&tcp, "10.0.0.1:6379", None), "tcp");
     // Not even when an inspector stands there without need.
     message.listener_filters = vec![inspector("tls_inspector"), inspector("http_inspector")];
-    assert_eq!(parse(&message).unwrap().detection(addr("10.0.0.1:6379")), Detection::NotNeeded);
+    assert_eq!(parse(&message).unwrap().detection(addr("10.0.0.1:6379"), false), Detection::NotNeeded);
 }
 
 /// Istio's PERMISSIVE inbound: mTLS and plain, HTTP and TCP, per port, catch-all, black hole.
@@ -139,10 +140,10 @@ fn istios_permissive_inbound() {
     ] {
         assert_eq!(choose(&listener, destination, Some(&detected)), want, "{destination} {detected:?}");
     }
-    assert_eq!(listener.detection(addr("10.0.0.1:9080")), Detection::Needed);
-    assert_eq!(listener.detection(addr("10.0.0.1:3306")), Detection::NotNeeded);
-    assert_eq!(listener.detection(addr("10.0.0.1:15006")), Detection::NotNeeded);
-    assert_eq!(listener.detection(addr("10.0.0.1:8")), Detection::Needed);
+    assert_eq!(listener.detection(addr("10.0.0.1:9080"), false), Detection::Needed);
+    assert_eq!(listener.detection(addr("10.0.0.1:3306"), false), Detection::NotNeeded);
+    assert_eq!(listener.detection(addr("10.0.0.1:15006"), false), Detection::NotNeeded);
+    assert_eq!(listener.detection(addr("10.0.0.1:8"), false), Detection::Needed);
 }
 
 #[test]
@@ -185,8 +186,8 @@ fn server_names_and_prefixes() {
         assert_eq!(choose(&listener, destination, Some(&detected)), want, "{destination} {sni}");
     }
     // Only a ClientHello decides for a host with names; the net's chain needs none.
-    assert_eq!(listener.detection(addr("1.1.1.1:443")), Detection::Needed);
-    assert_eq!(listener.detection(addr("10.0.0.1:443")), Detection::NotNeeded);
+    assert_eq!(listener.detection(addr("1.1.1.1:443"), false), Detection::Needed);
+    assert_eq!(listener.detection(addr("10.0.0.1:443"), false), Detection::NotNeeded);
 }
 
 #[test]
@@ -194,7 +195,7 @@ fn without_inspectors_bytes_tell_nothing() {
     let mut message = http_listener("0.0.0.0_9080", "0.0.0.0", 9080, "9080");
     message.listener_filters.clear();
     let listener = parse(&message).unwrap();
-    assert_eq!(listener.detection(addr("1.1.1.1:9080")), Detection::NotNeeded);
+    assert_eq!(listener.detection(addr("1.1.1.1:9080"), false), Detection::NotNeeded);
     assert_eq!(choose(&listener, "1.1.1.1:9080", Some(&Detect::Http1)), "PassthroughFilterChain");
 }
 
@@ -529,13 +530,14 @@ proptest! {
             destination: SocketAddr::new(ip.parse().unwrap(), port),
             source: addr(source),
             detected: detected.as_ref(),
+            mutual_tls: false,
         };
         let got = listener.chain(&facts).map(|chain| {
             listener.chains.iter().position(|c| std::ptr::eq(c, chain)).unwrap()
         });
         prop_assert_eq!(got, walk(&listener.chains, &facts));
         // Where bytes are said not to be needed, they must make no difference.
-        if listener.detection(facts.destination) == Detection::NotNeeded {
+        if listener.detection(facts.destination, false) == Detection::NotNeeded {
             let blind = listener.chain(&ConnFacts { detected: None, ..facts });
             prop_assert_eq!(blind.map(std::ptr::from_ref), listener.chain(&facts).map(std::ptr::from_ref));
         }

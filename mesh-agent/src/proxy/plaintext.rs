@@ -1,0 +1,155 @@
+//! What comes from the wire in the open: let in where the configuration in force lets it, put out when it no longer does.
+//!
+//! In: a connection's ends. Out: the configuration under which it may come in, or why not. Without a configuration nobody
+//! comes in. Refusals are told three times: in the agent's log (bounded), in the access log, in a counter.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use mesh_core::Snapshot;
+use mesh_core::resource::listener::Listener;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::chosen::Flow;
+use super::pod::Pod;
+use super::tcp;
+use crate::telemetry::{Budget, Kind, Text};
+
+/// Why plaintext does not flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The port takes mutual TLS only.
+    Strict,
+    /// It has become so while the connection was open.
+    BecameStrict,
+    /// No configuration says that it may.
+    NoConfiguration,
+}
+
+impl Refusal {
+    const ALL: [(Refusal, &'static str); 3] = [
+        (Refusal::Strict, "strict"),
+        (Refusal::BecameStrict, "became_strict"),
+        (Refusal::NoConfiguration, "no_configuration"),
+    ];
+
+    /// What happened, and what to do about it.
+    fn words(self) -> (&'static str, &'static str) {
+        let strict = "enrol the client, or allow plaintext to this port by a PeerAuthentication of mode PERMISSIVE";
+        match self {
+            Refusal::Strict => ("the port takes mutual TLS only (STRICT)", strict),
+            Refusal::BecameStrict => ("the port takes mutual TLS only from now on (STRICT)", strict),
+            Refusal::NoConfiguration => {
+                ("the workload has no configuration yet", "see on the admin port whether the control plane is reached")
+            }
+        }
+    }
+}
+
+/// Plaintext connections refused, on all workers, by reason.
+#[derive(Debug, Default)]
+pub struct Refused([AtomicU64; Refusal::ALL.len()]);
+
+impl Refused {
+    /// Writes them to the metrics page.
+    pub fn write(&self, out: &mut Text) {
+        let name = "mesh_agent_plaintext_refused_total";
+        out.family(name, Kind::Counter, "Plaintext connections to local workloads refused or closed, by reason.");
+        for ((_, reason), count) in Refusal::ALL.iter().zip(&self.0) {
+            out.name(name, "");
+            out.label("reason", reason);
+            out.value(count.load(Relaxed));
+        }
+    }
+
+    fn count(&self, refusal: Refusal) {
+        let counters = Refusal::ALL.iter().zip(&self.0);
+        for (_, counter) in counters.filter(|((reason, _), _)| *reason == refusal) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Where one worker tells of refusals.
+#[derive(Clone)]
+pub(super) struct Teller {
+    refused: Arc<Refused>,
+    budget: Rc<RefCell<Budget>>,
+}
+
+impl Teller {
+    pub(super) fn new(refused: Arc<Refused>) -> Self {
+        Self { refused, budget: Rc::default() }
+    }
+
+    fn tell(&self, pod: &Pod, client: SocketAddr, destination: SocketAddr, refusal: Refusal) {
+        self.refused.count(refusal);
+        if let Some(skipped) = self.budget.borrow_mut().take(Instant::now()) {
+            let (reason, remedy) = refusal.words();
+            let workload = &pod.name;
+            tracing::warn!(workload, %client, %destination, reason, remedy, skipped, "plaintext connection refused");
+        }
+    }
+}
+
+/// Tells a workload's plaintext connections of one worker that the inbound listener has changed.
+pub(super) struct Changes {
+    sender: watch::Sender<()>,
+    seen: RefCell<Option<Arc<Listener>>>,
+}
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self { sender: watch::channel(()).0, seen: RefCell::default() }
+    }
+}
+
+impl Changes {
+    /// Looks whether the listener is another one than last time.
+    pub(super) fn look(&self, snapshot: Option<&Snapshot>) {
+        let listener = snapshot.and_then(Snapshot::inbound);
+        let mut seen = self.seen.borrow_mut();
+        let same = match (listener, &*seen) {
+            (Some(new), Some(old)) => Arc::ptr_eq(new, old),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            *seen = listener.cloned();
+            self.sender.send_replace(());
+        }
+    }
+}
+
+/// The configuration under which a connection may come in; it waits for the first one, but not for ever.
+pub(super) async fn admit(pod: &Pod, flow: &Flow) -> Result<Arc<Snapshot>, Refusal> {
+    let snapshot = pod.config().await.filter(|one| one.inbound().is_some()).ok_or(Refusal::NoConfiguration)?;
+    if admits(&snapshot, flow.client, flow.destination) { Ok(snapshot) } else { Err(Refusal::Strict) }
+}
+
+/// Resolves, having told of it, when a connection may no longer be there.
+pub(super) async fn forbidden(pod: &Pod, client: SocketAddr, destination: SocketAddr) {
+    // Before the first look, so that no change is missed.
+    let mut changes = pod.inbound_changes.sender.subscribe();
+    // Without a configuration the workload is on its way out, and its connections with it.
+    while pod.snapshot().is_none_or(|snapshot| admits(&snapshot, client, destination)) {
+        // The pod holds the sender.
+        let _ = changes.changed().await;
+    }
+    pod.teller.tell(pod, client, destination, Refusal::BecameStrict);
+}
+
+fn admits(snapshot: &Snapshot, client: SocketAddr, destination: SocketAddr) -> bool {
+    snapshot.inbound().is_some_and(|listener| listener.admits_plaintext(client, destination))
+}
+
+/// Resets a client that may not come in.
+pub(super) fn refuse(pod: &Pod, flow: &Flow, accepted: TcpStream, refusal: Refusal) {
+    pod.teller.tell(pod, flow.client, flow.destination, refusal);
+    tcp::refuse_without_chain(pod, flow, accepted, None);
+}
