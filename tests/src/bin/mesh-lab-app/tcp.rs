@@ -1,8 +1,8 @@
 //! Plain TCP: a server that obeys the first line it is sent, and a client to talk to it.
 //!
 //! Lines: `echo` (everything back until the end), `count` (at the end, how many bytes came and their FNV-1a hash),
-//! `reset` (a reset at once), `whoami` (the two ends of the connection), `wait` (nothing, until the end). How each
-//! connection ended is logged as `end PEER eof|reset|ERROR`.
+//! `reset` (a reset at once), `whoami` (the two ends of the connection), `wait` (nothing, until the end). Each
+//! connection is logged as `begin PEER`, and how it ended as `end PEER eof|reset|ERROR`.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -31,8 +31,9 @@ pub async fn serve(port: u16, greet: bool) -> anyhow::Result<()> {
                 continue;
             }
         };
+        let peer = plain(peer);
+        println!("begin {peer}");
         tokio::spawn(async move {
-            let peer = plain(peer);
             let end = match obey(stream, peer, greet).await {
                 Ok(()) => "eof".to_owned(),
                 Err(e) if e.kind() == ErrorKind::ConnectionReset => "reset".to_owned(),
