@@ -32,10 +32,11 @@ pub(super) async fn serve(pod: Rc<Pod>, mut accepted: TcpStream) {
         return;
     };
     // Boxed as in `outbound`.
+    let forbidden = Box::pin(plaintext::forbidden(&pod, client, destination));
     if let Some(served) = Box::pin(admit_and_lead(&pod, client, destination, accepted)).await {
         tokio::select! {
             () = served.run(pod.clone()) => {}
-            () = Box::pin(plaintext::forbidden(&pod, client, destination)) => {}
+            () = forbidden => {}
         }
     }
 }
