@@ -8,6 +8,7 @@
 //! time without programs.
 
 mod attach;
+pub mod bpf;
 mod enrol;
 pub mod hooks;
 mod kept;
@@ -15,7 +16,7 @@ mod link;
 mod load;
 mod modes;
 mod pins;
-mod probe;
+pub mod probe;
 mod sockets;
 
 use std::collections::HashMap;
@@ -93,6 +94,12 @@ pub enum KernelError {
         missing: String,
         /// What to do.
         remedy: String,
+    },
+    /// The kernel lacks something: one line for each.
+    #[error("{}", lacks.join("\n"))]
+    Unfit {
+        /// Hook, feature, the kernel's words, running and needed version, what to do.
+        lacks: Vec<String>,
     },
     /// The object with the programs is missing or not usable.
     #[error("kernel programs {}: {why}; build them with `cargo xtask build-ebpf`, or set kernel.object", path.display())]

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use mesh_agent::kernel::Kernel;
+use mesh_agent::kernel::{Kernel, probe};
+use mesh_agent::net::netns::NetNs;
 use mesh_agent::settings::Settings;
 use mesh_agent::{app, telemetry};
 use nix::sys::signal::SigSet;
@@ -33,14 +34,22 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Tries what this kernel can do and prints what the mesh will use; leaves nothing behind.
+    Probe {
+        /// Settings file (YAML), for the cgroup, the pin path and the workloads' namespaces.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // One line, also for a person who has no log yet.
-            eprintln!("mesh-agent: {error:#}");
+            // One line for each thing that is wrong, also for a person who has no log yet.
+            for line in format!("{error:#}").lines() {
+                eprintln!("mesh-agent: {line}");
+            }
             ExitCode::FAILURE
         }
     }
@@ -49,6 +58,9 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(Command::Detach { config }) = &arguments.command {
         return detach(config);
+    }
+    if let Some(Command::Probe { config }) = &arguments.command {
+        return print_probe(config.as_deref());
     }
     // clap lets nobody through without it.
     let config = arguments.config.as_deref().context("--config is missing")?;
@@ -71,5 +83,27 @@ fn detach(config: &Path) -> anyhow::Result<()> {
         Some(path) => println!("{}: removed; the workloads of this node go on without the mesh", path.display()),
         None => println!("nothing is pinned for node {}", settings.node),
     }
+    Ok(())
+}
+
+fn print_probe(config: Option<&Path>) -> anyhow::Result<()> {
+    let (kernel, workloads) = match config {
+        Some(path) => Settings::load(path).map(|s| (s.kernel, s.workloads))?,
+        None => Default::default(),
+    };
+    let mut namespaces = Vec::new();
+    for workload in &workloads {
+        let netns = match (&workload.netns, workload.pid) {
+            (Some(path), _) => NetNs::open(path),
+            (None, pid) => NetNs::of_pid(pid.unwrap_or_default()),
+        };
+        match netns {
+            Ok(netns) => namespaces.push((workload.key(), netns)),
+            Err(e) => println!("workload {}: its namespace cannot be opened: {e}", workload.key()),
+        }
+    }
+    let report = probe::survey(&kernel, &namespaces)?;
+    print!("{report}");
+    anyhow::ensure!(report.fit(), "this kernel is not fit for the mesh; the table says what it lacks");
     Ok(())
 }

@@ -3,5 +3,6 @@
 pub mod connections;
 pub mod copy;
 pub mod listen;
+pub mod netlink;
 pub mod netns;
 pub mod peek;

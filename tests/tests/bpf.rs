@@ -18,6 +18,8 @@ mod lifecycle;
 mod lookup;
 #[path = "bpf/loss.rs"]
 mod loss;
+#[path = "bpf/probe.rs"]
+mod probe;
 #[path = "bpf/sock_ops.rs"]
 mod sock_ops;
 #[path = "bpf/support.rs"]

@@ -5,17 +5,17 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::tc::{SchedClassifierLink, TcError, TcHandle};
-use aya::programs::{CgroupAttachMode, Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType, tc};
-use aya::util::KernelVersion;
+use aya::programs::{CgroupAttachMode, LinkOrder, Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType, tc};
 use nix::net::if_::if_nametoindex;
 
 use super::hooks::{Direction, Hook, Place};
 use super::pins::Pins;
-use super::{KernelError, chain, hooks, link, probe};
+use super::{KernelError, bpf, chain, hooks, link, probe};
 use crate::net::netns::NetNs;
 
 /// How often a program is offered to a kernel that was interrupted.
@@ -155,7 +155,9 @@ fn attach_interface(
     }
     let fd = program.fd().map_err(text)?.try_clone().map_err(text)?;
     link::put(pin, fd.as_fd(), link::Place::Interface(index), || {
-        let id = program.attach(interface, direction).map_err(text)?;
+        // First, so that nobody before us lets a packet pass that we would have caught.
+        let first = tc::TcAttachOptions::TcxOrder(LinkOrder::first());
+        let id = program.attach_with_options(interface, direction, first).map_err(text)?;
         FdLink::try_from(program.take_link(id).map_err(text)?).map_err(text)
     })
 }
@@ -164,8 +166,8 @@ fn attach_interface(
 /// one step.
 fn attach_filter(program: &mut SchedClassifier, interface: &str, direction: TcAttachType) -> Result<(), ProgramError> {
     match tc::qdisc_add_clsact(interface) {
-        Ok(()) | Err(TcError::AlreadyAttached) => {}
-        Err(e) => return Err(e.into()),
+        Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
+        done => done?,
     }
     let (priority, handle) = (FILTER.0, TcHandle::new(0, FILTER.1));
     let id = match program.attach_to_link(filter(interface, direction).map_err(TcError::IoError)?) {
@@ -185,8 +187,10 @@ fn filter(interface: &str, direction: TcAttachType) -> std::io::Result<SchedClas
     SchedClassifierLink::attached(interface, direction, FILTER.0, TcHandle::new(0, FILTER.1), None)
 }
 
+/// Whether this kernel has tcx: one that does can say who is attached to loopback by it.
 fn has_tcx() -> bool {
-    KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 6, 0))
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| bpf::attached(bpf::Target::Interface(bpf::LOOPBACK), bpf::TCX_INGRESS).is_ok())
 }
 
 fn fd(program: &Program) -> Result<ProgramFd, String> {

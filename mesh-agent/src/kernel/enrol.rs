@@ -14,7 +14,7 @@ use mesh_common::addr::Addr;
 use tracing::warn;
 
 use super::modes::{self, Modes};
-use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept};
+use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept, probe};
 use crate::net::connections::Connection;
 use crate::net::listen::listen;
 use crate::net::netns::NetNs;
@@ -68,6 +68,15 @@ pub(super) fn prepare(
         let taken = std::io::Error::other(format!("it is already enrolled as workload {other}"));
         return Err(failed("enrol it")(taken));
     }
+    if let Some(interface) = probe::foreign::unfit_interface(netns) {
+        return Err(KernelError::Environment {
+            missing: format!(
+                "interface {interface} of workload {id} is a netkit device, on which bpf_sk_assign does not hold"
+            ),
+            remedy: "let the CNI plugin make veth devices (Cilium: bpf.datapathMode=veth), and start the pod anew"
+                .into(),
+        });
+    }
     let open = |role: Role, preferred: u16| {
         let sockets = kernel.sockets.clone();
         listen(netns, preferred, |socket| sockets.mark(socket, role)).map_err(failed("listen"))
@@ -120,6 +129,9 @@ pub(super) fn commit(kernel: &mut Kernel, prepared: Prepared) -> Result<Listener
             let _ = remove(kernel, &mut pod);
         }
         return Err(e);
+    }
+    for foreign in probe::foreign::in_namespace(&pod.netns) {
+        warn!(workload = id, "{foreign}");
     }
     kernel.pods.insert(id, pod);
     Ok(listeners)

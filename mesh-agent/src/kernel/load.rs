@@ -4,10 +4,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use aya::maps::{HashMap as BpfHashMap, MapInfo, PerCpuArray};
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::abi::{INGRESS_NETNS, maps};
+use tracing::{debug, warn};
 
 use super::{Kernel, KernelError, attach, chain, hooks, pins::Pins, probe, sockets::Sockets};
 use crate::settings::KernelSettings;
@@ -97,14 +99,47 @@ pub(super) fn load(
     if let Err(e) = fs::metadata(&object) {
         return Err(KernelError::Object { path: object, why: e.to_string() });
     }
+    let bpffs = settings.pin_path.as_deref().and_then(probe::bpffs_of).unwrap_or(Path::new(probe::BPFFS));
+    let tried = Instant::now();
+    probe::require(&cgroups.own, bpffs)?;
+    debug!(milliseconds = tried.elapsed().as_millis(), "the kernel can do what the mesh needs");
+    for foreign in probe::foreign::on_cgroup(&cgroups.attach) {
+        warn!("{foreign}");
+    }
     let pins = pins()?;
-    let (fresh, path) = (pins.fresh, pins.root().to_owned());
+    // Held on to, so that nobody gets it before what was begun is removed.
+    let (fresh, path, lock) = (pins.fresh, pins.root().to_owned(), pins.lock());
     build(object, cgroups, pins).inspect_err(|_| {
-        if fresh && let Ok(pins) = Pins::open(path) {
+        if fresh
+            && let Ok(lock) = lock
+            && let Ok(pins) = Pins::take_over(path, lock)
+        {
             // The first error is the one to tell.
             let _ = pins.remove();
         }
     })
+}
+
+/// Offers every program to the kernel, attaches none, and leaves nothing on the bpffs.
+pub(super) fn offer(settings: &KernelSettings, bpffs: &Path) -> Vec<(&'static str, Result<(), KernelError>)> {
+    let path = settings.object.clone().unwrap_or_else(default_object);
+    let maps_at = bpffs.join(format!("mesh-probe-maps-{}-{:x}", std::process::id(), rand::random::<u32>()));
+    let made = fs::create_dir(&maps_at).map_err(|e| KernelError::Pins { path: maps_at.clone(), why: e.to_string() });
+    let loaded = made.and_then(|()| Loader::new(path, &maps_at)).and_then(|mut loader| loader.load(NOBODY));
+    let offered = match loaded {
+        Ok(mut object) => {
+            let mut offer =
+                |hook: &'static hooks::Hook| (hook.program, attach::load(&mut object, std::iter::once(hook)));
+            hooks::HOOKS.iter().map(&mut offer).collect()
+        }
+        Err(e) => vec![("the object", Err(e))],
+    };
+    for name in maps::ALL {
+        // Not there if the object could not be loaded.
+        let _ = fs::remove_file(maps_at.join(name));
+    }
+    let _ = fs::remove_dir(&maps_at);
+    offered
 }
 
 fn build(object: PathBuf, cgroups: probe::Cgroups, pins: Pins) -> Result<Kernel, KernelError> {

@@ -11,13 +11,13 @@
 
 use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use mesh_common::abi::ABI_VERSION;
+use mesh_common::abi::{ABI_VERSION, maps};
 
-use super::{KernelError, link};
+use super::{KernelError, bpf, link};
 
 /// Where pins go when the settings do not say.
 const PINS: &str = "/sys/fs/bpf/mesh";
@@ -158,6 +158,11 @@ impl Pins {
 
     /// Detaches everything that one version has here and removes its maps: pods first.
     pub(super) fn remove_version(directory: &Path) -> io::Result<()> {
+        // Without tcx a pod's programs are no links, and may be out of our reach: what does not know the pod lets all pass.
+        match bpf::pinned(&directory.join(maps::WORKLOADS)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            map => bpf::clear(map?.as_fd())?,
+        }
         let pods = directory.join(PODS);
         names(&pods).into_iter().try_for_each(|pod| remove_links(&pods.join(pod)))?;
         remove_links(&directory.join(LINKS))?;

@@ -39,6 +39,11 @@ impl NetNs {
         NetNs::open(OWN)
     }
 
+    /// Another handle of the same namespace.
+    pub fn share(&self) -> NetNs {
+        NetNs { file: Arc::clone(&self.file), cookie: self.cookie }
+    }
+
     /// The number by which the kernel knows this namespace: never used again until the next boot, never 0.
     pub fn cookie(&self) -> u64 {
         self.cookie

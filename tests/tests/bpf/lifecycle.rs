@@ -175,7 +175,7 @@ fn an_agent_alone_in_its_cgroup_is_never_caught() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
-fn cgroup2() -> std::path::PathBuf {
+pub fn cgroup2() -> std::path::PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     let line = mounts.lines().find(|l| l.split(' ').nth(2) == Some("cgroup2")).expect("no cgroup v2 is mounted");
     line.split(' ').nth(1).unwrap().into()

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use mesh_agent::kernel::{Kernel, Listeners, Sockets};
+use mesh_agent::net::netlink;
 use mesh_agent::net::netns::NetNs;
 use mesh_agent::settings::KernelSettings;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -211,11 +212,44 @@ pub fn ip(ns: &NetNs, arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The names of the programs that tcx has on the pod's interface.
+/// Whether this kernel has tcx.
+pub fn has_tcx() -> bool {
+    aya::programs::SchedClassifier::query_tcx("lo", aya::programs::TcAttachType::Ingress).is_ok()
+}
+
+/// The names of the programs on the pod's interface.
 pub fn programs_at(net: &Net) -> String {
-    let query = || aya::programs::SchedClassifier::query_tcx("eth0", aya::programs::TcAttachType::Ingress);
-    let (_, found) = net.pod.run(query).unwrap().unwrap();
-    found.iter().filter_map(|p| p.name_as_str().map(str::to_owned)).collect::<Vec<_>>().join(" ")
+    let look = || {
+        if !has_tcx() {
+            return filters_at("eth0");
+        }
+        let (_, found) =
+            aya::programs::SchedClassifier::query_tcx("eth0", aya::programs::TcAttachType::Ingress).unwrap();
+        found.iter().filter_map(|p| p.name_as_str().map(str::to_owned)).collect()
+    };
+    net.pod.run(look).unwrap().join(" ")
+}
+
+/// Nothing of the mesh is in the pod's way. Without tcx the programs of an agent that is gone are no links, and stay
+/// until the pod does; they let everything pass.
+pub fn assert_released(net: &Net) {
+    if has_tcx() {
+        assert!(!programs_at(net).contains("mesh_"));
+    }
+    for (here, there, address) in [(&net.pod, &net.wire, "10.77.0.1:8099"), (&net.wire, &net.pod, "10.77.0.2:8099")] {
+        let listener = listen_in(there, address);
+        let client = connect_in(here, address).unwrap();
+        assert_joined(&client, &accept(&listener).0);
+    }
+}
+
+/// The names in the filters that clsact has at an interface's ingress (rtnetlink(7): `struct tcmsg`, attributes).
+fn filters_at(interface: &str) -> Vec<String> {
+    const TC_H_CLSACT_INGRESS: u32 = 0xffff_fff2;
+    let index = nix::net::if_::if_nametoindex(interface).unwrap();
+    let message = [0, index, 0, TC_H_CLSACT_INGRESS, 0].map(u32::to_ne_bytes).concat();
+    let filters = netlink::request(libc::NETLINK_ROUTE, libc::RTM_GETTFILTER, libc::NLM_F_DUMP as u16, &message);
+    filters.unwrap().iter().map(|filter| String::from_utf8_lossy(filter).into_owned()).collect()
 }
 
 pub fn ip_of(text: &str) -> IpAddr {

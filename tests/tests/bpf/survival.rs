@@ -97,6 +97,18 @@ fn link_id(path: &Path) -> (u32, u32) {
     (info.id(), info.program_id())
 }
 
+/// As [`Kernel::detach_left`], once nobody holds the lock: a program that another test is starting has a copy of it for
+/// a moment.
+fn detach_left(pins: &Path) -> Option<PathBuf> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match Kernel::detach_left(&settings(pins), "test") {
+            Err(e) if e.to_string().contains("another agent") && Instant::now() < end => std::thread::yield_now(),
+            done => return done.unwrap(),
+        }
+    }
+}
+
 #[test]
 fn what_a_killed_agent_had_in_force_stays_in_force() {
     let orphan = Orphan::new();
@@ -122,7 +134,8 @@ fn the_next_agent_takes_over_what_is_there_in_one_step_each() {
     let links: Vec<PathBuf> = hooks::cgroup().map(|hook| orphan.own().join("links").join(hook.program)).collect();
     let pod_links: Vec<PathBuf> =
         fs::read_dir(orphan.pod_pins()).unwrap().map(|e| e.unwrap().path()).filter(|p| !p.is_symlink()).collect();
-    assert_eq!(pod_links.len(), hooks::pod().count(), "one interface");
+    // Without tcx only sk_lookup is a link.
+    assert_eq!(pod_links.len(), if has_tcx() { hooks::pod().count() } else { 1 }, "one interface");
     let all: Vec<&PathBuf> = links.iter().chain(&pod_links).collect();
     let before: Vec<_> = all.iter().map(|path| link_id(path)).collect();
 
@@ -162,10 +175,7 @@ fn a_pod_that_is_not_wanted_any_more_is_let_go() {
     let left = kernel.left();
     kernel.discard(&left[0]).unwrap();
     assert_eq!(kernel.left(), []);
-    assert!(!programs_at(&orphan.net).contains("mesh_"));
-    let there = listen_in(&orphan.net.wire, "10.77.0.1:8080");
-    let client = connect_in(&orphan.net.pod, "10.77.0.1:8080").unwrap();
-    assert_joined(&client, &accept(&there).0);
+    assert_released(&orphan.net);
 }
 
 #[test]
@@ -193,9 +203,10 @@ fn an_agent_that_lives_keeps_its_pins() {
     let error = Kernel::detach_left(&settings(&pins), "test").unwrap_err().to_string();
     assert!(error.contains("another agent"), "{error}");
     holder.kill();
-    assert_eq!(Kernel::detach_left(&settings(&pins), "test").unwrap(), Some(pins.clone()));
-    assert!(!pins.exists() && !programs_at(&net).contains("mesh_"));
-    assert_eq!(Kernel::detach_left(&settings(&pins), "test").unwrap(), None);
+    assert_eq!(detach_left(&pins), Some(pins.clone()));
+    assert!(!pins.exists());
+    assert_released(&net);
+    assert_eq!(detach_left(&pins), None);
 }
 
 #[test]
@@ -210,7 +221,7 @@ fn a_map_of_another_shape_is_refused_and_left_alone() {
         assert!(error.contains(word), "{error}");
     }
     assert!(path.exists());
-    Kernel::detach_left(&settings(&pins), "test").unwrap();
+    detach_left(&pins);
     drop(load(&pins));
     assert!(!pins.exists());
 }
