@@ -14,12 +14,8 @@ fuzz_target!(|body: &[u8]| {
     let Ok(first) = LoadAssignment::parse(&name, body, None) else { return };
     let again = LoadAssignment::parse(&name, body, Some(&first)).expect("parsed before");
     assert_eq!(first, again);
-    let policies = [
-        LbPolicy::RoundRobin,
-        LbPolicy::LeastRequest { choices: 2 },
-        LbPolicy::Random,
-        LbPolicy::ConsistentHash,
-    ];
+    let policies =
+        [LbPolicy::RoundRobin, LbPolicy::LeastRequest { choices: 2 }, LbPolicy::Random, LbPolicy::ConsistentHash];
     for policy in policies {
         for locality_weighted in [false, true] {
             let lb = LbConfig { policy, locality_weighted, ..LbConfig::default() };

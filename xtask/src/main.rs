@@ -9,6 +9,7 @@ mod lab;
 mod packages;
 mod steps;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Tries the kernel programs on Debian's packaged kernels, in emulated machines.
+    Vm(vm::Options),
     /// A mesh of network namespaces to try things in: up, exec, pods, logs, apply, down.
     #[command(disable_help_flag = true)]
     Lab {
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Demo { arguments } => demo::run(&arguments),
         Command::Bench { arguments } => bench::run(&arguments),
+        Command::Vm(options) => vm::run(&options),
         Command::Lab { arguments } => lab::run(&arguments),
     };
     match result {

@@ -20,11 +20,13 @@ pub enum Use {
     Test,
     /// The benchmarks.
     Bench,
+    /// Machines with other kernels.
+    Vm,
 }
 
 /// Program or file that shows that the package is there, the package, and what needs it.
-const PACKAGES: [(&str, &str, &[Use]); 12] = [
-    ("ip", "iproute2", &[Use::Lab, Use::Demo, Use::Test, Use::Bench]),
+const PACKAGES: [(&str, &str, &[Use]); 15] = [
+    ("ip", "iproute2", &[Use::Lab, Use::Demo, Use::Test, Use::Bench, Use::Vm]),
     ("setpriv", "util-linux", &[Use::Test]),
     ("curl", "curl", &[Use::Demo, Use::Test]),
     ("tcpdump", "tcpdump", &[Use::Demo, Use::Test]),
@@ -36,6 +38,9 @@ const PACKAGES: [(&str, &str, &[Use]); 12] = [
     ("redis-cli", "redis-tools", &[Use::Test]),
     ("psql", "postgresql-client", &[Use::Test]),
     ("/usr/lib/postgresql", "postgresql", &[Use::Test]),
+    ("qemu-system-x86_64", "qemu-system-x86", &[Use::Vm]),
+    ("xz", "xz-utils", &[Use::Vm]),
+    ("strip", "binutils", &[Use::Vm]),
 ];
 
 /// Installs what is missing for a use, on Debian and Ubuntu as root; elsewhere says what to run.

@@ -6,12 +6,14 @@
 mod leftovers;
 mod programs;
 
-use anyhow::{Result, bail};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::packages::{self, Use};
 use crate::steps::Steps;
-use crate::{build_ebpf, check};
+use crate::{build_ebpf, cargo, check};
 
 use programs::{Program, Tally};
 
@@ -35,6 +37,14 @@ pub struct Options {
     /// Only tests whose name contains this; no checks of format and lints.
     #[arg(long)]
     filter: Option<String>,
+}
+
+/// Builds the kernel tests and what a machine needs beside them, and tells where the tests are.
+pub fn kernel_tests() -> Result<PathBuf> {
+    cargo::run(&mut cargo::cargo(&["build", "-q", "-p", "mesh-agent", "--bins"]))?;
+    let built = programs::build_of(&["-p", "mesh-tests", "--bin", "mesh-vm-init", "--test", "bpf"])?;
+    let tests = built.into_iter().next().context("the kernel tests were not built")?;
+    Ok(tests.into_executable())
 }
 
 /// Runs the tests.

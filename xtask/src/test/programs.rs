@@ -26,6 +26,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// Its file.
+    pub fn into_executable(self) -> PathBuf {
+        self.executable
+    }
+
     /// Which part of the tests it belongs to: by its name, as files of `tests/tests` are named after what they test.
     pub fn part(&self) -> Part {
         match self.name.as_str() {
@@ -80,8 +85,13 @@ struct Profile {
 
 /// Builds every program and every test of the workspace.
 pub fn build() -> Result<Vec<Program>> {
-    let mut command =
-        cargo::cargo(&["build", "--workspace", "--bins", "--tests", "--message-format=json-render-diagnostics"]);
+    build_of(&["--workspace", "--bins", "--tests"])
+}
+
+/// Builds what these arguments of cargo choose, and returns the tests among it.
+pub fn build_of(choice: &[&str]) -> Result<Vec<Program>> {
+    let mut command = cargo::cargo(&["build", "--message-format=json-render-diagnostics"]);
+    command.args(choice);
     let output = command.stderr(Stdio::inherit()).output().context("starting cargo build")?;
     if !output.status.success() {
         bail!("`{}`: {}", cargo::line(&command), output.status);

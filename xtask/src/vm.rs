@@ -1,0 +1,88 @@
+//! `cargo xtask vm VERSION…`: boots Debian's packaged kernels of these versions under qemu, by software emulation, and
+//! tries the mesh's programs on each.
+//!
+//! In: versions such as 6.1. Out: every test by name, a table of what held where, the same in `target/vm/`, and with
+//! `--record` in `docs/kernels.md`; fails if a kernel did. Needs root (the tests do not run here, but the object's
+//! build and the packages may have to be installed). Bounded: a machine that is not done in time is ended.
+
+mod initramfs;
+mod kernel;
+mod machine;
+mod table;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::packages::{self, Use};
+use crate::steps::Steps;
+use crate::{build_ebpf, cargo, test};
+
+/// Options of the command.
+#[derive(Args)]
+pub struct Options {
+    /// Kernel versions, as in the names of Debian's packages.
+    #[arg(default_values = ["6.1", "6.12"])]
+    versions: Vec<String>,
+    /// Only kernel tests whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Writes the table into docs/kernels.md.
+    #[arg(long)]
+    record: bool,
+}
+
+/// Kernel tests that are about load: emulation makes them last for minutes and says nothing about load.
+const LEFT_OUT: [&str; 2] =
+    ["a_hundred_thousand_short_connections", "more_dials_of_an_application_than_there_are_ports"];
+
+/// Runs the tests on every kernel; all run, also when one fails.
+pub fn run(options: &Options) -> Result<()> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!("only x86-64 kernels are booted, and this machine is {}", std::env::consts::ARCH);
+    }
+    let mut steps = Steps::new();
+    steps.run("packages", || packages::ensure(Use::Vm))?;
+    let object = steps.run("kernel programs", build_ebpf::run)?;
+    let tests = steps.run("build", test::kernel_tests)?;
+    let place = cargo::target()?.join("vm");
+    std::fs::create_dir_all(&place).with_context(|| format!("creating {}", place.display()))?;
+    let mut results = Vec::new();
+    for version in &options.versions {
+        let kernel = steps.run(&format!("kernel {version}"), || kernel::fetch(version, &place))?;
+        let result = steps.run(&format!("Linux {} in a machine", kernel.release), || {
+            let programs = initramfs::Programs {
+                init: cargo::target()?.join("debug/mesh-vm-init"),
+                agent: cargo::target()?.join("debug/mesh-agent"),
+                tests: tests.clone(),
+                object: object.clone(),
+            };
+            let image = place.join(format!("{}.cpio", kernel.release));
+            initramfs::write(&image, &kernel, &programs, &plan(options))?;
+            machine::run(&kernel, &image, &place)
+        })?;
+        results.push(result);
+    }
+    let table = table::markdown(&results);
+    println!("\n{table}");
+    std::fs::write(place.join("results.md"), &table).context("writing results.md")?;
+    if options.record {
+        table::record(&table)?;
+    }
+    steps.summary();
+    let failed: Vec<_> = results.iter().filter(|r| !r.good()).map(|r| r.package.clone()).collect();
+    if !failed.is_empty() {
+        bail!("not everything held on {}; the whole output is in {}", failed.join(", "), place.display());
+    }
+    Ok(())
+}
+
+/// What the machine does, in the form that `mesh-vm-init` reads.
+fn plan(options: &Options) -> Vec<String> {
+    let skips: String = LEFT_OUT.iter().map(|name| format!(" --skip {name}")).collect();
+    let filter = options.filter.as_ref().map_or_else(String::new, |f| format!(" {f}"));
+    vec![
+        "run loopback /usr/sbin/ip link set lo up".to_owned(),
+        "run probe /mesh-agent probe".to_owned(),
+        format!("run tests /tests --test-threads=1{skips}{filter}"),
+    ]
+}
