@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::admin::{self, Page, View};
+use crate::dns;
 use crate::identity::Identities;
 use crate::kernel::{Kernel, KernelError};
 use crate::live::Live;
@@ -85,6 +86,10 @@ pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
     let counters = client.counters();
     metrics.add_source(move |out| counters.write(out));
 
+    let dns = Arc::new(dns::Counters::default());
+    let counters = dns.clone();
+    metrics.add_source(move |out| counters.write(out));
+
     let kernel = Arc::new(Mutex::new(kernel));
     let refused = Arc::new(Refused::default());
     let counting = refused.clone();
@@ -96,6 +101,7 @@ pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
         metrics: metrics.worker(index),
         refused: refused.clone(),
         access_log: access_log.as_ref().map_or_else(Log::off, AccessLog::handle),
+        dns: dns.clone(),
         settings: settings.clone(),
         shutdown: watch.clone(),
     })

@@ -16,12 +16,13 @@ mod link;
 mod load;
 mod modes;
 mod pins;
+mod places;
 pub mod probe;
 mod sockets;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ use mesh_common::addr::Endpoint;
 use tracing::{info, warn};
 
 use crate::net::netns::NetNs;
-use crate::settings::{KernelSettings, OnAgentLoss};
+use crate::settings::{KernelSettings, OnAgentLoss, Udp};
 use crate::workload::Workload;
 
 pub use enrol::Prepared;
@@ -49,6 +50,7 @@ pub struct Kernel {
     workloads: BpfHashMap<MapData, u64, abi::Workload>,
     port_modes: BpfHashMap<MapData, abi::PortKey, u32>,
     kept: kept::Kept,
+    places: places::Places,
     agents: BpfHashMap<MapData, u64, u32>,
     metrics: PerCpuArray<MapData, u64>,
     events: Option<Map>,
@@ -71,13 +73,20 @@ pub struct Listeners {
     pub inbound: Vec<TcpListener>,
     /// HBONE.
     pub tunnel: Vec<TcpListener>,
+    /// Questions to DNS servers, IPv4 first; [`Sockets::dns_server`] tells which server.
+    pub dns: Vec<UdpSocket>,
 }
 
 impl Listeners {
     /// The same listening sockets once more: they listen until the last copy is closed.
     pub fn try_clone(&self) -> io::Result<Listeners> {
         let copy = |group: &[TcpListener]| group.iter().map(TcpListener::try_clone).collect::<io::Result<Vec<_>>>();
-        Ok(Listeners { outbound: copy(&self.outbound)?, inbound: copy(&self.inbound)?, tunnel: copy(&self.tunnel)? })
+        Ok(Listeners {
+            outbound: copy(&self.outbound)?,
+            inbound: copy(&self.inbound)?,
+            tunnel: copy(&self.tunnel)?,
+            dns: self.dns.iter().map(UdpSocket::try_clone).collect::<io::Result<Vec<_>>>()?,
+        })
     }
 }
 
@@ -313,15 +322,21 @@ impl Kernel {
     /// the running agent has handed over. Dropping the result changes nothing.
     pub fn prepare(&mut self, workload: &Workload, listeners: Option<Listeners>) -> Result<Prepared, KernelError> {
         let key = workload.key();
+        let loss = match workload.on_agent_loss {
+            OnAgentLoss::Closed => 0,
+            OnAgentLoss::Open => abi::LOSS_OPEN,
+        };
+        let udp = match workload.udp {
+            Udp::Allow => 0,
+            Udp::DnsOnly => abi::UDP_DNS_ONLY,
+            Udp::Deny => abi::UDP_DENY,
+        };
         let subject = enrol::Subject {
             id: workload.id,
             key: &key,
             netns: &workload.netns,
             addresses: &workload.addresses,
-            flags: match workload.on_agent_loss {
-                OnAgentLoss::Closed => 0,
-                OnAgentLoss::Open => abi::LOSS_OPEN,
-            },
+            flags: loss | udp,
         };
         enrol::prepare(self, &subject, listeners)
     }

@@ -1,7 +1,8 @@
-//! Sockets and byte streams: namespaces, listeners, looking ahead, relaying. No protocol above TCP.
+//! Sockets and byte streams: namespaces, listeners, looking ahead, relaying; datagrams. No protocol above TCP and UDP.
 
 pub mod connections;
 pub mod copy;
+pub mod datagram;
 pub mod listen;
 pub mod netlink;
 pub mod netns;

@@ -30,6 +30,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::mpsc;
 
+use crate::dns;
 use crate::identity::Identities;
 use crate::kernel::{Listeners, Sockets};
 use crate::live::Live;
@@ -59,6 +60,8 @@ pub struct Context {
     pub refused: Arc<Refused>,
     /// This worker's access log.
     pub access_log: Log,
+    /// What the DNS forwarders of all workers count.
+    pub dns: Arc<dns::Counters>,
     /// The settings.
     pub settings: Arc<Settings>,
     /// When to end.

@@ -170,6 +170,22 @@ pub struct WorkloadSettings {
     /// What happens to its new connections while no agent is there. STRICT ports are closed in any case.
     #[serde(default)]
     pub on_agent_loss: OnAgentLoss,
+    /// Which UDP may leave it.
+    #[serde(default)]
+    pub udp: Udp,
+}
+
+/// Which UDP may leave a workload. What stays on the host itself is never refused; DNS over TCP is TCP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Udp {
+    /// All.
+    #[default]
+    Allow,
+    /// Questions to DNS servers, port 53.
+    DnsOnly,
+    /// None.
+    Deny,
 }
 
 /// What happens to new connections of a workload while no agent is there.

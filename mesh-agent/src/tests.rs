@@ -13,6 +13,7 @@ const LAYERS: &[&str] = &[
     "tls",
     "identity",
     "kernel",
+    "dns",
     "upstream",
     "live",
     "proxy",

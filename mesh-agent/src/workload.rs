@@ -8,7 +8,7 @@ use std::sync::Arc;
 use mesh_core::identity::{IdentityError, SpiffeId};
 
 use crate::net::netns::NetNs;
-use crate::settings::{OnAgentLoss, WorkloadSettings};
+use crate::settings::{OnAgentLoss, Udp, WorkloadSettings};
 use crate::telemetry::Peer;
 
 /// A local workload: a pod, or a process group with a network namespace of its own.
@@ -34,6 +34,8 @@ pub struct Workload {
     pub peer: Arc<Peer>,
     /// What happens to its new connections while no agent is there.
     pub on_agent_loss: OnAgentLoss,
+    /// Which UDP may leave it.
+    pub udp: Udp,
 }
 
 impl Workload {
@@ -59,6 +61,7 @@ impl Workload {
             addresses,
             peer,
             on_agent_loss: settings.on_agent_loss,
+            udp: settings.udp,
         })
     }
 
@@ -100,6 +103,7 @@ mod tests {
             pid: None,
             workload_name: workload_name.map(Into::into),
             on_agent_loss: OnAgentLoss::Closed,
+            udp: Udp::Allow,
         };
         peer(&settings, &"c1".into(), &SpiffeId::new("cluster.local", "shop", "reviews").unwrap())
     }

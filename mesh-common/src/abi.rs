@@ -22,6 +22,13 @@ pub const MAX_PEERS: u32 = 65_536;
 pub const MAX_PORT_MODES: u32 = 65_536;
 /// Connections of all workloads together that are older than their enrolment and may go on.
 pub const MAX_KEPT: u32 = 65_536;
+/// DNS servers that have been asked, of all workloads together; one workload can have [`dns::PLACES4`] and
+/// [`dns::PLACES6`]. Where there is no place for a server, its questions do as without the agent
+/// ([`Counter::DnsFull`]).
+///
+/// [`dns::PLACES4`]: crate::dns::PLACES4
+/// [`dns::PLACES6`]: crate::dns::PLACES6
+pub const MAX_DNS_PLACES: u32 = 65_536;
 /// Agents (cgroups) whose processes are never caught: two during an upgrade.
 pub const MAX_AGENTS: u32 = 16;
 /// Bytes of the ring buffer for [`Event`]s; what does not fit is counted ([`Counter::EventLost`]).
@@ -52,6 +59,8 @@ pub mod maps {
     pub const KEPT: &str = "KEPT";
     /// socket → [`Verdict`](super::Verdict) as u32.
     pub const VERDICT: &str = "VERDICT";
+    /// [`DnsPlace`](super::DnsPlace) → [`Endpoint`](super::Endpoint), the DNS server.
+    pub const DNS: &str = "DNS";
     /// [`Counter`](super::Counter) → u64, per CPU.
     pub const METRICS: &str = "METRICS";
     /// A `LISTENER_` constant → the agent's listener in this pod. One map per pod, not pinned. Written by the agent only.
@@ -59,8 +68,8 @@ pub mod maps {
     /// [`Event`](super::Event)s.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that is shared by all instances of the programs, by a pin.
-    pub const ALL: [&str; 12] =
-        [WORKLOADS, AGENTS, FLOW, PEER, PORT_MODES, KEPT, ORIGIN, CLIENT, AGENT, VERDICT, METRICS, EVENTS];
+    pub const ALL: [&str; 13] =
+        [WORKLOADS, AGENTS, FLOW, PEER, PORT_MODES, KEPT, ORIGIN, CLIENT, AGENT, VERDICT, DNS, METRICS, EVENTS];
 }
 
 /// Place in LISTENERS of the listener for plain IPv4 connections.
@@ -163,6 +172,18 @@ pub struct Tuple {
     pub server: Endpoint,
 }
 
+/// Under which loopback address a DNS server is asked through the agent, in one network namespace ([`crate::dns`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DnsPlace {
+    /// Cookie of the network namespace.
+    pub netns: u64,
+    /// The agent's listener, at the address that stands for the server.
+    pub at: Endpoint,
+    /// 0; in the place of padding.
+    pub zero: u32,
+}
+
 /// What a socket of the agent is for. The value of its AGENT storage.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +198,8 @@ pub enum Role {
     Inbound = 4,
     /// Accepts HBONE.
     Tunnel = 5,
+    /// Takes questions to DNS servers.
+    Dns = 6,
 }
 
 /// What the programs count. The key of METRICS.
@@ -219,11 +242,22 @@ pub enum Counter {
     /// TCP packets dropped on their way out because nothing explains them: they came by no `connect()` that the
     /// programs saw.
     EgressUnexplained = 16,
+    /// Datagrams, and UDP sockets that connected, whose DNS server the agent's listener stands for.
+    DnsCaptured = 17,
+    /// DNS servers for which there was no place; told again as bypassed or refused.
+    DnsFull = 18,
+    /// Questions that went straight to the server, because the agent is gone, there was no place for the server, or the
+    /// socket is bound to a device; of workloads with [`LOSS_OPEN`].
+    DnsBypassed = 19,
+    /// As [`Counter::DnsBypassed`], of workloads without [`LOSS_OPEN`]: failed with EPERM.
+    DnsRefused = 20,
+    /// Datagrams, and UDP sockets that connected, against the workload's setting: failed with EPERM.
+    UdpDenied = 21,
 }
 
 impl Counter {
     /// Every counter with its name in metrics.
-    pub const ALL: [(Counter, &'static str); 17] = [
+    pub const ALL: [(Counter, &'static str); 22] = [
         (Counter::OutboundCaptured, "outbound_captured"),
         (Counter::OutboundExempt, "outbound_exempt"),
         (Counter::OutboundUnreachable, "outbound_unreachable"),
@@ -241,6 +275,11 @@ impl Counter {
         (Counter::OutboundNoAgent, "outbound_no_agent"),
         (Counter::OutboundRefused, "outbound_refused"),
         (Counter::EgressUnexplained, "egress_unexplained"),
+        (Counter::DnsCaptured, "dns_captured"),
+        (Counter::DnsFull, "dns_full"),
+        (Counter::DnsBypassed, "dns_bypassed"),
+        (Counter::DnsRefused, "dns_refused"),
+        (Counter::UdpDenied, "udp_denied"),
     ];
     /// How many there are.
     pub const COUNT: u32 = Counter::ALL.len() as u32;
@@ -264,6 +303,7 @@ const _: () = {
     assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
     assert!(size_of::<Tuple>() == 48 && align_of::<Tuple>() == 8);
     assert!(core::mem::offset_of!(Tuple, client) == 8 && core::mem::offset_of!(Tuple, server) == 28);
+    assert!(size_of::<DnsPlace>() == 32 && core::mem::offset_of!(DnsPlace, zero) == 28);
     assert!(size_of::<Workload>() == 8 + 32 + 16 * MAX_ADDRESSES + 8 && align_of::<Workload>() == 4);
     assert!(core::mem::offset_of!(Workload, outbound_port) == 40 + 16 * MAX_ADDRESSES);
     assert!(size_of::<PortKey>() == 16 && align_of::<PortKey>() == 8);
@@ -277,7 +317,7 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Endpoint, PortKey, Tuple, Workload};
+    use super::{DnsPlace, Endpoint, PortKey, Tuple, Workload};
 
     // SAFETY: repr(C), made of integers only, without padding (the assertions above), so any bytes are a value and
     // every byte of a value is initialised.
@@ -288,4 +328,6 @@ mod user {
     unsafe impl aya::Pod for PortKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Endpoint {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for DnsPlace {}
 }

@@ -158,13 +158,13 @@ fn listener(workload: &Workload, port: u16) -> Inbound {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 
     use super::*;
     use proptest::prelude::*;
 
-    fn workload() -> Workload {
+    pub(crate) fn workload() -> Workload {
         let own = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
         let mut w = Workload {
             id: 7,

@@ -1,10 +1,12 @@
 //! What the kernel programs and the agent share: map keys and values ([`abi`]), addresses in the form in which the maps
-//! hold them ([`addr`]), and the decisions that the programs take ([`capture`], [`egress`]). In: plain values. Out: plain values.
-//! No std, no allocation, no map access, no I/O: everything here runs in the kernel as well as in a test on the host.
+//! hold them ([`addr`]), and the decisions that the programs take ([`capture`], [`egress`], [`udp`], [`dns`]). In: plain
+//! values. Out: plain values. No std, no allocation, no map access, no I/O: everything here runs in the kernel as well as in a test on the host.
 
 #![no_std]
 
 pub mod abi;
 pub mod addr;
 pub mod capture;
+pub mod dns;
 pub mod egress;
+pub mod udp;

@@ -1,5 +1,5 @@
 //! cgroup/connect4 and connect6. In: the socket and the address that the application asks for. Out: the address that it
-//! gets, and ORIGIN with the one it asked for. Only TCP of enrolled namespaces; never the agent's sockets.
+//! gets, and ORIGIN with the one it asked for. TCP of enrolled namespaces; never the agent's sockets. UDP is `sendmsg`'s.
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_set_retval};
@@ -10,6 +10,7 @@ use mesh_common::capture::{self, Outbound};
 
 use crate::maps::{AGENT, AGENTS, ORIGIN, VERDICT, WORKLOADS};
 use crate::report::{count, tell};
+use crate::sendmsg;
 use crate::socket::{agent_listens, netns, of_sock_addr, set_user4, set_user6, user4, user6};
 
 const SOCK_STREAM: u32 = 1;
@@ -47,6 +48,9 @@ pub fn v6(ctx: &SockAddrContext) -> i32 {
 /// Where the connection is to go instead, if somewhere else; an error if nowhere.
 #[inline(always)]
 fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> {
+    if sendmsg::is_udp(ctx) {
+        return sendmsg::decide(ctx, to);
+    }
     // SAFETY: fields of the context.
     let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
     if kind != SOCK_STREAM || (protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP) {

@@ -7,20 +7,21 @@ use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture;
 
 use crate::maps::{AGENT, CLIENT, ORIGIN, WORKLOADS};
+use crate::sendmsg;
 use crate::socket::{netns, of_sock_addr, set_user4, set_user6, user4, user6};
 
 /// These hooks cannot refuse.
 const OK: i32 = 1;
 
 pub fn peer4(ctx: &SockAddrContext) -> i32 {
-    if let Some(peer) = peer(ctx) {
+    if let Some(peer) = peer(ctx, user4) {
         set_user4(ctx, &peer);
     }
     OK
 }
 
 pub fn peer6(ctx: &SockAddrContext) -> i32 {
-    if let Some(peer) = peer(ctx) {
+    if let Some(peer) = peer(ctx, user6) {
         set_user6(ctx, &peer);
     }
     OK
@@ -42,8 +43,11 @@ pub fn own6(ctx: &SockAddrContext) -> i32 {
 
 /// Who is at the other end, if the kernel would say something else.
 #[inline(always)]
-fn peer(ctx: &SockAddrContext) -> Option<Endpoint> {
+fn peer(ctx: &SockAddrContext, told: impl Fn(&SockAddrContext) -> Endpoint) -> Option<Endpoint> {
     let sk = application(ctx)?;
+    if sendmsg::is_udp(ctx) {
+        return sendmsg::server(ctx, &told(ctx));
+    }
     match ORIGIN.get(sk) {
         Some(origin) => Some(origin),
         None => CLIENT.get(sk),
@@ -54,10 +58,14 @@ fn peer(ctx: &SockAddrContext) -> Option<Endpoint> {
 #[inline(always)]
 fn own(ctx: &SockAddrContext, told: impl Fn(&SockAddrContext) -> Endpoint) -> Option<Endpoint> {
     let sk = application(ctx)?;
-    ORIGIN.get(sk)?;
     let told = told(ctx);
     if !told.addr.is_loopback() {
         return None;
+    }
+    if sendmsg::is_udp(ctx) {
+        sendmsg::server(ctx, &sendmsg::connected(sk)?)?;
+    } else {
+        ORIGIN.get(sk)?;
     }
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
     let workload = unsafe { WORKLOADS.get(netns(ctx)) }?;

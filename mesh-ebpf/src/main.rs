@@ -11,14 +11,16 @@ mod ingress;
 mod lookup;
 mod maps;
 mod packet;
+mod recvmsg;
 mod report;
+mod sendmsg;
 mod sock_ops;
 mod socket;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, sock_ops};
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext};
 
-/// cgroup/connect4: `connect()` of an AF_INET socket, before the kernel looks for a route.
+/// cgroup/connect4: `connect()` of an AF_INET socket, TCP or UDP, before the kernel looks for a route.
 #[cgroup_sock_addr(connect4)]
 pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
     connect::v4(&ctx)
@@ -28,6 +30,30 @@ pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(connect6)]
 pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
     connect::v6(&ctx)
+}
+
+/// cgroup/sendmsg4: a datagram with a destination leaves over IPv4, also from an AF_INET6 socket.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn mesh_sendmsg4(ctx: SockAddrContext) -> i32 {
+    sendmsg::v4(&ctx)
+}
+
+/// cgroup/sendmsg6: a datagram with a destination leaves over IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn mesh_sendmsg6(ctx: SockAddrContext) -> i32 {
+    sendmsg::v6(&ctx)
+}
+
+/// cgroup/recvmsg4: an AF_INET socket is told where a datagram came from.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn mesh_recvmsg4(ctx: SockAddrContext) -> i32 {
+    recvmsg::v4(&ctx)
+}
+
+/// cgroup/recvmsg6: an AF_INET6 socket is told where a datagram came from, also one over IPv4.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn mesh_recvmsg6(ctx: SockAddrContext) -> i32 {
+    recvmsg::v6(&ctx)
 }
 
 /// cgroup/getpeername4: `getpeername()` and `accept()` of an AF_INET socket.

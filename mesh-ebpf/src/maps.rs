@@ -38,6 +38,11 @@ pub static PORT_MODES: HashMap<abi::PortKey, u32, { abi::MAX_PORT_MODES as usize
 #[btf_map]
 pub static KEPT: HashMap<abi::Tuple, u32, { abi::MAX_KEPT as usize }, NO_PREALLOC> = HashMap::new();
 
+/// DNS servers that applications have asked. Key: the loopback address that stands for one; value: the server. Bound:
+/// `MAX_DNS_PLACES`. Writers: sendmsg and connect put in, never change; the agent removes those of a withdrawn workload.
+#[btf_map]
+pub static DNS: HashMap<abi::DnsPlace, Endpoint, { abi::MAX_DNS_PLACES as usize }, NO_PREALLOC> = HashMap::new();
+
 /// Where a socket really wanted to go: on a redirected socket of an application, and on the agent's accepted socket.
 /// Lives as long as its socket. Writers: connect, sock_ops.
 #[btf_map]

@@ -11,13 +11,14 @@ use aya_ebpf::bindings::{
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_delete, bpf_sk_storage_get,
+    bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+    bpf_sk_storage_delete, bpf_sk_storage_get,
 };
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
 use mesh_common::abi::{Role, Tuple};
 use mesh_common::addr::{Addr, Endpoint};
 
-use crate::maps::{AGENT, SkStorage};
+use crate::maps::{AGENT, AGENTS, SkStorage};
 
 pub const AF_INET: u32 = 2;
 /// Lookups in the namespace of the context's socket or device.
@@ -57,12 +58,11 @@ impl<T: Copy, const FLAGS: usize> SkStorage<T, FLAGS> {
     }
 }
 
-/// Whether an agent listens at `at` in the context's namespace, with a socket of this role. An application that bound the
-/// port after the agent had died does not count.
+/// Who would take a packet to `at`, as the lookup helpers want it, and how much of it they read.
 #[inline(always)]
-pub fn agent_listens(ctx: &impl EbpfContext, at: &Endpoint, role: Role) -> bool {
+fn packet_to(at: &Endpoint) -> (bpf_sock_tuple, usize) {
     let port = (at.port as u16).to_be();
-    let (mut tuple, size) = match at.addr.v4_wire() {
+    match at.addr.v4_wire() {
         Some(daddr) => {
             let ipv4 = Tuple4 { saddr: 0, daddr, sport: 0, dport: port };
             (bpf_sock_tuple { __bindgen_anon_1: Addresses { ipv4 } }, size_of::<Tuple4>())
@@ -71,7 +71,41 @@ pub fn agent_listens(ctx: &impl EbpfContext, at: &Endpoint, role: Role) -> bool 
             let ipv6 = Tuple6 { saddr: [0; 4], daddr: at.addr.0, sport: 0, dport: port };
             (bpf_sock_tuple { __bindgen_anon_1: Addresses { ipv6 } }, size_of::<Tuple6>())
         }
-    };
+    }
+}
+
+/// As [`agent_listens`], for the agent's DNS listener.
+#[inline(always)]
+pub fn agent_answers(ctx: &impl EbpfContext, at: &Endpoint) -> bool {
+    let (mut tuple, size) = packet_to(at);
+    // SAFETY: the tuple is initialised in its first `size` bytes, which is what the helper reads.
+    let sk = unsafe { bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, size as u32, BPF_F_CURRENT_NETNS, 0) };
+    if sk.is_null() {
+        return false;
+    }
+    let found = AGENT.get(sk) == Some(Role::Dns as u32);
+    // SAFETY: sk came from the lookup and is not null; this is the one release of this reference.
+    unsafe { bpf_sk_release(sk.cast()) };
+    found
+}
+
+/// Whether the socket is the agent's, or the process that makes the system call. `sk` must have been tested for null.
+#[inline(always)]
+pub fn is_agents(sk: *mut bpf_sock) -> bool {
+    if AGENT.get(sk).is_some() {
+        return true;
+    }
+    // SAFETY: no arguments, no precondition.
+    let cgroup = unsafe { bpf_get_current_cgroup_id() };
+    // SAFETY: the value is not used, only that it is there.
+    unsafe { AGENTS.get(cgroup) }.is_some()
+}
+
+/// Whether an agent listens at `at` in the context's namespace, with a socket of this role. An application that bound the
+/// port after the agent had died does not count.
+#[inline(always)]
+pub fn agent_listens(ctx: &impl EbpfContext, at: &Endpoint, role: Role) -> bool {
+    let (mut tuple, size) = packet_to(at);
     // SAFETY: the tuple is initialised in its first `size` bytes, which is what the helper reads.
     let sk = unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size as u32, BPF_F_CURRENT_NETNS, 0) };
     if sk.is_null() {

@@ -20,6 +20,8 @@ mod lookup;
 mod loss;
 #[path = "bpf/probe.rs"]
 mod probe;
+#[path = "bpf/sendmsg.rs"]
+mod sendmsg;
 #[path = "bpf/sock_ops.rs"]
 mod sock_ops;
 #[path = "bpf/support.rs"]

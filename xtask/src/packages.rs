@@ -25,13 +25,15 @@ pub enum Use {
 }
 
 /// Program or file that shows that the package is there, the package, and what needs it.
-const PACKAGES: [(&str, &str, &[Use]); 15] = [
+const PACKAGES: [(&str, &str, &[Use]); 17] = [
     ("ip", "iproute2", &[Use::Lab, Use::Demo, Use::Test, Use::Bench, Use::Vm]),
     ("setpriv", "util-linux", &[Use::Test]),
     ("curl", "curl", &[Use::Demo, Use::Test]),
     ("tcpdump", "tcpdump", &[Use::Demo, Use::Test]),
     ("tshark", "tshark", &[Use::Demo, Use::Test]),
     ("openssl", "openssl", &[Use::Test]),
+    ("dig", "bind9-dnsutils", &[Use::Test]),
+    ("dnsmasq", "dnsmasq-base", &[Use::Test]),
     ("nginx", "nginx-light", &[Use::Test, Use::Bench]),
     ("haproxy", "haproxy", &[Use::Bench]),
     ("redis-server", "redis-server", &[Use::Test]),

@@ -40,6 +40,7 @@ fn enrolled() -> Enrolled {
         pid: None,
         workload_name: None,
         on_agent_loss: Default::default(),
+        udp: Default::default(),
     };
     let netns = Arc::new(NetNs::current().expect("a network namespace (these tests need root)"));
     let workload =

@@ -413,6 +413,7 @@ mod tests {
             pid: None,
             workload_name: None,
             on_agent_loss: OnAgentLoss::Closed,
+            udp: Default::default(),
         })
     }
 

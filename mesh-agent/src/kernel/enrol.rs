@@ -4,24 +4,27 @@
 //! step that fails leaves what is there. A new one is undone in the opposite order when a step fails.
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{MapError, SockMap};
 use mesh_common::abi::{self, HAS_PORT_MODES, MAX_ADDRESSES, Role, STRICT, TUNNEL_PORT, maps};
 use mesh_common::addr::Addr;
+use mesh_common::dns::PLACES6;
 use tracing::warn;
 
 use super::modes::{self, Modes};
-use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept, probe};
+use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept, places, probe};
 use crate::net::connections::Connection;
+use crate::net::datagram;
 use crate::net::listen::listen;
 use crate::net::netns::NetNs;
 
 /// The ports that Istio uses, taken if the workload does not use them itself.
 const OUTBOUND_PORT: u16 = 15001;
 const INBOUND_PORT: u16 = 15006;
+const DNS_PORT: u16 = 15053;
 
 /// What to enrol.
 pub(super) struct Subject<'a> {
@@ -87,12 +90,15 @@ pub(super) fn prepare(
             outbound: open(Role::Outbound, OUTBOUND_PORT)?,
             inbound: open(Role::Inbound, INBOUND_PORT)?,
             tunnel: open(Role::Tunnel, TUNNEL_PORT)?,
+            dns: datagram::listen(netns, DNS_PORT, PLACES6 as u16, |socket| kernel.sockets.mark(socket, Role::Dns))
+                .map_err(failed("listen for DNS"))?,
         },
     };
-    let port = |listeners: &[TcpListener]| {
-        let first = listeners.first().map_or(Err(std::io::ErrorKind::NotFound.into()), TcpListener::local_addr);
+    let port_of = |first: Option<std::io::Result<SocketAddr>>| {
+        let first = first.unwrap_or_else(|| Err(std::io::ErrorKind::NotFound.into()));
         first.map(|at| at.port()).map_err(failed("read the listeners' ports"))
     };
+    let port = |listeners: &[TcpListener]| port_of(listeners.first().map(TcpListener::local_addr));
     let entry = abi::Workload {
         id,
         flags: subject.flags,
@@ -102,7 +108,7 @@ pub(super) fn prepare(
         outbound_port: port(&listeners.outbound)?,
         inbound_port: port(&listeners.inbound)?,
         tunnel_port: port(&listeners.tunnel)?,
-        dns_port: 0,
+        dns_port: port_of(listeners.dns.first().map(UdpSocket::local_addr))?,
     };
     let interfaces = netns.interfaces().map_err(failed("list the interfaces"))?;
     let mut programs = kernel.loader.load(netns.cookie())?;
@@ -180,6 +186,7 @@ pub(super) fn remove(kernel: &mut Kernel, pod: &mut Pod) -> Result<(), KernelErr
     Modes { workloads: &mut kernel.workloads, ports: &mut kernel.port_modes }.clear(pod);
     attach::detach_filters(&pod.netns);
     let cookie = pod.netns.cookie();
+    places::forget(&mut kernel.places, cookie);
     let removed = match kernel.workloads.remove(&cookie) {
         Err(MapError::KeyNotFound) => Ok(()),
         done => done.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) }),
@@ -195,6 +202,7 @@ pub(super) fn discard(kernel: &mut Kernel, cookie: u64) -> Result<(), KernelErro
     let _ = kernel.workloads.remove(&cookie);
     kept::clear_of(&mut kernel.kept, cookie);
     modes::clear_of(&mut kernel.port_modes, cookie);
+    places::forget(&mut kernel.places, cookie);
     kernel.pins.remove_pod(cookie).map_err(|e| wrong_pins(kernel, cookie, &e))
 }
 

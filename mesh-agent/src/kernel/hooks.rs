@@ -85,12 +85,16 @@ impl Place {
 
 /// In the order in which they are attached: sock_ops before connect, so that no redirected connection goes unnoted; what
 /// tells addresses before what changes them; a pod's programs at its enrolment.
-pub const HOOKS: [Hook; 10] = [
+pub const HOOKS: [Hook; 14] = [
     hook("mesh_sock_ops", Place::Cgroup(AttachType::SockOps), "bpf_get_netns_cookie"),
     hook("mesh_getsockname6", Place::Cgroup(AttachType::GetSockName6), STORAGE),
     hook("mesh_getsockname4", Place::Cgroup(AttachType::GetSockName4), STORAGE),
     hook("mesh_getpeername6", Place::Cgroup(AttachType::GetPeerName6), STORAGE),
     hook("mesh_getpeername4", Place::Cgroup(AttachType::GetPeerName4), STORAGE),
+    hook("mesh_recvmsg6", Place::Cgroup(AttachType::RecvMsg6), STORAGE),
+    hook("mesh_recvmsg4", Place::Cgroup(AttachType::RecvMsg4), STORAGE),
+    hook("mesh_sendmsg6", Place::Cgroup(AttachType::SendMsg6), "bpf_sk_lookup_udp"),
+    hook("mesh_sendmsg4", Place::Cgroup(AttachType::SendMsg4), "bpf_sk_lookup_udp"),
     hook("mesh_connect6", Place::Cgroup(AttachType::Connect6), "bpf_set_retval"),
     hook("mesh_connect4", Place::Cgroup(AttachType::Connect4), "bpf_set_retval"),
     hook("mesh_lookup", Place::Lookup, ASSIGN),

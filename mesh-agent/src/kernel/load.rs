@@ -151,6 +151,7 @@ fn build(object: PathBuf, cgroups: probe::Cgroups, pins: Pins) -> Result<Kernel,
     let workloads = take(&mut base, maps::WORKLOADS, BpfHashMap::try_from)?;
     let port_modes = take(&mut base, maps::PORT_MODES, BpfHashMap::try_from)?;
     let kept = take(&mut base, maps::KEPT, BpfHashMap::try_from)?;
+    let places = take(&mut base, maps::DNS, BpfHashMap::try_from)?;
     let agents = take(&mut base, maps::AGENTS, BpfHashMap::try_from)?;
     let events = take(&mut base, maps::EVENTS, Ok)?;
     attach::load(&mut base, hooks::cgroup())?;
@@ -159,6 +160,7 @@ fn build(object: PathBuf, cgroups: probe::Cgroups, pins: Pins) -> Result<Kernel,
         workloads,
         port_modes,
         kept,
+        places,
         agents,
         metrics,
         events: Some(events),

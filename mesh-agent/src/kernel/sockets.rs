@@ -1,5 +1,5 @@
-//! Sockets that the programs know. In: descriptors and namespaces. Out: sockets marked as the agent's, and what the
-//! programs noted on accepted ones. One system call each, no lock, so every worker can have a copy.
+//! Sockets that the programs know. In: descriptors and namespaces. Out: sockets marked as the agent's, what the programs
+//! noted on accepted ones, and which DNS server a question is for. One system call each, no lock, so every worker can have a copy.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::Map;
-use mesh_common::abi::{Role, maps};
+use mesh_common::abi::{DnsPlace, Role, maps};
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -24,6 +24,7 @@ struct Storages {
     agent: OwnedFd,
     client: OwnedFd,
     origin: OwnedFd,
+    dns: OwnedFd,
 }
 
 impl Sockets {
@@ -32,6 +33,7 @@ impl Sockets {
             agent: storage(object, maps::AGENT)?,
             client: storage(object, maps::CLIENT)?,
             origin: storage(object, maps::ORIGIN)?,
+            dns: places(object)?,
         })))
     }
 
@@ -39,26 +41,41 @@ impl Sockets {
     /// redirected, the application dialled the listener by hand (or the hand-over map was full): reset it.
     pub fn original_destination(&self, fd: BorrowedFd<'_>) -> io::Result<Option<SocketAddr>> {
         let mut value = Endpoint::ZERO;
-        match element(MAP_LOOKUP_ELEM, &self.0.origin, fd, &raw mut value as u64) {
-            Ok(()) => Ok(Some(value.into())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
+        found(element(MAP_LOOKUP_ELEM, &self.0.origin, &fd.as_raw_fd(), &mut value), value)
+    }
+
+    /// The DNS server for which the agent's listener stands at this address of the namespace. `None`: nobody was sent
+    /// here by the programs; drop it.
+    pub fn dns_server(&self, ns: &NetNs, at: SocketAddr) -> io::Result<Option<SocketAddr>> {
+        let key = DnsPlace { netns: ns.cookie(), at: at.into(), zero: 0 };
+        let mut value = Endpoint::ZERO;
+        found(element(MAP_LOOKUP_ELEM, &self.0.dns, &key, &mut value), value)
+    }
+
+    /// Opens a nonblocking UDP socket inside the namespace, of the family of `to`, marked as the agent's.
+    pub fn datagrams(&self, ns: &NetNs, to: SocketAddr) -> io::Result<Socket> {
+        self.open(ns, to, Type::DGRAM, Protocol::UDP, Role::Dial)
+    }
+
+    /// Opens a raw socket for ICMP of the family of `to` inside the namespace, marked as the agent's. Needs CAP_NET_RAW.
+    pub fn icmp(&self, ns: &NetNs, to: SocketAddr) -> io::Result<Socket> {
+        let protocol = if to.is_ipv4() { Protocol::ICMPV4 } else { Protocol::ICMPV6 };
+        self.open(ns, to, Type::RAW, protocol, Role::Dial)
     }
 
     /// Opens a nonblocking TCP socket inside the namespace, of the family of `to`, marked as the agent's: a connection
     /// that it makes goes where it says.
     pub fn socket(&self, ns: &NetNs, to: SocketAddr) -> io::Result<Socket> {
-        self.open(ns, to, Role::Dial)
+        self.open(ns, to, Type::STREAM, Protocol::TCP, Role::Dial)
     }
 
     /// As [`Sockets::socket`], to dial an application: its `accept()` and `getpeername()` will tell `client`. Bound to a
     /// loopback address, so that the application's closed connections never use up the ports. A client of the other
     /// family can be shown only where the application listens with an AF_INET6 socket.
     pub fn socket_to_app(&self, ns: &NetNs, to: SocketAddr, client: SocketAddr) -> io::Result<Socket> {
-        let socket = self.open(ns, to, Role::DialApp)?;
+        let socket = self.open(ns, to, Type::STREAM, Protocol::TCP, Role::DialApp)?;
         let mut value = Endpoint::from(SocketAddr::new(client.ip().to_canonical(), client.port()));
-        element(MAP_UPDATE_ELEM, &self.0.client, socket.as_fd(), &raw mut value as u64)?;
+        element(MAP_UPDATE_ELEM, &self.0.client, &socket.as_raw_fd(), &mut value)?;
         let from: IpAddr = match to {
             SocketAddr::V4(_) => Addr::from_v4_wire(capture::spread(rand::random())).into(),
             SocketAddr::V6(to) if to.ip().to_ipv4_mapped().is_some() => Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
@@ -73,12 +90,11 @@ impl Sockets {
     /// Marks a socket, before it listens or connects, as the agent's.
     pub(super) fn mark(&self, socket: &Socket, role: Role) -> io::Result<()> {
         let mut value = role as u32;
-        element(MAP_UPDATE_ELEM, &self.0.agent, socket.as_fd(), &raw mut value as u64)
+        element(MAP_UPDATE_ELEM, &self.0.agent, &socket.as_raw_fd(), &mut value)
     }
 
-    fn open(&self, ns: &NetNs, to: SocketAddr, role: Role) -> io::Result<Socket> {
-        let kind = Type::STREAM.nonblocking();
-        let socket = ns.run(|| Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP)))??;
+    fn open(&self, ns: &NetNs, to: SocketAddr, kind: Type, protocol: Protocol, role: Role) -> io::Result<Socket> {
+        let socket = ns.run(|| Socket::new(Domain::for_address(to), kind.nonblocking(), Some(protocol)))??;
         if socket_cookie(&socket)? != ns.cookie() {
             return Err(io::Error::other("a socket was opened outside the workload's namespace"));
         }
@@ -92,6 +108,23 @@ fn storage(object: &Ebpf, name: &'static str) -> Result<OwnedFd, KernelError> {
     match object.map(name) {
         Some(Map::SkStorage(data)) => data.fd().as_fd().try_clone_to_owned().map_err(|e| wrong(chain(&e))),
         _ => Err(wrong("not in the object, or not a socket storage".into())),
+    }
+}
+
+fn places(object: &Ebpf) -> Result<OwnedFd, KernelError> {
+    let wrong = |why: String| KernelError::Map { map: maps::DNS, why };
+    match object.map(maps::DNS) {
+        Some(Map::HashMap(data)) => data.fd().as_fd().try_clone_to_owned().map_err(|e| wrong(chain(&e))),
+        _ => Err(wrong("not in the object, or not a hash".into())),
+    }
+}
+
+/// What a lookup says: that there is nothing is no error.
+fn found(looked_up: io::Result<()>, value: Endpoint) -> io::Result<Option<SocketAddr>> {
+    match looked_up {
+        Ok(()) => Ok(Some(value.into())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
@@ -118,14 +151,14 @@ struct Attr {
     flags: u64,
 }
 
-/// One command on the element of a socket storage that belongs to `socket`. `value` is the address of a live variable
-/// of the map's value type, written by a lookup and read by an update.
-fn element(command: libc::c_long, map: &OwnedFd, socket: BorrowedFd<'_>, value: u64) -> io::Result<()> {
-    let key = socket.as_raw_fd();
-    let mut attr = Attr { map: map.as_raw_fd().cast_unsigned(), pad: 0, key: &raw const key as u64, value, flags: 0 };
-    // SAFETY: attr has the layout that the kernel expects for this command and its size is given; key is a live i32, as
-    // every socket storage has it; the callers above give a live value of the map's type, whose size is asserted with
-    // the type and checked against the map's by the kernel tests.
+/// One command on one element. A socket storage's key is the socket's descriptor. A lookup writes `value`, an update
+/// reads it.
+fn element<K, V>(command: libc::c_long, map: &OwnedFd, key: &K, value: &mut V) -> io::Result<()> {
+    let (key, value) = (&raw const *key as u64, &raw mut *value as u64);
+    let mut attr = Attr { map: map.as_raw_fd().cast_unsigned(), pad: 0, key, value, flags: 0 };
+    // SAFETY: attr has the layout that the kernel expects for this command and its size is given; the callers above give
+    // a key and a value of the map's types, which live until the call returns and may hold any bytes; their sizes are
+    // asserted with the types and checked against the map's by the kernel tests.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<Attr>()) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -1,6 +1,6 @@
 //! A worker thread: accepts connections of its workloads and runs everything about them.
 //!
-//! In: commands and accepted sockets. Out: one task per connection. A worker much busier than another hands over what it
+//! In: commands and accepted sockets. Out: one task per connection, one per DNS socket. A worker much busier than another hands over what it
 //! accepts, so that one hot pod can use every core. Never: blocks, or lets a failed accept spin.
 
 use std::cell::RefCell;
@@ -19,6 +19,7 @@ use super::plaintext::Teller;
 use super::pod::Pod;
 use super::report::Reports;
 use super::{Command, Context, Door, inbound, outbound, tunnel};
+use crate::dns::Forwarder;
 use crate::kernel::Listeners;
 use crate::net::copy::Duplex;
 use crate::upstream::tunnel::Tunnels;
@@ -139,6 +140,12 @@ impl Worker {
         let all = doors.iter().flat_map(|(_, listeners)| listeners);
         let own_ports: Vec<u16> = all.filter_map(|listener| Some(listener.local_addr().ok()?.port())).collect();
         let home = Rc::new(Home { pod: self.pod(&workload, &own_ports), workload, own_ports });
+        let Context { sockets, dns, shutdown, .. } = &self.context;
+        let (ended, workload) = (home.pod.ended.clone(), home.workload.clone());
+        let forwarder = Forwarder::new(workload, sockets.clone(), dns.clone(), shutdown.clone(), ended);
+        for socket in listeners.dns {
+            tokio::task::spawn_local(forwarder.clone().serve(socket));
+        }
         for (door, listeners) in doors {
             for listener in listeners {
                 match TcpListener::from_std(listener) {

@@ -26,6 +26,7 @@ workloads:
     namespace: default
     pid: 77
     workloadName: b-deployment
+    udp: dns-only
 "#;
 
 fn parse(text: &str) -> Result<Settings, SettingsError> {
@@ -49,6 +50,7 @@ fn complete() {
     assert_eq!(settings.listen.ready.to_string(), "0.0.0.0:15021");
     assert_eq!(settings.workloads[0].labels["version"], "1");
     assert_eq!(settings.workloads[1].service_account, "default");
+    assert_eq!((settings.workloads[0].udp, settings.workloads[1].udp), (Udp::Allow, Udp::DnsOnly));
     assert_eq!(settings.workloads[1].key(), "default/b");
 }
 
@@ -78,6 +80,7 @@ fn wrong_fields_are_named() {
         ("- name: b", "- name: a", "agent.yaml:21: workloads[1]: default/a is listed twice (first as workloads[0])"),
         ("- name: b", "- name: B/x", "agent.yaml:21: workloads[1].name: \"B/x\" is not a Kubernetes name"),
         ("serviceAccount: sa-a", "serviceAccount: a~b", "agent.yaml:18: workloads[0].serviceAccount: "),
+        ("dns-only", "none", "agent.yaml:25: workloads[1].udp: unknown variant `none`, expected one of `allow`"),
         ("accessLog: stdout", "accessLog: !x stdout", "agent.yaml:10: accessLog: YAML tags"),
         ("workers: 2", "trustDomain: A_B/c", "agent.yaml:9: trustDomain: trust domain \"A_B/c\" is not"),
         ("workers: 2", "drainSeconds: 9999", "agent.yaml:9: drainSeconds: at most 3600"),

@@ -98,7 +98,8 @@ impl Mesh {
 
     /// The agent dies, as far as the programs can see: nobody listens any more.
     pub fn lose_the_agent(&mut self) {
-        let Listeners { outbound, inbound, tunnel } = &mut self.listeners;
+        let Listeners { outbound, inbound, tunnel, dns } = &mut self.listeners;
+        dns.clear();
         for listener in outbound.drain(..).chain(inbound.drain(..)).chain(tunnel.drain(..)) {
             // A program that another test is starting may hold it for a moment longer.
             socket2::SockRef::from(&listener).shutdown(std::net::Shutdown::Both).unwrap();
@@ -274,6 +275,19 @@ pub fn connect_in(ns: &NetNs, to: &str) -> io::Result<TcpStream> {
 
 pub fn listen_in(ns: &NetNs, on: &str) -> TcpListener {
     ns.run(|| TcpListener::bind(at(on))).unwrap().unwrap()
+}
+
+/// Enrols the pod of a [`Net`] with flags of its entry.
+pub fn enrol(kernel: &mut Kernel, id: u32, net: &Net, flags: u32) -> Listeners {
+    kernel.enrol_namespace(id, &net.pod, &net.pod.addresses().unwrap(), flags).unwrap()
+}
+
+/// The first socket that has something to read, with patience instead of for ever.
+pub fn readable(sockets: &[&std::net::UdpSocket]) -> Option<usize> {
+    let poll_in = nix::poll::PollFlags::POLLIN;
+    let mut polled: Vec<_> = sockets.iter().map(|s| nix::poll::PollFd::new(s.as_fd(), poll_in)).collect();
+    nix::poll::poll(&mut polled, u16::try_from(PATIENCE.as_millis()).unwrap()).unwrap();
+    polled.iter().position(|p| p.revents().is_some_and(|got| got.contains(poll_in)))
 }
 
 /// `accept()` with patience instead of for ever.

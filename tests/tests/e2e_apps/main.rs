@@ -7,6 +7,7 @@ use mesh_tests::{Lab, LabBuilder, Shared, Topology};
 use serde_json::Value;
 
 mod databases;
+mod dns;
 mod outside;
 mod tcp;
 mod telemetry;
@@ -39,6 +40,8 @@ fn build() -> Result<Lab> {
         .pod(private(pod("left", "a").command(&echo, &[8080])))
         .pod(private(pod("right", "b").command(&echo, &[8080])))
         .pod(pod("outside", "a").unenrolled().command(&["sh", "-c", outside], &[8080, 7070]))
+        .pod(pod("names-a", "a").unenrolled().command(&["sh", "-c", &dns::server("a")], &[53]))
+        .pod(pod("names-b", "b").unenrolled().command(&["sh", "-c", &dns::server("b")], &[53]))
         .pod(pod("outside-b", "b").unenrolled().command(&["mesh-lab-app", "tcp"], &[9000]));
     LabBuilder::for_test("apps", topology).config("services.yaml", SERVICES).up()
 }

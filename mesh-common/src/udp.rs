@@ -1,0 +1,127 @@
+//! Which datagrams go where. In: the workload's entry and a destination, from a system call or from a packet. Out: pass,
+//! refuse, or DNS. Reads no map, touches no socket.
+
+use crate::abi::{UDP_DENY, UDP_DNS_ONLY, Workload};
+use crate::addr::Endpoint;
+use crate::capture;
+
+/// The port of DNS servers (RFC 1035, 4.2.1).
+pub const DNS_PORT: u32 = 53;
+
+/// What to do with a datagram, or with a UDP socket that connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Leave it alone.
+    Pass,
+    /// The workload's setting forbids it.
+    Deny,
+    /// A question to a DNS server: the agent's listener takes it. Allowed as such, when the listener cannot.
+    Dns,
+}
+
+/// Decides on a datagram of `workload` to `to`. The host itself and the workload's own addresses always pass.
+#[inline(always)]
+pub fn outbound(workload: &Workload, to: &Endpoint) -> Verdict {
+    let a = &to.addr;
+    if a.is_unspecified() || a.is_loopback() || capture::is_own(workload, a) {
+        return Verdict::Pass;
+    }
+    if workload.flags & UDP_DENY != 0 {
+        return Verdict::Deny;
+    }
+    let dns = to.port == DNS_PORT && !a.is_multicast_or_broadcast();
+    if workload.flags & UDP_DNS_ONLY != 0 && !dns {
+        return Verdict::Deny;
+    }
+    // Link-local servers, such as a cache on the node, are never captured, as with TCP.
+    if dns && !a.is_link_local() { Verdict::Dns } else { Verdict::Pass }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+    use super::*;
+    use crate::abi::MAX_ADDRESSES;
+    use crate::addr::Addr;
+    use crate::capture::tests::workload;
+    use proptest::prelude::*;
+
+    fn decide(flags: u32, to: &str) -> Verdict {
+        let mut w = workload();
+        w.flags = flags;
+        outbound(&w, &to.parse::<SocketAddr>().unwrap().into())
+    }
+
+    #[test]
+    fn table() {
+        use Verdict::{Deny, Dns, Pass};
+        for (to, allow, dns_only) in [
+            ("10.0.0.3:53", Dns, Dns),
+            ("[::ffff:10.0.0.3]:53", Dns, Dns),
+            ("[fd00::3]:53", Dns, Dns),
+            ("10.0.0.3:123", Pass, Deny),
+            ("[fd00::3]:443", Pass, Deny),
+            ("10.0.0.3:0", Pass, Deny),
+            ("169.254.20.10:53", Pass, Pass),
+            ("[fe80::3]:53", Pass, Pass),
+            ("169.254.20.10:123", Pass, Deny),
+            ("224.0.0.251:5353", Pass, Deny),
+            ("224.0.0.251:53", Pass, Deny),
+            ("255.255.255.255:53", Pass, Deny),
+            ("[ff02::fb]:53", Pass, Deny),
+        ] {
+            assert_eq!(decide(0, to), allow, "{to}");
+            assert_eq!(decide(UDP_DNS_ONLY, to), dns_only, "{to}");
+            assert_eq!(decide(UDP_DENY, to), Deny, "{to}");
+            assert_eq!(decide(UDP_DENY | UDP_DNS_ONLY, to), Deny, "{to}");
+        }
+        for to in [
+            "127.0.0.53:53",
+            "[::1]:53",
+            "[::ffff:127.0.0.53]:53",
+            "0.0.0.0:53",
+            "[::]:0",
+            "10.0.0.2:53",
+            "[fd00::2]:9",
+        ] {
+            for flags in [0, UDP_DNS_ONLY, UDP_DENY] {
+                assert_eq!(decide(flags, to), Pass, "{to}");
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever the destination: what is refused under a milder setting is refused under a stricter one, DNS is
+        /// port 53 only, and nothing is DNS that is never captured.
+        #[test]
+        fn stricter_settings_never_allow_more(octets: [u8; 16], v4: bool, port: u16, dns: bool) {
+            let port = if dns { 53 } else { port };
+            let v4addr = Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]);
+            let ip: IpAddr = if v4 { v4addr.into() } else { octets.into() };
+            let to = Endpoint::from(SocketAddr::new(ip, port));
+            let mut w = workload();
+            let verdicts = [0, UDP_DNS_ONLY, UDP_DENY].map(|flags| {
+                w.flags = flags;
+                outbound(&w, &to)
+            });
+            let rank = |v: Verdict| u32::from(v == Verdict::Deny);
+            prop_assert!(rank(verdicts[0]) <= rank(verdicts[1]) && rank(verdicts[1]) <= rank(verdicts[2]));
+            prop_assert_eq!(rank(verdicts[0]), 0, "without a setting nothing is refused");
+            prop_assert!(!verdicts.contains(&Verdict::Dns) || to.port == DNS_PORT);
+            prop_assert_ne!(verdicts[2], Verdict::Dns);
+            if verdicts[0] == Verdict::Dns {
+                prop_assert!(!capture::is_never_captured(&w, &to));
+            }
+        }
+
+        #[test]
+        fn own_addresses_always_pass(octets: [u8; 16], place in 0..MAX_ADDRESSES, port: u16, flags in 0_u32..64) {
+            let mut w = workload();
+            w.flags = flags;
+            w.own[place] = Addr::from(IpAddr::from(octets));
+            let to = Endpoint { addr: w.own[place], port: port.into() };
+            prop_assert_eq!(outbound(&w, &to), Verdict::Pass);
+        }
+    }
+}

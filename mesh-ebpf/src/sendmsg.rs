@@ -1,0 +1,172 @@
+//! cgroup/sendmsg4 and sendmsg6, and UDP in connect4 and connect6. In: the socket and where it wants to send. Out: the
+//! place under which the agent's DNS listener stands for that server, or EPERM where the workload's setting forbids the
+//! datagram. Keeps nothing on the socket, so a socket that is used again has nothing stale; never the agent's sockets.
+//! An IPv4-mapped destination arrives in sendmsg4, on an AF_INET6 socket; sends of a connected socket do not arrive.
+
+use core::ptr;
+
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::programs::SockAddrContext;
+use mesh_common::abi::{Counter, DnsPlace, Tuple, Workload};
+use mesh_common::addr::{Addr, Endpoint};
+use mesh_common::capture;
+use mesh_common::dns;
+use mesh_common::udp::{self, Verdict};
+
+use crate::maps::{DNS, WORKLOADS};
+use crate::report::{count, tell};
+use crate::socket::{AF_INET, agent_answers, is_agents, netns, of_sock_addr, set_user4, set_user6, user4, user6};
+
+const SOCK_DGRAM: u32 = 2;
+const IPPROTO_UDP: u32 = 17;
+const IPPROTO_UDPLITE: u32 = 136;
+const BPF_NOEXIST: u64 = 1;
+
+const ALLOW: i32 = 1;
+/// The system call fails with EPERM.
+const DENY: i32 = 0;
+
+/// Whether the system call is about a UDP socket.
+#[inline(always)]
+pub fn is_udp(ctx: &SockAddrContext) -> bool {
+    // SAFETY: fields of the context.
+    let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
+    kind == SOCK_DGRAM && (protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE)
+}
+
+pub fn v4(ctx: &SockAddrContext) -> i32 {
+    match decide(ctx, &user4(ctx)) {
+        Ok(Some(to)) => {
+            set_user4(ctx, &to);
+            ALLOW
+        }
+        Ok(None) => ALLOW,
+        Err(()) => DENY,
+    }
+}
+
+pub fn v6(ctx: &SockAddrContext) -> i32 {
+    match decide(ctx, &user6(ctx)) {
+        Ok(Some(to)) => {
+            set_user6(ctx, &to);
+            ALLOW
+        }
+        Ok(None) => ALLOW,
+        Err(()) => DENY,
+    }
+}
+
+/// Where the datagram is to go instead, if somewhere else; an error if nowhere.
+#[inline(always)]
+pub fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> {
+    let netns = netns(ctx);
+    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
+    let Some(workload) = (unsafe { WORKLOADS.get(netns) }) else { return Ok(None) };
+    let sk = of_sock_addr(ctx);
+    if sk.is_null() || is_agents(sk) {
+        return Ok(None);
+    }
+    match udp::outbound(workload, to) {
+        Verdict::Pass => Ok(None),
+        Verdict::Deny => {
+            tell(Counter::UdpDenied, workload.id, &toward(netns, to));
+            Err(())
+        }
+        Verdict::Dns => dns(ctx, sk, netns, workload, to),
+    }
+}
+
+#[inline(always)]
+fn dns(
+    ctx: &SockAddrContext,
+    sk: *mut bpf_sock,
+    netns: u64,
+    workload: &Workload,
+    server: &Endpoint,
+) -> Result<Option<Endpoint>, ()> {
+    // SAFETY: a field of the context, and sk is a socket and not null.
+    let (protocol, device) = unsafe { ((*ctx.sock_addr).protocol, (*sk).bound_dev_if) };
+    // From a socket that is bound to a device there is no way to loopback; the agent listens for UDP only.
+    if device == 0 && protocol == IPPROTO_UDP && agent_answers(ctx, &dns::place(server, 0, workload.dns_port)) {
+        if let Some(at) = place(netns, server, workload.dns_port) {
+            count(Counter::DnsCaptured);
+            return Ok(Some(at));
+        }
+        count(Counter::DnsFull);
+    }
+    if capture::passes_without_agent(workload, false) {
+        tell(Counter::DnsBypassed, workload.id, &toward(netns, server));
+        return Ok(None);
+    }
+    tell(Counter::DnsRefused, workload.id, &toward(netns, server));
+    Err(())
+}
+
+/// The server's place, which it has or now gets.
+#[inline(always)]
+fn place(netns: u64, server: &Endpoint, port: u16) -> Option<Endpoint> {
+    let mut n = 0;
+    while n < dns::TRIES {
+        let at = dns::place(server, n, port);
+        n += 1;
+        let key = DnsPlace { netns, at, zero: 0 };
+        match holder(&key) {
+            Some(holder) if same(&holder, server) => return Some(at),
+            Some(_) => continue,
+            None => {}
+        }
+        if DNS.insert(key, server, BPF_NOEXIST).is_ok() {
+            return Some(at);
+        }
+        // Somebody else was faster, for this server or for another, or the map is full.
+        if holder(&key).is_some_and(|holder| same(&holder, server)) {
+            return Some(at);
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn holder(key: &DnsPlace) -> Option<Endpoint> {
+    // SAFETY: an entry never changes its value: it is made once and removed with its workload.
+    unsafe { DNS.get(key) }.copied()
+}
+
+#[inline(always)]
+fn same(a: &Endpoint, b: &Endpoint) -> bool {
+    a.addr.same(&b.addr) && a.port == b.port
+}
+
+/// Who really sent what comes from `at`, or is really connected there, if that is a place of the agent's.
+#[inline(always)]
+pub fn server(ctx: &SockAddrContext, at: &Endpoint) -> Option<Endpoint> {
+    if !at.addr.is_loopback() {
+        return None;
+    }
+    holder(&DnsPlace { netns: netns(ctx), at: *at, zero: 0 })
+}
+
+/// Where a UDP socket is connected to, if it is.
+#[inline(always)]
+pub fn connected(sk: *mut bpf_sock) -> Option<Endpoint> {
+    const ESTABLISHED: u32 = 1;
+    // SAFETY: sk is a socket and not null; its fields are read one by one as the verifier wants it.
+    unsafe {
+        if ptr::read_volatile(&raw const (*sk).state) != ESTABLISHED {
+            return None;
+        }
+        let v4 = ptr::read_volatile(&raw const (*sk).family) == AF_INET;
+        let ip4 = ptr::read_volatile(&raw const (*sk).dst_ip4);
+        let words = (&raw const (*sk).dst_ip6).cast::<u32>();
+        let word = |i: usize| ptr::read_volatile(words.add(i));
+        let ip6 = Addr([word(0), word(1), word(2), word(3)]);
+        let port = u16::from_be(ptr::read_volatile(&raw const (*sk).dst_port)).into();
+        Some(Endpoint { addr: if v4 { Addr::from_v4_wire(ip4) } else { ip6 }, port })
+    }
+}
+
+/// A datagram of which only the destination is known.
+#[inline(always)]
+fn toward(netns: u64, to: &Endpoint) -> Tuple {
+    Tuple { netns, client: Endpoint::ZERO, server: *to }
+}
