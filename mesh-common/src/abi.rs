@@ -5,7 +5,7 @@
 use crate::addr::{Addr, Endpoint};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
@@ -28,7 +28,7 @@ pub const MAX_KEPT: u32 = 65_536;
 ///
 /// [`dns::PLACES4`]: crate::dns::PLACES4
 /// [`dns::PLACES6`]: crate::dns::PLACES6
-pub const MAX_DNS_PLACES: u32 = 65_536;
+pub const MAX_DNS_PLACES: u32 = 262_144;
 /// Agents (cgroups) whose processes are never caught: two during an upgrade.
 pub const MAX_AGENTS: u32 = 16;
 /// Bytes of the ring buffer for [`Event`]s; what does not fit is counted ([`Counter::EventLost`]).
@@ -154,7 +154,7 @@ pub enum Mode {
 pub enum Verdict {
     /// Its destination is never captured.
     Exempt = 1,
-    /// The agent was gone and its workload has [`LOSS_OPEN`].
+    /// The agent was gone, or could not take a DNS question, and its workload has [`LOSS_OPEN`].
     NoAgent = 2,
     /// The application accepted it from the wire while the agent was gone. STRICT does not let it go on.
     Accepted = 3,
@@ -239,8 +239,8 @@ pub enum Counter {
     OutboundNoAgent = 14,
     /// Connections that failed with ECONNREFUSED because the agent's listener is gone.
     OutboundRefused = 15,
-    /// TCP packets dropped on their way out because nothing explains them: they came by no `connect()` that the
-    /// programs saw.
+    /// Packets dropped on their way out because nothing explains them: TCP that came by no `connect()` that the programs
+    /// saw, questions to DNS servers that did not go through the agent, datagrams to loopback.
     EgressUnexplained = 16,
     /// Datagrams, and UDP sockets that connected, whose DNS server the agent's listener stands for.
     DnsCaptured = 17,
@@ -251,7 +251,8 @@ pub enum Counter {
     DnsBypassed = 19,
     /// As [`Counter::DnsBypassed`], of workloads without [`LOSS_OPEN`]: failed with EPERM.
     DnsRefused = 20,
-    /// Datagrams, and UDP sockets that connected, against the workload's setting: failed with EPERM.
+    /// Datagrams, and UDP sockets that connected, against the workload's setting: failed with EPERM, or were dropped on
+    /// their way out where no hook had seen them.
     UdpDenied = 21,
 }
 

@@ -1,9 +1,10 @@
-//! Which datagrams go where. In: the workload's entry and a destination, from a system call or from a packet. Out: pass,
-//! refuse, or DNS. Reads no map, touches no socket.
+//! Which datagrams go where. In: the workload's entry and a destination, from a system call ([`outbound`]) or from a
+//! packet on its way out ([`leaving`]). Out: pass, refuse, or DNS. Reads no map, touches no socket.
 
 use crate::abi::{UDP_DENY, UDP_DNS_ONLY, Workload};
 use crate::addr::Endpoint;
 use crate::capture;
+use crate::egress::Sender;
 
 /// The port of DNS servers (RFC 1035, 4.2.1).
 pub const DNS_PORT: u32 = 53;
@@ -19,6 +20,18 @@ pub enum Verdict {
     Dns,
 }
 
+/// What to do with a datagram on its way out by an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// It may go.
+    Pass,
+    /// The workload's setting forbids it: it came by a way that the hooks do not see, or from before the setting.
+    Denied,
+    /// A question to a DNS server that did not go through the agent though it could, or a datagram to the host itself,
+    /// which has no business out there.
+    Unexplained,
+}
+
 /// Decides on a datagram of `workload` to `to`. The host itself and the workload's own addresses always pass.
 #[inline(always)]
 pub fn outbound(workload: &Workload, to: &Endpoint) -> Verdict {
@@ -26,6 +39,36 @@ pub fn outbound(workload: &Workload, to: &Endpoint) -> Verdict {
     if a.is_unspecified() || a.is_loopback() || capture::is_own(workload, a) {
         return Verdict::Pass;
     }
+    elsewhere(workload, to)
+}
+
+/// Decides on a datagram that leaves by an interface other than loopback. `to` is `None` for a later piece of one, which
+/// does not tell its ports: who may send anywhere may send it. [`Sender::Released`]: a hook let the socket ask DNS
+/// servers by itself, because the agent could not.
+#[inline(always)]
+pub fn leaving(workload: &Workload, sender: Sender, to: Option<&Endpoint>) -> Leaving {
+    if matches!(sender, Sender::Agent) {
+        return Leaving::Pass;
+    }
+    let released = matches!(sender, Sender::Released);
+    let Some(to) = to else {
+        let free = workload.flags & (UDP_DENY | UDP_DNS_ONLY) == 0;
+        let question = released && workload.flags & UDP_DENY == 0;
+        return if free || question { Leaving::Pass } else { Leaving::Denied };
+    };
+    match elsewhere(workload, to) {
+        Verdict::Deny => Leaving::Denied,
+        // A place of the agent's, for one: from a socket that chose its interface by hand.
+        _ if to.addr.is_unspecified() || to.addr.is_loopback() => Leaving::Unexplained,
+        Verdict::Dns if !released => Leaving::Unexplained,
+        Verdict::Dns | Verdict::Pass => Leaving::Pass,
+    }
+}
+
+/// Decides on a datagram to another host.
+#[inline(always)]
+fn elsewhere(workload: &Workload, to: &Endpoint) -> Verdict {
+    let a = &to.addr;
     if workload.flags & UDP_DENY != 0 {
         return Verdict::Deny;
     }
@@ -91,7 +134,66 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_leaves() {
+        use Leaving::{Denied, Pass, Unexplained};
+        use Sender::{Agent, Nobody, Released, Unknown};
+        let leaves = |flags: u32, sender, to: &str| {
+            let mut w = workload();
+            w.flags = flags;
+            leaving(&w, sender, to.parse::<SocketAddr>().ok().map(Endpoint::from).as_ref())
+        };
+        for (sender, to, allow, dns_only) in [
+            (Unknown, "10.0.0.3:123", Pass, Denied),
+            (Nobody, "[fd00::3]:443", Pass, Denied),
+            (Released, "10.0.0.3:123", Pass, Denied),
+            (Unknown, "10.0.0.3:53", Unexplained, Unexplained),
+            (Nobody, "[fd00::3]:53", Unexplained, Unexplained),
+            (Released, "10.0.0.3:53", Pass, Pass),
+            (Unknown, "169.254.20.10:53", Pass, Pass),
+            (Unknown, "224.0.0.251:5353", Pass, Denied),
+            // The hooks let these pass because they stay on the host.
+            (Unknown, "127.53.0.1:15053", Unexplained, Denied),
+            (Unknown, "[::1]:53", Unexplained, Unexplained),
+            (Released, "0.0.0.0:53", Unexplained, Unexplained),
+            (Unknown, "10.0.0.2:9", Pass, Denied),
+            (Unknown, "a later piece", Pass, Denied),
+            (Released, "a later piece", Pass, Pass),
+        ] {
+            assert_eq!(leaves(0, sender, to), allow, "{sender:?} {to}");
+            assert_eq!(leaves(UDP_DNS_ONLY, sender, to), dns_only, "{sender:?} {to}");
+            for flags in [UDP_DENY, UDP_DENY | UDP_DNS_ONLY] {
+                assert_eq!(leaves(flags, sender, to), Denied, "{sender:?} {to}");
+                assert_eq!(leaves(flags, Agent, to), Pass, "{to}");
+            }
+        }
+    }
+
     proptest! {
+        /// Nothing leaves by another way that the hooks would not let go: only the agent asks servers, and whom a hook
+        /// released.
+        #[test]
+        fn no_way_around_the_hooks(octets: [u8; 16], v4: bool, port: u16, dns: bool, flags in 0_u32..64, sender in 0..4) {
+            let port = if dns { 53 } else { port };
+            let v4addr = Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]);
+            let ip: IpAddr = if v4 { v4addr.into() } else { octets.into() };
+            let to = Endpoint::from(SocketAddr::new(ip, port));
+            let mut w = workload();
+            w.flags = flags;
+            let sender = [Sender::Released, Sender::Kernel, Sender::Nobody, Sender::Unknown][sender as usize];
+            let left = leaving(&w, sender, Some(&to));
+            let stays = to.addr.is_unspecified() || to.addr.is_loopback();
+            if left == Leaving::Pass {
+                prop_assert!(!stays && flags & UDP_DENY == 0);
+                match outbound(&w, &to) {
+                    Verdict::Pass => {}
+                    Verdict::Dns => prop_assert_eq!(sender, Sender::Released),
+                    Verdict::Deny => prop_assert!(false, "a hook would have refused it"),
+                }
+            }
+            prop_assert_eq!(leaving(&w, Sender::Agent, Some(&to)), Leaving::Pass);
+        }
+
         /// Whatever the destination: what is refused under a milder setting is refused under a stricter one, DNS is
         /// port 53 only, and nothing is DNS that is never captured.
         #[test]

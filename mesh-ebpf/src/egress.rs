@@ -1,6 +1,7 @@
-//! tc egress on every interface of a pod but loopback: the backstop behind the connect hooks. In: a packet on its way
-//! out. Out: TCP passes that the agent sent, that a hook let go, that is older than the enrolment, or that the kernel
-//! says by itself; the rest is dropped, counted and told. UDP and other protocols pass.
+//! tc egress on every interface of a pod but loopback: the backstop behind the connect and sendmsg hooks. In: a packet on
+//! its way out. Out: TCP passes that the agent sent, that a hook let go, that is older than the enrolment, or that the
+//! kernel says by itself; UDP that the hooks would let pass, and questions to DNS servers that the agent sent or a hook
+//! let go. The rest is dropped, counted and told. Other protocols pass.
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::bpf_sk_fullsock;
@@ -9,9 +10,10 @@ use mesh_common::abi::{Counter, Tuple};
 use mesh_common::addr::Endpoint;
 use mesh_common::capture::Found;
 use mesh_common::egress::{self, Segment, Sender};
+use mesh_common::udp::{self, Leaving};
 
 use crate::maps::{AGENT, INGRESS_NETNS, KEPT, VERDICT, WORKLOADS};
-use crate::packet::{self, Content, ETH_P_IP, ETH_P_IPV6, Packet, find, load};
+use crate::packet::{self, Content, Datagram, ETH_P_IP, ETH_P_IPV6, Packet, find, load};
 use crate::report::tell;
 
 /// Go on with the next program, or to the wire if there is none.
@@ -19,7 +21,9 @@ const NEXT: i32 = -1;
 const DROP: i32 = 2;
 
 const IPPROTO_TCP: u8 = 6;
-/// IPv6 extension headers (RFC 8200, 4) that may stand before TCP.
+const IPPROTO_UDP: u8 = 17;
+const IPPROTO_UDPLITE: u8 = 136;
+/// IPv6 extension headers (RFC 8200, 4) that may stand before TCP and UDP.
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -31,20 +35,25 @@ const IPV6_HEADER: u32 = 40;
 
 pub fn run(ctx: &TcContext) -> i32 {
     let sender = sender(ctx);
-    if matches!(sender, Sender::Agent | Sender::Released | Sender::Kernel) {
+    if matches!(sender, Sender::Agent | Sender::Kernel) {
         return NEXT;
     }
     // SAFETY: a field of the context.
     match unsafe { (*ctx.skb.skb).protocol } {
         ETH_P_IP => match packet::v4(ctx) {
             Some(Content::Tcp(packet)) => judge::<true>(ctx, sender, &packet),
+            Some(Content::Else(IPPROTO_UDP | IPPROTO_UDPLITE)) => police(sender, packet::datagram4(ctx)),
             Some(Content::Else(_)) => NEXT,
-            Some(Content::TcpPart) | None => refuse(&Endpoint::ZERO, &Endpoint::ZERO),
+            Some(Content::TcpPart) | None => unreadable(sender),
         },
         ETH_P_IPV6 => match packet::v6(ctx) {
             Some(Content::Tcp(packet)) => judge::<false>(ctx, sender, &packet),
-            Some(Content::Else(next)) if !hides_tcp(ctx, next) => NEXT,
-            _ => refuse(&Endpoint::ZERO, &Endpoint::ZERO),
+            Some(Content::Else(next)) => match behind(ctx, next) {
+                Behind::Tcp => unreadable(sender),
+                Behind::Udp(header) => police(sender, packet::datagram6(ctx, header)),
+                Behind::Else => NEXT,
+            },
+            Some(Content::TcpPart) | None => unreadable(sender),
         },
         _ => NEXT,
     }
@@ -87,6 +96,28 @@ fn judge<const V4: bool>(ctx: &TcContext, sender: Sender, packet: &Packet) -> i3
     refuse(&packet.source, &packet.destination)
 }
 
+/// UDP. `None`: cut off.
+#[inline(always)]
+fn police(sender: Sender, datagram: Option<Datagram>) -> i32 {
+    let Some(Datagram { source, destination, later }) = datagram else { return unreadable(sender) };
+    let netns = INGRESS_NETNS.load();
+    // SAFETY: as in judge.
+    let Some(workload) = (unsafe { WORKLOADS.get(netns) }) else { return NEXT };
+    let reason = match udp::leaving(workload, sender, if later { None } else { Some(&destination) }) {
+        Leaving::Pass => return NEXT,
+        Leaving::Denied => Counter::UdpDenied,
+        Leaving::Unexplained => Counter::EgressUnexplained,
+    };
+    tell(reason, workload.id, &Tuple { netns, client: source, server: destination });
+    DROP
+}
+
+/// TCP, or UDP, of which not enough is there to judge it. A socket that a hook let go sends no such thing by itself.
+#[inline(always)]
+fn unreadable(sender: Sender) -> i32 {
+    if matches!(sender, Sender::Released) { NEXT } else { refuse(&Endpoint::ZERO, &Endpoint::ZERO) }
+}
+
 /// Drops and tells, if the pod is enrolled: it may just be leaving.
 #[inline(always)]
 fn refuse(source: &Endpoint, destination: &Endpoint) -> i32 {
@@ -104,30 +135,53 @@ struct Extension {
     length: u8,
 }
 
-/// Whether TCP stands behind extension headers, or may: no connection of the kernel's has any.
+/// A fragment's header (RFC 8200, 4.5), up to the offset.
+#[repr(C)]
+struct Piece {
+    next: u8,
+    _reserved: u8,
+    offset: u16,
+}
+
+/// What stands behind IPv6 extension headers.
+enum Behind {
+    /// TCP, or what cannot be told: no connection of the kernel's has any such headers.
+    Tcp,
+    /// UDP, and where its header is, unless it is in another piece.
+    Udp(Option<u32>),
+    /// Something else.
+    Else,
+}
+
 #[inline(always)]
-fn hides_tcp(ctx: &TcContext, first: u8) -> bool {
+fn behind(ctx: &TcContext, first: u8) -> Behind {
     let mut next = first;
     let mut offset = IPV6_HEADER;
     for _ in 0..MAX_EXTENSIONS {
         match next {
-            IPPROTO_TCP => return true,
-            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION | MOBILITY => {}
-            _ => return false,
+            IPPROTO_TCP => return Behind::Tcp,
+            IPPROTO_UDP | IPPROTO_UDPLITE => return Behind::Udp(Some(offset)),
+            FRAGMENT => return in_piece(ctx, offset),
+            HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY => {}
+            _ => return Behind::Else,
         }
-        let Some(header) = load::<Extension>(ctx, offset) else { return true };
-        // Behind a fragment's header that is not the first one there is data, but its next header tells of what.
-        offset += if next == FRAGMENT { 8 } else { (u32::from(header.length) + 1) * 8 };
-        if next == FRAGMENT {
-            return header.next == IPPROTO_TCP || is_extension(header.next);
-        }
+        let Some(header) = load::<Extension>(ctx, offset) else { return Behind::Tcp };
+        offset += (u32::from(header.length) + 1) * 8;
         next = header.next;
     }
-    true
+    Behind::Tcp
 }
 
-/// Whether the chain goes on, inside of what is cut into pieces.
+/// Behind the header of a piece that is not the first one there is data, but its next header tells of what.
 #[inline(always)]
-fn is_extension(next: u8) -> bool {
-    matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION | MOBILITY)
+fn in_piece(ctx: &TcContext, offset: u32) -> Behind {
+    let Some(piece) = load::<Piece>(ctx, offset) else { return Behind::Tcp };
+    let first = u16::from_be(piece.offset) & 0xfff8 == 0;
+    match piece.next {
+        IPPROTO_UDP | IPPROTO_UDPLITE => Behind::Udp(if first { Some(offset + 8) } else { None }),
+        IPPROTO_TCP => Behind::Tcp,
+        // The chain goes on, inside of what is cut into pieces.
+        HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION | MOBILITY => Behind::Tcp,
+        _ => Behind::Else,
+    }
 }

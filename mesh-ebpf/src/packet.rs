@@ -1,5 +1,5 @@
-//! TCP packets as the tc programs see them. In: a packet. Out: its addresses, ports and flags, and what the kernel has
-//! for them. Decides nothing.
+//! TCP and UDP packets as the tc programs see them. In: a packet. Out: its addresses, ports and flags, and what the kernel
+//! has for them. Decides nothing.
 
 use core::mem::MaybeUninit;
 
@@ -22,6 +22,8 @@ pub const ETH_P_IPV6: u32 = (0x86dd_u16).to_be() as u32;
 const IPPROTO_TCP: u8 = 6;
 /// "More fragments" and the offset, in IPv4's fragment word.
 const FRAGMENT: u16 = 0x3fff;
+/// The offset alone.
+const OFFSET: u16 = 0x1fff;
 const BPF_HDR_START_NET: u32 = 1;
 const TCP_TIME_WAIT: u32 = 6;
 
@@ -62,6 +64,13 @@ struct Tcp {
     flags: u8,
 }
 
+/// RFC 768 and RFC 3828, up to the ports.
+#[repr(C)]
+struct Udp {
+    source: u16,
+    destination: u16,
+}
+
 /// What stands behind an IP header.
 pub enum Content {
     /// A whole TCP header.
@@ -79,6 +88,16 @@ pub struct Packet {
     pub flags: u8,
     /// It carries no data.
     pub empty: bool,
+}
+
+/// A datagram, or a piece of one.
+pub struct Datagram {
+    /// Without a port in a piece that is not the first.
+    pub source: Endpoint,
+    /// As the source.
+    pub destination: Endpoint,
+    /// It is not the first piece. The first has all of UDP's header: eight bytes, and no piece is shorter.
+    pub later: bool,
 }
 
 /// An IPv4 packet; `None` if it is cut off.
@@ -107,6 +126,40 @@ pub fn v6(ctx: &TcContext) -> Option<Content> {
     let tcp: Tcp = load(ctx, size_of::<Ipv6>() as u32)?;
     let data = u32::from(u16::from_be(ip.length));
     Some(Content::Tcp(packet(&tcp, Addr(ip.source), Addr(ip.destination), data)))
+}
+
+/// The datagram of an IPv4 packet whose protocol is UDP or UDP-Lite; `None` if it is cut off.
+#[inline(always)]
+pub fn datagram4(ctx: &TcContext) -> Option<Datagram> {
+    let ip: Ipv4 = load(ctx, 0)?;
+    let later = u16::from_be(ip.fragment) & OFFSET != 0;
+    let header = u32::from(ip.version_length & 0x0f) * 4;
+    datagram(
+        ctx,
+        Addr::from_v4_wire(ip.source),
+        Addr::from_v4_wire(ip.destination),
+        if later { None } else { Some(header) },
+    )
+}
+
+/// The datagram of an IPv6 packet whose UDP header stands at an offset, if it is in this piece of it.
+#[inline(always)]
+pub fn datagram6(ctx: &TcContext, header: Option<u32>) -> Option<Datagram> {
+    let ip: Ipv6 = load(ctx, 0)?;
+    datagram(ctx, Addr(ip.source), Addr(ip.destination), header)
+}
+
+#[inline(always)]
+fn datagram(ctx: &TcContext, source: Addr, destination: Addr, header: Option<u32>) -> Option<Datagram> {
+    let (from, to) = match header {
+        Some(offset) => {
+            let udp: Udp = load(ctx, offset)?;
+            (u16::from_be(udp.source).into(), u16::from_be(udp.destination).into())
+        }
+        None => (0, 0),
+    };
+    let (source, destination) = (Endpoint { addr: source, port: from }, Endpoint { addr: destination, port: to });
+    Some(Datagram { source, destination, later: header.is_none() })
 }
 
 /// `length`: of TCP's header and data.

@@ -1,19 +1,20 @@
 //! cgroup/sendmsg4 and sendmsg6, and UDP in connect4 and connect6. In: the socket and where it wants to send. Out: the
 //! place under which the agent's DNS listener stands for that server, or EPERM where the workload's setting forbids the
-//! datagram. Keeps nothing on the socket, so a socket that is used again has nothing stale; never the agent's sockets.
+//! datagram. Keeps nothing on the socket that names a server, so a socket that is used again has nothing stale; never the
+//! agent's sockets.
 //! An IPv4-mapped destination arrives in sendmsg4, on an AF_INET6 socket; sends of a connected socket do not arrive.
 
 use core::ptr;
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::abi::{Counter, DnsPlace, Tuple, Workload};
+use mesh_common::abi::{self, Counter, DnsPlace, Tuple, Workload};
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture;
 use mesh_common::dns;
 use mesh_common::udp::{self, Verdict};
 
-use crate::maps::{DNS, WORKLOADS};
+use crate::maps::{DNS, VERDICT, WORKLOADS};
 use crate::report::{count, tell};
 use crate::socket::{AF_INET, agent_answers, is_agents, netns, of_sock_addr, set_user4, set_user6, user4, user6};
 
@@ -95,6 +96,11 @@ fn dns(
         count(Counter::DnsFull);
     }
     if capture::passes_without_agent(workload, false) {
+        // So that egress lets it go.
+        if !VERDICT.set(sk, abi::Verdict::NoAgent as u32) {
+            tell(Counter::StorageFailed, workload.id, &toward(netns, server));
+            return Err(());
+        }
         tell(Counter::DnsBypassed, workload.id, &toward(netns, server));
         return Ok(None);
     }

@@ -8,6 +8,8 @@
 mod connect;
 #[path = "bpf/egress.rs"]
 mod egress;
+#[path = "bpf/egress_udp.rs"]
+mod egress_udp;
 #[path = "bpf/getname.rs"]
 mod getname;
 #[path = "bpf/ingress.rs"]
@@ -18,6 +20,8 @@ mod lifecycle;
 mod lookup;
 #[path = "bpf/loss.rs"]
 mod loss;
+#[path = "bpf/packets.rs"]
+mod packets;
 #[path = "bpf/probe.rs"]
 mod probe;
 #[path = "bpf/sendmsg.rs"]

@@ -48,8 +48,13 @@ fn meaning(reason: u32) -> &'static str {
         Some(Counter::InboundAssignFailed) => "dropped: the kernel does not give packets of this interface to a socket",
         Some(Counter::InboundForeign) => "dropped: STRICT, and the connection is not one of the agent's",
         Some(Counter::EgressUnexplained) => {
-            "dropped: TCP that came by no connect(), as from a raw socket; look at what runs in the workload"
+            "dropped: TCP that came by no connect(), or a DNS question that did not go through the agent, as from a raw \
+             socket; look at what runs in the workload"
         }
+        Some(Counter::DnsFull) => "the workload has asked too many DNS servers: there is no place for one more",
+        Some(Counter::DnsBypassed) => "went straight to the DNS server: the agent could not take the question",
+        Some(Counter::DnsRefused) => "refused: the agent could not take the question to a DNS server",
+        Some(Counter::UdpDenied) => "refused: the workload's setting `udp` forbids it",
         _ => "the kernel programs met a problem",
     }
 }

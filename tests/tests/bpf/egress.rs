@@ -7,6 +7,7 @@ use std::time::Duration;
 use mesh_common::abi::Counter;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::packets::{self, Frames, packet};
 use super::support::*;
 
 /// How long a test waits for what must not come.
@@ -108,49 +109,17 @@ fn a_packet_socket_opens_nothing() {
     let mesh = Mesh::new();
     let sees = watch(&mesh, "10.77.0.1:0");
     let tcp = segment(at("10.77.0.2:4000"), at("10.77.0.1:9000"), SYN, b"");
-    let mut ip = vec![0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 77, 0, 2, 10, 77, 0, 1];
-    let sum: u32 = ip.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-    let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
-    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
-    ip.extend(tcp);
+    let ip = packet(ip_of(WIRE4), packets::TCP, 0x4000, &tcp);
+    let frames = Frames::new(&mesh.net);
     let before = mesh.count(Counter::EgressUnexplained);
-    send_by_packet_socket(&mesh, &ip);
+    frames.ip(&ip);
     assert!(!came(&sees, true, 9000));
     assert_eq!(mesh.count(Counter::EgressUnexplained), before + 1);
     // The packet is a good one: the same from a pod that is not enrolled arrives.
     let mut mesh = mesh;
     mesh.kernel.withdraw(ID);
-    send_by_packet_socket(&mesh, &ip);
+    frames.ip(&ip);
     assert!(came(&sees, true, 9000));
-}
-
-fn send_by_packet_socket(mesh: &Mesh, ip: &[u8]) {
-    use nix::sys::socket as sys;
-    let show = || std::process::Command::new("ip").args(["-o", "link", "show", "eth0"]).output().unwrap();
-    let link = String::from_utf8(mesh.net.wire.run(show).unwrap().stdout).unwrap();
-    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
-    let mac: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
-    mesh.net
-        .pod
-        .run(|| {
-            let index = nix::net::if_::if_nametoindex("eth0").unwrap();
-            let fd =
-                sys::socket(sys::AddressFamily::Packet, sys::SockType::Datagram, sys::SockFlag::empty(), None).unwrap();
-            // SAFETY: all zeroes is a sockaddr_ll.
-            let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-            to.sll_family = libc::AF_PACKET as u16;
-            to.sll_protocol = (libc::ETH_P_IP as u16).to_be();
-            to.sll_ifindex = index as i32;
-            to.sll_halen = 6;
-            to.sll_addr[..6].copy_from_slice(&mac);
-            // SAFETY: buffer and address are live and their sizes are given.
-            let sent = unsafe {
-                let (fd, size) = (std::os::fd::AsRawFd::as_raw_fd(&fd), size_of_val(&to) as u32);
-                libc::sendto(fd, ip.as_ptr().cast(), ip.len(), 0, (&raw const to).cast(), size)
-            };
-            assert!(sent == ip.len() as isize || std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS));
-        })
-        .unwrap();
 }
 
 #[test]

@@ -252,6 +252,17 @@ fn the_agents_sockets_ask_the_server_itself() {
     assert_eq!(mesh.count(Counter::DnsCaptured), 0);
 }
 
+/// Binds a port that was the agent's. A program that another test is starting may hold it for a moment longer.
+fn take_port(net: &Net, port: SocketAddr) -> UdpSocket {
+    let begun = std::time::Instant::now();
+    loop {
+        match net.pod.run(|| UdpSocket::bind(port)).unwrap() {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < PATIENCE => std::thread::yield_now(),
+            bound => return bound.unwrap(),
+        }
+    }
+}
+
 /// A server on the wire that never answers, and what reaches it.
 fn on_the_wire(net: &Net, on: &str) -> UdpSocket {
     let server = net.wire.run(|| UdpSocket::bind(at(on))).unwrap().unwrap();
@@ -268,8 +279,7 @@ fn without_the_agent_questions_go_straight_or_are_refused() {
         let ports: Vec<_> = listeners.dns.iter().map(|l| l.local_addr().unwrap()).collect();
         listeners.dns.clear();
         // Whoever takes the port now is not the agent.
-        let _squatters: Vec<_> =
-            ports.iter().map(|port| net.pod.run(|| UdpSocket::bind(port)).unwrap().unwrap()).collect();
+        let _squatters: Vec<_> = ports.iter().map(|port| take_port(&net, *port)).collect();
         for on in ["10.77.0.1:53", "[fd77::1]:53"] {
             let server = on_the_wire(&net, on);
             let app = client(&net, if at(on).is_ipv4() { "0.0.0.0:0" } else { "[::]:0" });

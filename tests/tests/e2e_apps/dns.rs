@@ -29,9 +29,13 @@ fn addresses(lab: &Lab, pod: &str) -> Result<[IpAddr; 2]> {
 
 /// What `dig` prints, for options and a name.
 fn dig(lab: &Lab, server: IpAddr, question: &str) -> Result<String> {
+    dig_in(lab, "client", server, question)
+}
+
+fn dig_in(lab: &Lab, pod: &str, server: IpAddr, question: &str) -> Result<String> {
     let mut argv = vec!["dig".to_owned(), "+tries=1".into(), "+timeout=10".into(), format!("@{server}")];
     argv.extend(question.split(' ').map(str::to_owned));
-    Ok(lab.pod("client")?.try_run(&argv)?.text())
+    Ok(lab.pod(pod)?.try_run(&argv)?.text())
 }
 
 /// Metrics of the client's agent: questions, answers, refusals.
@@ -105,6 +109,45 @@ fn getent_resolves_by_the_list_of_servers() -> Result<()> {
         }
         let after = counted(lab)?;
         ensure!(after[1] - before[1] >= 10.0, "A and AAAA five times: {before:?}, {after:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_client_that_binds_its_source_keeps_it() -> Result<()> {
+    LAB.test(|lab| {
+        let own = addresses(lab, "client")?;
+        for (own, server) in own.into_iter().zip(addresses(lab, "names-a")?) {
+            let told = dig(lab, server, &format!("-b {own} bound-source.test TXT"))?;
+            ensure!(told.contains(&format!("SERVER: {server}#53")), "{told}");
+            let log = lab.pod("names-a")?.log();
+            ensure!(log.contains(&format!("query[TXT] bound-source.test from {own}\n")), "{own}: {log}");
+        }
+        Ok(())
+    })
+}
+
+/// A forwarder asks by sockets that are not connected, each of them several servers.
+#[test]
+fn a_forwarder_in_a_pod_asks_its_servers_through_the_agent() -> Result<()> {
+    LAB.test(|lab| {
+        let before = counted(lab)?;
+        let (a, b) = (addresses(lab, "names-a")?, addresses(lab, "names-b")?);
+        let line = format!(
+            "exec dnsmasq --no-daemon --conf-file=/dev/null --no-resolv --no-hosts --cache-size=0 --edns-packet-max=4096 \
+             --listen-address=127.0.0.54 --bind-interfaces --server={} --server={} --server={} --server={} --all-servers",
+            a[0], b[0], a[1], b[1]
+        );
+        let near = lab.pod("near")?;
+        let _forwarder = near.serve(&["sh", "-c", &line], 53).context("a forwarder in the pod")?;
+        for _ in 0..5 {
+            let told = dig_in(lab, "near", "127.0.0.54".parse()?, "one.test A")?;
+            ensure!(told.contains("192.0.2.1"), "{told}");
+            let told = dig_in(lab, "near", "127.0.0.54".parse()?, "+bufsize=4096 +notcp big.test TXT")?;
+            ensure!(told.matches('x').count() >= BIG, "{told}");
+        }
+        let asked = counted(lab)?[0] - before[0];
+        ensure!(asked >= 40.0, "ten questions to each of four servers: {asked}");
         Ok(())
     })
 }

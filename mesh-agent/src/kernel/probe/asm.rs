@@ -30,6 +30,7 @@ pub mod helper {
     pub const MAP_LOOKUP_ELEM: i32 = 1;
     pub const SKB_LOAD_BYTES_RELATIVE: i32 = 68;
     pub const GET_CURRENT_CGROUP_ID: i32 = 80;
+    pub const SK_LOOKUP_UDP: i32 = 85;
     pub const SK_RELEASE: i32 = 86;
     pub const SK_FULLSOCK: i32 = 95;
     pub const SKC_LOOKUP_TCP: i32 = 99;

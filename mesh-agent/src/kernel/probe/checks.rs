@@ -74,13 +74,6 @@ pub fn all() -> Vec<Check> {
             ));
         }
     }
-    for at in [AttachType::SendMsg4, AttachType::SendMsg6, AttachType::RecvMsg4, AttachType::RecvMsg6] {
-        if HOOKS.iter().all(|hook| hook.place != Place::Cgroup(at)) {
-            checks.push(may(at.name(), "attach and replace", "5.14", "not used yet", "-", move |b| {
-                attach_and_replace(b, at)
-            }));
-        }
-    }
     checks.extend(helpers());
     checks.extend(packets());
     checks.extend(live::checks());
@@ -174,8 +167,12 @@ fn helpers() -> Vec<Check> {
         must("cgroup/getpeername4", "bpf_sk_storage_get", "5.12", "shows real addresses", |b| {
             storage(b, Kind::SockAddr, AttachType::GetPeerName4 as u32, SOCK_ADDR_SK, false)
         }),
-        may("cgroup/sendmsg4", "bpf_sk_storage_get", "5.12", "UDP", "-", |b| {
+        must("cgroup/sendmsg4", "bpf_sk_storage_get", "5.12", "knows the agent's UDP sockets", |b| {
             storage(b, Kind::SockAddr, AttachType::SendMsg4 as u32, SOCK_ADDR_SK, false)
+        }),
+        must("cgroup/sendmsg4", "bpf_sk_lookup_udp", "4.20", "finds the agent's DNS listener", |_| {
+            let found = looked_up(helper::SK_LOOKUP_UDP).end(1);
+            loads(Kind::SockAddr, AttachType::SendMsg4 as u32, &found)
         }),
         must("sockops", "bpf_get_netns_cookie", "6.1", "hands destinations over", |_| {
             loads(Kind::SockOps, AttachType::SockOps as u32, &Asm::new().call(helper::GET_NETNS_COOKIE).end(1))
@@ -184,9 +181,7 @@ fn helpers() -> Vec<Check> {
             storage(b, Kind::SockOps, AttachType::SockOps as u32, SOCK_OPS_SK, false)
         }),
         must("tc", "bpf_skc_lookup_tcp", "5.2", "live connections stay", |_| {
-            let tuple = Asm::new().put64(FP, -16, 0).put64(FP, -8, 0).copy(R2, FP).add(R2, -16);
-            let call = tuple.set(R3, 12).set(R4, -1).set(R5, 0).call(helper::SKC_LOOKUP_TCP);
-            loads(Kind::SchedCls, 0, &call.leave_if(0, 0).copy(R1, 0).call(helper::SK_RELEASE).end(0))
+            loads(Kind::SchedCls, 0, &looked_up(helper::SKC_LOOKUP_TCP).end(0))
         }),
         must("tc", "bpf_sk_storage_get", "5.2", "what a packet's socket may", |b| {
             storage(b, Kind::SchedCls, 0, SKB_SK, true)
@@ -219,6 +214,13 @@ fn packets() -> Vec<Check> {
 
 fn loads(kind: Kind, attach: u32, instructions: &[u64]) -> io::Result<()> {
     bpf::load(kind, attach, "mesh_probe", instructions).map(|_| ())
+}
+
+/// Looks a socket up by an IPv4 pair of ends, and lets it go.
+fn looked_up(helper: i32) -> Asm {
+    let tuple = Asm::new().put64(FP, -16, 0).put64(FP, -8, 0).copy(R2, FP).add(R2, -16);
+    let call = tuple.set(R3, 12).set(R4, -1).set(R5, 0).call(helper);
+    call.leave_if(0, 0).copy(R1, 0).call(helper::SK_RELEASE)
 }
 
 /// Loads a program that asks for a value in the storage of its socket.

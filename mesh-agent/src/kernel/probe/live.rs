@@ -37,7 +37,13 @@ pub fn checks() -> Vec<Check> {
         must("sockops", "a connection is seen", "4.14", "hands destinations over", sock_ops),
         must("tc ingress", "bpf_sk_assign", "5.7", "inbound capture", ingress),
         must("sk_lookup", "bpf_sk_assign", "5.9", "inbound capture of what tc does not look into", lookup),
-        may("cgroup/sendmsg4, recvmsg4", "a datagram goes and comes by another", "5.2", "UDP", "-", datagram),
+        must(
+            "cgroup/sendmsg4, recvmsg4",
+            "a datagram goes and comes by another",
+            "5.2",
+            "DNS through the agent",
+            datagram,
+        ),
         may(
             "sock_diag",
             "SOCK_DESTROY",
