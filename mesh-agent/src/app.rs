@@ -12,11 +12,13 @@ use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
 
 use crate::admin::{self, Page, View};
 use crate::dns;
+use crate::handover::{self, Estate, HandoverError, Predecessor, Request};
 use crate::identity::Identities;
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{self, Kernel, KernelError};
 use crate::live::Live;
 use crate::proxy::{Context, Refused, Workers};
 use crate::settings::{AccessLogSink, Settings};
@@ -24,7 +26,7 @@ use crate::shutdown;
 use crate::telemetry::access_log::{AccessLog, Log};
 use crate::telemetry::{Kind, Limits, Metrics};
 use crate::xds::{Client, ControlPlaneChannel};
-use roster::{Parts, Workloads, lock};
+use roster::{InheritError, Parts, Workloads, lock};
 
 /// How often connections from before an enrolment are looked after.
 const SWEEP: Duration = Duration::from_secs(30);
@@ -51,6 +53,12 @@ pub enum AppError {
     /// A worker thread died; without it its workloads have no network.
     #[error("a worker thread has panicked; this is a defect of the agent")]
     Worker,
+    /// Another agent runs and this one cannot take over; the other one goes on.
+    #[error("cannot take over from the running agent: {0}")]
+    Handover(#[from] HandoverError),
+    /// As above, for a workload that would not be served as before.
+    #[error("cannot take over from the running agent: {0}")]
+    Inherit(#[from] InheritError),
     /// Threads or signal handlers.
     #[error("cannot start {what}: {source}")]
     Start {
@@ -61,24 +69,40 @@ pub enum AppError {
     },
 }
 
-/// Runs until SIGTERM or SIGINT. `path` is read again at SIGHUP.
-pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
+/// Runs until SIGTERM or SIGINT, or until another agent has taken over. `path` is read again at SIGHUP. `take_over`:
+/// from the running agent, if there is one.
+pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<(), AppError> {
     let settings = Arc::new(settings);
     let (trigger, watch, own_guard) = shutdown::channel();
     let mut signals = Signals::new()?;
 
+    let pins = kernel::pin_path(&settings.kernel, &settings.node)?;
+    let (predecessor, estate) = match take_over.then(|| Predecessor::ask(&settings, &pins)).transpose()?.flatten() {
+        Some((predecessor, estate)) => (Some(predecessor), Some(estate)),
+        None => {
+            kernel::check_free(&pins)?;
+            (None, None)
+        }
+    };
+    let (lock_on_pins, pages, pods) = match estate {
+        Some(Estate { lock, pages, pods }) => (Some(lock), pages.map(Some), pods),
+        None => (None, [None, None, None], Vec::new()),
+    };
     // What can fail for a wrong setting comes first, before the kernel is touched.
-    let admin_listener = listen("admin", settings.listen.admin).await?;
-    let metrics_listener = listen("metrics", settings.listen.metrics).await?;
-    let ready_listener = listen("ready", settings.listen.ready).await?;
+    let [admin, metrics_page, ready] = pages;
+    let pages = [
+        listen("admin", settings.listen.admin, admin)?,
+        listen("metrics", settings.listen.metrics, metrics_page)?,
+        listen("ready", settings.listen.ready, ready)?,
+    ];
 
     let metrics = Metrics::new(Limits { series: settings.metric_series, ..Limits::default() });
     let access_log = start_access_log(&settings, &metrics)?;
 
-    let mut kernel = Kernel::load(&settings.kernel, &settings.node)?;
-    if let Some(events) = kernel.take_events() {
-        watch.spawn("kernel-events", events::follow(events));
-    }
+    let kernel = match lock_on_pins {
+        Some(lock) => Kernel::take_over(&settings.kernel, &settings.node, lock)?,
+        None => Kernel::load(&settings.kernel, &settings.node)?,
+    };
     let identities = Identities::new(&settings.control_plane, Handle::current());
     let live = Arc::new(Live::default());
     let channel = Arc::new(ControlPlaneChannel::new(settings.control_plane.clone(), &settings.cluster_id));
@@ -109,7 +133,7 @@ pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
 
     let mut workloads = Workloads::new(Parts {
         settings: settings.clone(),
-        kernel,
+        kernel: kernel.clone(),
         identities: identities.clone(),
         client,
         live: live.clone(),
@@ -117,7 +141,17 @@ pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
         shutdown: watch.clone(),
     });
     workloads.register(&metrics);
+    let mut alone = None;
+    if let Some(predecessor) = predecessor {
+        workloads.inherit(pods, &settings.workloads).await?;
+        alone = Some(replace(predecessor));
+        tracing::info!("took over from the agent that ran before");
+    }
     workloads.reconcile(&settings.workloads).await;
+    let followed = lock(&kernel).take_events();
+    let followed = followed.map(|events| watch.spawn("kernel-events", events::follow(events)));
+    let mut successor = handover::serve(&settings, pins)
+        .map_err(|source| AppError::Start { what: "the node's socket (settings: nodeSocket)", source })?;
 
     add_certificates(&metrics, identities.clone());
 
@@ -130,47 +164,111 @@ pub async fn run(path: &Path, settings: Settings) -> Result<(), AppError> {
         started: SystemTime::now(),
         shutdown: watch.clone(),
     });
-    for (name, listener, pages) in [
-        ("admin", admin_listener, Page::ADMIN),
-        ("metrics", metrics_listener, Page::METRICS),
-        ("ready", ready_listener, Page::READY),
-    ] {
-        watch.spawn(name, admin::serve(listener, pages, view.clone(), watch.clone()));
+    let mut tasks: Vec<JoinHandle<()>> = followed.into_iter().collect();
+    let about = [("admin", Page::ADMIN), ("metrics", Page::METRICS), ("ready", Page::READY)];
+    for ((name, content), listener) in about.into_iter().zip(&pages) {
+        let listener = listener.try_clone().and_then(TcpListener::from_std);
+        let listener = listener.map_err(|source| AppError::Start { what: "a page", source })?;
+        tasks.push(watch.spawn(name, admin::serve(listener, content, view.clone(), watch.clone())));
     }
     tracing::info!(node = settings.node, version = env!("CARGO_PKG_VERSION"), "started");
 
     let mut sweep = tokio::time::interval(SWEEP);
-    loop {
+    // Between a successor's question and its answer nothing of what it was told may change.
+    let mut frozen = false;
+    let left = loop {
         tokio::select! {
-            _ = sweep.tick() => workloads.sweep(),
-            event = signals.next() => match event {
+            _ = sweep.tick(), if !frozen => workloads.sweep(),
+            event = signals.next(), if !frozen => match event {
                 Event::End(name) => {
                     tracing::info!(signal = name, drain_seconds = settings.drain_seconds, "ending");
-                    break;
+                    break None;
                 }
                 Event::Reload => match Settings::load(path) {
                     Ok(new) => workloads.reconcile(&new.workloads).await,
                     Err(error) => tracing::error!(%error, "the new settings are not used"),
                 },
             },
-            key = workloads.due() => workloads.try_enrol(key).await,
+            key = workloads.due(), if !frozen => workloads.try_enrol(key).await,
+            () = gone(&mut alone) => {
+                alone = None;
+                lock(&kernel).claim()?;
+            }
+            Some(request) = successor.recv() => match request {
+                Request::Offer(reply) => {
+                    frozen = true;
+                    // Nobody may be waiting any more; then `Withdrawn` follows.
+                    let _ = reply.send(workloads.estate(&pages));
+                }
+                Request::Withdrawn => {
+                    frozen = false;
+                    workloads.reassert();
+                }
+                Request::Taken(reply) => break Some(reply),
+            },
             () = workloads.worker_ended() => return Err(AppError::Worker),
         }
+    };
+    let Some(left) = left else {
+        // New connections go by themselves from here on; those that are open get time to finish.
+        workloads.release();
+        drop(own_guard);
+        finished(trigger.drain(settings.drain()).await);
+        workloads.end()?;
+        tracing::info!("ended");
+        return Ok(());
+    };
+    tracing::info!(drain_seconds = settings.drain_seconds, "another agent has taken over");
+    workloads.leave();
+    drop(pages);
+    for task in tasks {
+        task.abort();
+        let _ = task.await;
     }
-
-    // New connections go by themselves from here on; those that are open get time to finish.
-    workloads.release();
+    let _ = left.send(());
     drop(own_guard);
-    if !trigger.drain(settings.drain()).await {
-        tracing::warn!("some connections did not finish in time and were closed");
-    }
-    workloads.end()?;
-    tracing::info!("ended");
+    finished(trigger.hand_over(settings.drain()).await);
+    workloads.join();
+    tracing::info!("ended; what is in force belongs to the other agent");
     Ok(())
 }
 
-async fn listen(field: &'static str, address: SocketAddr) -> Result<TcpListener, AppError> {
-    TcpListener::bind(address).await.map_err(|source| AppError::Listen { field, address, source })
+fn finished(in_time: bool) {
+    if !in_time {
+        tracing::warn!("some connections did not finish in time and were closed");
+    }
+}
+
+/// Sends the old agent away, and tells when its process has ended.
+fn replace(predecessor: Predecessor) -> JoinHandle<()> {
+    if let Err(error) = predecessor.take() {
+        // Everything is in force by now, whatever became of it.
+        tracing::warn!(%error, "the agent that ran before does not answer");
+    }
+    tokio::task::spawn_blocking(move || predecessor.wait_gone())
+}
+
+async fn gone(other: &mut Option<JoinHandle<()>>) {
+    match other {
+        Some(other) => {
+            let _ = other.await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// A listener for a page: the one that was handed over if it is at the right place.
+fn listen(
+    field: &'static str,
+    address: SocketAddr,
+    handed_over: Option<std::net::TcpListener>,
+) -> Result<std::net::TcpListener, AppError> {
+    let listener = match handed_over.and_then(|listener| handover::page(listener, address)) {
+        Some(listener) => Ok(listener),
+        None => std::net::TcpListener::bind(address),
+    };
+    let prepared = listener.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+    prepared.map_err(|source| AppError::Listen { field, address, source })
 }
 
 fn start_access_log(settings: &Settings, metrics: &Metrics) -> Result<Option<AccessLog>, AppError> {

@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
@@ -39,7 +39,7 @@ use crate::settings::{KernelSettings, OnAgentLoss, Udp};
 use crate::workload::Workload;
 
 pub use enrol::Prepared;
-pub use pins::Left;
+pub use pins::{Left, check_free};
 pub use sockets::Sockets;
 
 use pins::Pins;
@@ -64,7 +64,7 @@ pub struct Kernel {
 }
 
 /// The agent's listeners inside one workload's namespace: nonblocking, one per family.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Listeners {
     /// What the workload sends elsewhere.
     pub outbound: Vec<TcpListener>,
@@ -193,6 +193,26 @@ impl Kernel {
     pub fn take_over(settings: &KernelSettings, node: &str, lock: OwnedFd) -> Result<Kernel, KernelError> {
         let path = pin_path(settings, node)?;
         load::load(settings, || Pins::take_over(path, lock))
+    }
+
+    /// The directory of the pins.
+    pub fn pins(&self) -> &Path {
+        self.pins.root()
+    }
+
+    /// Writes the entries of all workloads again, after an agent that wanted to take over has given up halfway. (Its
+    /// programs, where it has put them in force, do what ours do.)
+    pub fn reassert(&mut self) {
+        for pod in self.pods.values() {
+            if let Err(e) = self.workloads.insert(pod.netns.cookie(), pod.entry, 0) {
+                warn!(workload = pod.key, error = chain(&e), "the workload's entry cannot be written");
+            }
+        }
+    }
+
+    /// Another agent has taken over: whatever this one is told from now on changes no map.
+    pub fn leave(&mut self) {
+        self.pods.clear();
     }
 
     /// Removes whatever is pinned by an agent that is gone, of whatever version, so that its workloads are as if they
@@ -415,7 +435,7 @@ impl std::os::fd::AsRawFd for Events {
 }
 
 /// Checks the machine, and tells where the pins go.
-fn pin_path(settings: &KernelSettings, node: &str) -> Result<PathBuf, KernelError> {
+pub fn pin_path(settings: &KernelSettings, node: &str) -> Result<PathBuf, KernelError> {
     probe::privileges()?;
     let path = pins::path(settings.pin_path.as_deref(), node);
     probe::bpffs(&path)?;

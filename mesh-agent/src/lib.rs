@@ -2,13 +2,15 @@
 //! says, and tells what it did. `ARCHITECTURE.md` has the picture.
 //!
 //! The modules stand in layers, low to high: settings, errors, shutdown, telemetry → net → workload → tls → identity →
-//! kernel → dns → upstream → live → proxy → xds → apply → admin → app. A module uses only what stands to its left (tested).
+//! kernel → dns → upstream → live → proxy → xds → apply → admin → handover → app. A module uses only what stands to its
+//! left (tested).
 
 pub mod admin;
 pub mod app;
 pub mod apply;
 pub mod dns;
 pub mod errors;
+pub mod handover;
 pub mod identity;
 pub mod kernel;
 pub mod live;

@@ -24,6 +24,9 @@ struct Arguments {
     /// Only check the settings file, then end.
     #[arg(long)]
     check: bool,
+    /// Take over from the agent of this node that runs, without a gap; start as usual if none does.
+    #[arg(long)]
+    take_over: bool,
 }
 
 #[derive(Subcommand)]
@@ -73,7 +76,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     SigSet::all().thread_unblock().context("cannot unblock signals")?;
     telemetry::logs::start(settings.log_format, &settings.log_level).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    runtime.block_on(app::run(config, settings))?;
+    runtime.block_on(app::run(config, settings, arguments.take_over))?;
     Ok(())
 }
 

@@ -87,7 +87,14 @@ enum Command {
     /// Close a workload's listeners and connections.
     Withdraw { id: u32 },
     /// Serve a connection that another worker has accepted.
-    Take { workload: Arc<Workload>, own_ports: Vec<u16>, accepted: std::net::TcpStream, door: Door },
+    Take {
+        workload: Arc<Workload>,
+        own_ports: Vec<u16>,
+        accepted: std::net::TcpStream,
+        door: Door,
+        /// Until the connection has one of its own.
+        _guard: shutdown::Guard,
+    },
 }
 
 /// Which listener a connection came in by.

@@ -49,7 +49,10 @@ pub struct Settings {
     /// The agent's own ports.
     #[serde(default)]
     pub listen: Listen,
-    /// Seconds that open connections get to finish at shutdown, 0 to 3600.
+    /// Socket by which the next agent takes over from this one; default: `/run/mesh-agent/NODE.sock`.
+    #[serde(default)]
+    pub node_socket: Option<PathBuf>,
+    /// Seconds that open connections get to finish at shutdown, and after another agent has taken over; 0 to 3600.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
     /// Label sets of Istio's metrics kept, for HTTP and TCP each, at least 1; further ones count as `overflow`.
@@ -258,6 +261,12 @@ impl Settings {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         }
+    }
+
+    /// The socket by which the next agent takes over from this one.
+    pub fn node_socket(&self) -> PathBuf {
+        let default = || Path::new("/run/mesh-agent").join(format!("{}.sock", self.node));
+        self.node_socket.clone().unwrap_or_else(default)
     }
 
     /// How long open connections get to finish at shutdown.

@@ -13,6 +13,8 @@ use tracing::Instrument;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Running,
+    /// Another agent takes what is new: what is open may stay open.
+    HandedOver,
     Draining,
     Stopped,
 }
@@ -48,8 +50,17 @@ pub fn channel() -> (Trigger, Watch, Guard) {
 impl Trigger {
     /// Asks everybody to finish, waits for the guards up to `deadline`, then tells the rest to stop.
     /// Returns whether everybody finished in time.
-    pub async fn drain(mut self, deadline: Duration) -> bool {
-        self.phase.send_replace(Phase::Draining);
+    pub async fn drain(self, deadline: Duration) -> bool {
+        self.end(Phase::Draining, deadline).await
+    }
+
+    /// As [`Trigger::drain`], after another agent has taken over: what is idle is left to its client until the deadline.
+    pub async fn hand_over(self, deadline: Duration) -> bool {
+        self.end(Phase::HandedOver, deadline).await
+    }
+
+    async fn end(mut self, phase: Phase, deadline: Duration) -> bool {
+        self.phase.send_replace(phase);
         let drained = tokio::time::timeout(deadline, self.guards.recv()).await.is_ok();
         self.phase.send_replace(Phase::Stopped);
         drained
@@ -57,13 +68,18 @@ impl Trigger {
 }
 
 impl Watch {
-    /// Whether a drain has begun: take no new work.
+    /// Whether a drain or hand-over has begun: take no new work.
     pub fn is_draining(&self) -> bool {
-        *self.phase.borrow() >= Phase::Draining
+        *self.phase.borrow() > Phase::Running
     }
 
-    /// Resolves when a drain begins (at once if it has).
+    /// Resolves when a drain or hand-over begins (at once if it has).
     pub async fn draining(&mut self) {
+        let _ = self.phase.wait_for(|phase| *phase > Phase::Running).await;
+    }
+
+    /// Resolves when idle connections are to be closed: in a drain at its beginning, in a hand-over at its end.
+    pub async fn closing(&mut self) {
         let _ = self.phase.wait_for(|phase| *phase >= Phase::Draining).await;
     }
 
@@ -103,6 +119,8 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -117,6 +135,24 @@ mod tests {
         drop(own);
         assert!(trigger.drain(Duration::from_secs(5)).await);
         worker.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hand_over_takes_no_new_work_but_closes_nothing_before_its_end() {
+        let (trigger, mut watch, own) = channel();
+        let guard = watch.guard();
+        let mut idle = watch.clone();
+        let idle = tokio::spawn(async move {
+            idle.closing().await;
+            drop(guard);
+            Instant::now()
+        });
+        drop(own);
+        let start = Instant::now();
+        assert!(!trigger.hand_over(Duration::from_secs(5)).await);
+        watch.draining().await;
+        assert!(watch.is_draining());
+        assert_eq!(idle.await.unwrap() - start, Duration::from_secs(5));
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,6 +20,7 @@ const LAYERS: &[&str] = &[
     "xds",
     "apply",
     "admin",
+    "handover",
     "app",
 ];
 

@@ -175,6 +175,31 @@ impl Agent<'_> {
         Ok(())
     }
 
+    /// Starts another agent beside the running one, to take over from it with other settings, and waits until it has.
+    /// The old one may drain for a while yet.
+    ///
+    /// # Errors
+    /// It cannot be started, or does not take over.
+    pub fn upgrade_with(&self, settings: &str) -> Result<()> {
+        let took = |log: &str| log.matches("took over from the agent").count();
+        let before = took(&self.log());
+        sys::write_whole(&self.settings_file(), settings)?;
+        let program = sys::binary("mesh-agent")?.display().to_string();
+        let settings = self.settings_file().display().to_string();
+        let log = self.state.log(&format!("agent-{}", self.node));
+        let argv = [program.as_str(), "--config", &settings, "--take-over"];
+        let mut successor = self.state.agent_place(self.node).spawn(&argv, &log)?;
+        successor.wait_log(READY_LIMIT, "the new agent to take over", |log| (took(log) > before).then_some(()))?;
+        successor.leave();
+        Ok(())
+    }
+
+    /// Its processes: two while one takes over from the other.
+    pub fn processes(&self) -> Vec<i32> {
+        let procs = std::fs::read_to_string(self.cgroup().join("cgroup.procs")).unwrap_or_default();
+        procs.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
     /// Waits until it says that it is ready.
     ///
     /// # Errors
@@ -223,10 +248,11 @@ impl Agent<'_> {
         let dir = self.state.node_dir(self.node);
         let mut yaml = format!(
             "node: {}\ncontrolPlane:\n  address: https://istiod.istio-system.svc:15012\n  rootCert: {}\n  tokenFile: {}\n\
-             kernel:\n  pinPath: {}\n  cgroup: {}\n",
+             nodeSocket: {}\nkernel:\n  pinPath: {}\n  cgroup: {}\n",
             quote(self.node),
             path(self.state.control_dir().join("ca/root-cert.pem")),
             path(dir.join("token")),
+            path(dir.join("agent.sock")),
             path(self.state.pins(self.node)),
             path(self.state.node_cgroup(self.node)),
         );

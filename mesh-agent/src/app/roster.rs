@@ -2,6 +2,8 @@
 //! entries, listeners handed to workers, configuration streams, certificates asked for. One that cannot be enrolled is
 //! reported and tried again; the others go on.
 
+mod inherit;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
@@ -17,7 +19,7 @@ use tokio::time::Instant;
 use crate::admin::{Enrolled, Pending, Roster};
 use crate::apply;
 use crate::identity::Identities;
-use crate::kernel::{Kernel, KernelError, Left};
+use crate::kernel::{Kernel, KernelError, Left, Listeners};
 use crate::live::Live;
 use crate::net::netns::NetNs;
 use crate::proxy::Workers;
@@ -26,6 +28,8 @@ use crate::shutdown::Watch;
 use crate::telemetry::{Kind, Metrics};
 use crate::workload::Workload;
 use crate::xds::{Client, StatusCell};
+
+pub(super) use inherit::InheritError;
 
 /// First pause before a workload is tried again; doubles up to [`LAST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -65,6 +69,8 @@ struct Running {
     workload: Arc<Workload>,
     xds: StatusCell,
     stream: JoinHandle<()>,
+    /// Copies, for the agent that may take over.
+    listeners: Listeners,
 }
 
 struct Waiting {
@@ -117,6 +123,8 @@ enum EnrolError {
     Process { pid: u32, source: io::Error },
     #[error("cannot read the addresses of its network namespace: {0}")]
     Addresses(io::Error),
+    #[error("cannot copy its listeners: {0}")]
+    Listeners(io::Error),
     #[error("its network namespace has no address yet")]
     NoAddress,
     #[error("its network namespace is the agent's own; a workload needs one of its own")]
@@ -240,9 +248,15 @@ impl Workloads {
     /// configuration and certificates until they are drained.
     pub fn release(&mut self) {
         self.waiting.clear();
-        for running in self.running.values() {
+        for running in self.running.values_mut() {
             lock(&self.parts.kernel).withdraw(running.workload.id);
+            running.listeners = Listeners::default();
         }
+    }
+
+    /// Waits for the workers' threads; call it after the drain.
+    pub fn join(self) {
+        self.parts.workers.join();
     }
 
     /// Waits for the workers' threads and takes away everything in the kernel; call it after the drain.
@@ -301,6 +315,17 @@ impl Workloads {
             Some(netns) => netns.clone(),
             None => netns.insert(Arc::new(open(settings)?)).clone(),
         };
+        let workload = self.describe(settings, netns)?;
+        let listeners = lock(&self.parts.kernel).enrol(&workload)?;
+        let copies = listeners.try_clone().map_err(EnrolError::Listeners)?;
+        let (xds, stream) = self.begin(&workload);
+        self.parts.workers.enrol(workload.clone(), listeners).await;
+        tracing::info!(workload = key, identity = %workload.identity, addresses = ?workload.addresses, "enrolled");
+        Ok(Running { settings: settings.clone(), workload, xds, stream, listeners: copies })
+    }
+
+    /// The workload as it is found in its namespace, with a number of its own.
+    fn describe(&mut self, settings: &WorkloadSettings, netns: Arc<NetNs>) -> Result<Arc<Workload>, EnrolError> {
         if self.own_netns == Some(netns.cookie()) {
             return Err(EnrolError::OwnNamespace);
         }
@@ -316,16 +341,16 @@ impl Workloads {
         let id = self.next_id;
         let agent = &self.parts.settings;
         let workload = Arc::new(Workload::new(id, settings, &agent.cluster_id, &agent.trust_domain, netns, addresses)?);
-        let listeners = lock(&self.parts.kernel).enrol(&workload)?;
         self.next_id += 1;
+        Ok(workload)
+    }
 
-        // Certificate and configuration are asked for at once; connections wait for them in the worker.
+    /// Asks for its certificate and configuration; connections wait for them in the worker.
+    fn begin(&self, workload: &Arc<Workload>) -> (StatusCell, JoinHandle<()>) {
         self.parts.identities.request(&workload.identity);
         let xds = StatusCell::default();
         let stream = self.follow(workload.clone(), xds.clone());
-        self.parts.workers.enrol(workload.clone(), listeners).await;
-        tracing::info!(workload = key, identity = %workload.identity, addresses = ?workload.addresses, "enrolled");
-        Ok(Running { settings: settings.clone(), workload, xds, stream })
+        (xds, stream)
     }
 
     fn follow(&self, workload: Arc<Workload>, status: StatusCell) -> JoinHandle<()> {

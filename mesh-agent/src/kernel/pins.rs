@@ -28,6 +28,17 @@ const NAME: &str = "workload";
 /// How often the directory may be removed under our hands by an agent that is just leaving.
 const TRIES: usize = 10;
 
+const BUSY: &str = "another agent of this node is running: stop it, or start this one with --take-over to have it replace \
+                    the other, or give it another node name or kernel.pinPath";
+
+/// Fails if an agent holds the lock of this directory. To say so before something else gets in the way of a second one.
+pub fn check_free(root: &Path) -> Result<(), KernelError> {
+    match File::open(root).map(|lock| lock.try_lock()) {
+        Ok(Err(TryLockError::WouldBlock)) => Err(KernelError::Pins { path: root.to_owned(), why: BUSY.into() }),
+        _ => Ok(()),
+    }
+}
+
 /// A locked directory of pins. Dropping it leaves everything in force.
 pub(super) struct Pins {
     root: PathBuf,
@@ -61,13 +72,7 @@ impl Pins {
             let lock = File::open(&root).map_err(|e| wrong(e.to_string()))?;
             match lock.try_lock() {
                 Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    return Err(wrong(
-                        "another agent of this node is running: stop it, or start this one with --take-over to have \
-                         it replace the other, or give it another node name or kernel.pinPath"
-                            .into(),
-                    ));
-                }
+                Err(TryLockError::WouldBlock) => return Err(wrong(BUSY.into())),
                 Err(TryLockError::Error(e)) => return Err(wrong(e.to_string())),
             }
             if is(&root, &lock) {

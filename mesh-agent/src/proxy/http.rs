@@ -20,7 +20,8 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::rc::Rc;
 
-use ::http::HeaderValue;
+use ::http::header::CONNECTION;
+use ::http::{HeaderValue, StatusCode};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -72,7 +73,17 @@ pub(super) async fn serve(pod: Rc<Pod>, connection: Box<HttpConnection>) {
         let conn = conn.clone();
         service_fn(move |request: Request<Incoming>| {
             let conn = conn.clone();
-            async move { Ok::<_, Infallible>(exchange::answer(conn, request).await) }
+            async move {
+                let mut response = exchange::answer(conn.clone(), request).await;
+                // The client's next request is to come by another connection: to the agent that has taken over.
+                if !conn.http2
+                    && conn.pod.shutdown.is_draining()
+                    && response.status() != StatusCode::SWITCHING_PROTOCOLS
+                {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
         })
     };
     let io = TokioIo::new(downstream);
@@ -102,7 +113,7 @@ pub(super) async fn serve(pod: Rc<Pod>, connection: Box<HttpConnection>) {
         let mut serving = std::pin::pin!(serving);
         tokio::select! {
             ended = serving.as_mut() => ended,
-            () = shutdown.draining() => {
+            () = shutdown.closing() => {
                 serving.as_mut().graceful_shutdown();
                 serving.await
             }

@@ -92,7 +92,7 @@ impl Worker {
             match command {
                 Some(Command::Enrol { workload, listeners }) => self.enrol(workload, listeners),
                 Some(Command::Withdraw { id }) => self.withdraw(id),
-                Some(Command::Take { workload, own_ports, accepted, door }) => {
+                Some(Command::Take { workload, own_ports, accepted, door, _guard }) => {
                     if self.withdrawn.borrow().contains(&workload.id) {
                         continue;
                     }
@@ -208,6 +208,7 @@ impl Worker {
         };
         match stream.into_std() {
             Ok(accepted) => place.send(Command::Take {
+                _guard: self.context.shutdown.guard(),
                 workload: home.workload.clone(),
                 own_ports: home.own_ports.clone(),
                 accepted,

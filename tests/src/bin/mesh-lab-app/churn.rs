@@ -29,6 +29,9 @@ pub struct Options {
     /// How many at the same time.
     #[arg(long, default_value_t = 32)]
     at_once: usize,
+    /// How many begin each second; 0 = as many as can.
+    #[arg(long, default_value_t = 0)]
+    per_second: u32,
 }
 
 pub async fn run(options: Options) -> anyhow::Result<()> {
@@ -40,12 +43,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let tasks: Vec<_> = (0..options.at_once)
         .map(|_| {
             let (next, total) = (next.clone(), options.connections);
+            let pause = 1.0 / f64::from(options.per_second.max(1));
+            let paced = options.per_second > 0;
             tokio::spawn(async move {
                 let (mut right, mut failures) = (0, Vec::new());
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= total {
                         return (right, failures);
+                    }
+                    if paced {
+                        tokio::time::sleep_until((start + Duration::from_secs_f64(pause * number as f64)).into()).await;
                     }
                     match tokio::time::timeout(LIMIT, one(address, number)).await {
                         Ok(Ok(())) => right += 1,

@@ -2,7 +2,7 @@
 //! is held and must go on echoing.
 //!
 //! Runs until SIGTERM, then prints `{"requests", "failed_requests", "echoes", "failed_echoes", "errors"}`. A line
-//! `started` tells that the first of each was right.
+//! `started` tells that the first of each was right, `broken` that the held connection is no more.
 
 use std::time::Duration;
 
@@ -79,6 +79,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             let broken = result.is_err();
             echoes.add(result);
             if broken {
+                println!("broken");
                 held = None;
             }
         }
