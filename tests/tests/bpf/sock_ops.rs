@@ -62,7 +62,7 @@ fn an_application_on_localhost_only_stays_unreachable() {
     socket.set_nonblocking(false).unwrap();
     let error = socket.connect(&at("10.77.0.2:8001").into()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
-    assert_eq!(mesh.kernel.in_flight().unwrap(), (0, 0));
+    mesh.assert_nothing_in_flight();
     assert_eq!(mesh.count(Counter::Abandoned), 1);
 }
 
@@ -85,7 +85,7 @@ fn a_failed_connection_leaves_nothing() {
         assert_ne!(mesh.kernel.in_flight().unwrap().0, 0, "{to}: every connection was accepted");
         drop(sockets);
     }
-    assert_eq!(mesh.kernel.in_flight().unwrap(), (0, 0));
+    mesh.assert_nothing_in_flight();
     assert_ne!(mesh.count(Counter::Abandoned), 0);
 }
 
@@ -108,7 +108,7 @@ fn a_connection_that_is_given_up_leaves_nothing() {
         client.set_linger(Some(std::time::Duration::ZERO)).unwrap();
     }
     drop(clients);
-    assert_eq!(mesh.kernel.in_flight().unwrap(), (0, 0));
+    mesh.assert_nothing_in_flight();
 }
 
 /// What cannot be noted is not passed by: it reaches the agent, which finds no destination and resets it.
@@ -151,7 +151,7 @@ fn a_hundred_thousand_short_connections() {
             });
         }
     });
-    assert_eq!(mesh.kernel.in_flight().unwrap(), (0, 0));
+    mesh.assert_nothing_in_flight();
     assert_eq!(mesh.count(Counter::OutboundCaptured), (THREADS * EACH) as u64);
     eprintln!("{} connections in {:?}", THREADS * EACH, started.elapsed());
 }
@@ -183,7 +183,7 @@ fn more_dials_of_an_application_than_there_are_ports() {
     };
     run("10.77.0.2:8001", "203.0.113.9:4711");
     run("[fd77::2]:8001", "[2001:db8::9]:4711");
-    assert_eq!(mesh.kernel.in_flight().unwrap(), (0, 0));
+    mesh.assert_nothing_in_flight();
 }
 
 fn read_to_end(mut stream: TcpStream) {

@@ -106,6 +106,16 @@ impl Mesh {
         }
     }
 
+    /// Every connection was handed over or has left nothing, once the programs that other tests are starting have let
+    /// go of its socket.
+    pub fn assert_nothing_in_flight(&self) {
+        let end = std::time::Instant::now() + PATIENCE;
+        while self.kernel.in_flight().unwrap() != (0, 0) && std::time::Instant::now() < end {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert_eq!(self.kernel.in_flight().unwrap(), (0, 0));
+    }
+
     pub fn count(&self, counter: mesh_common::abi::Counter) -> u64 {
         self.kernel.counter(counter).unwrap()
     }

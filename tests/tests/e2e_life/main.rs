@@ -14,7 +14,7 @@ mod stopped;
 pub fn lab(name: &str, config: &[(&str, &str)]) -> Result<Lab> {
     let all = format!(
         "mesh-lab-app http-echo --port 8080 & \
-         dnsmasq --keep-in-foreground --conf-file=/dev/null --no-resolv --no-hosts --txt-record=who.test,{NAME} & \
+         dnsmasq --no-daemon --conf-file=/dev/null --no-resolv --no-hosts --txt-record=who.test,{NAME} & \
          exec mesh-lab-app tcp --port 9000"
     );
     let server = PodSpec::new("server", "b").command(&["sh", "-c", &all], &[8080, 9000, 53]);
