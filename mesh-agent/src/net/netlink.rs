@@ -1,5 +1,5 @@
 //! Netlink requests of the calling thread's network namespace. In: a message. Out: what the kernel answers, or its
-//! errno. One socket a request; bounded by [`MAX_ANSWERS`]. Knows of messages only what netlink(7) says, and the kind of
+//! errno. One socket a request; bounded by `MAX_ANSWERS`. Knows of messages only what netlink(7) says, and the kind of
 //! an interface.
 
 use std::io;
