@@ -5,7 +5,7 @@
 use crate::addr::{Addr, Endpoint};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
@@ -254,11 +254,13 @@ pub enum Counter {
     /// Datagrams, and UDP sockets that connected, against the workload's setting: failed with EPERM, or were dropped on
     /// their way out where no hook had seen them.
     UdpDenied = 21,
+    /// Socket options refused with EPERM because what the socket sends would not pass tc egress.
+    OptionRefused = 22,
 }
 
 impl Counter {
     /// Every counter with its name in metrics.
-    pub const ALL: [(Counter, &'static str); 22] = [
+    pub const ALL: [(Counter, &'static str); 23] = [
         (Counter::OutboundCaptured, "outbound_captured"),
         (Counter::OutboundExempt, "outbound_exempt"),
         (Counter::OutboundUnreachable, "outbound_unreachable"),
@@ -281,6 +283,7 @@ impl Counter {
         (Counter::DnsBypassed, "dns_bypassed"),
         (Counter::DnsRefused, "dns_refused"),
         (Counter::UdpDenied, "udp_denied"),
+        (Counter::OptionRefused, "option_refused"),
     ];
     /// How many there are.
     pub const COUNT: u32 = Counter::ALL.len() as u32;

@@ -1,5 +1,5 @@
-//! Which TCP packets may leave a pod: the backstop behind the connect hooks. In: who sends, and what the packet is. Out:
-//! yes or no. Reads no map: what costs a lookup is an argument to be called when it matters.
+//! Which TCP packets may leave a pod: the backstop behind the connect hooks; and what would let packets go around it. In:
+//! who sends, and what the packet is. Out: yes or no. Reads no map: what costs a lookup is an argument to be called when it matters.
 //!
 //! An enrolled pod's connections go to the agent over loopback, so on its other interfaces there is TCP of four kinds
 //! only: the agent's, that of sockets whose connect hook let them go, that of connections older than the enrolment, and
@@ -37,6 +37,19 @@ pub struct Segment {
     pub flags: u8,
     /// It carries no data.
     pub empty: bool,
+}
+
+/// Level of packet sockets' options, and the one by which they send without tc (packet(7)).
+const SOL_PACKET: i32 = 263;
+const PACKET_QDISC_BYPASS: i32 = 20;
+/// Level of AF_XDP sockets' options, and the one without which none can send (linux/if_xdp.h).
+const SOL_XDP: i32 = 283;
+const XDP_UMEM_REG: i32 = 4;
+
+/// Whether this option of a socket lets it send around tc egress, where everything here is decided.
+#[inline(always)]
+pub fn goes_around(level: i32, option: i32) -> bool {
+    (level == SOL_PACKET && option == PACKET_QDISC_BYPASS) || (level == SOL_XDP && option == XDP_UMEM_REG)
 }
 
 /// Whether a segment may leave. `kept`: its connection is one that may go on since before the enrolment. `answers`: an
@@ -105,6 +118,15 @@ mod tests {
         ] {
             let left = leaves(sender, flags, empty, kept, answers);
             assert_eq!(left, expected, "{sender:?} flags {flags:#x} empty {empty} kept {kept}");
+        }
+    }
+
+    #[test]
+    fn options_that_go_around() {
+        for (level, option, around) in
+            [(263, 20, true), (263, 5, false), (1, 20, false), (283, 4, true), (283, 2, false), (0, 4, false)]
+        {
+            assert_eq!(goes_around(level, option), around, "{level} {option}");
         }
     }
 

@@ -38,8 +38,8 @@ pub fn run(ctx: &TcContext) -> i32 {
     if matches!(sender, Sender::Agent | Sender::Kernel) {
         return NEXT;
     }
-    // SAFETY: a field of the context.
-    match unsafe { (*ctx.skb.skb).protocol } {
+    let Some(carried) = packet::carries(ctx) else { return unreadable(sender) };
+    match carried {
         ETH_P_IP => match packet::v4(ctx) {
             Some(Content::Tcp(packet)) => judge::<true>(ctx, sender, &packet),
             Some(Content::Else(IPPROTO_UDP | IPPROTO_UDPLITE)) => police(sender, packet::datagram4(ctx)),
@@ -112,7 +112,7 @@ fn police(sender: Sender, datagram: Option<Datagram>) -> i32 {
     DROP
 }
 
-/// TCP, or UDP, of which not enough is there to judge it. A socket that a hook let go sends no such thing by itself.
+/// TCP, or UDP, of which not enough is there to judge it, or what hides its kind. A socket that a hook let go sends no such thing by itself.
 #[inline(always)]
 fn unreadable(sender: Sender) -> i32 {
     if matches!(sender, Sender::Released) { NEXT } else { refuse(&Endpoint::ZERO, &Endpoint::ZERO) }

@@ -14,11 +14,12 @@ mod packet;
 mod recvmsg;
 mod report;
 mod sendmsg;
+mod setsockopt;
 mod sock_ops;
 mod socket;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, sock_ops};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext, TcContext};
 
 /// cgroup/connect4: `connect()` of an AF_INET socket, TCP or UDP, before the kernel looks for a route.
 #[cgroup_sock_addr(connect4)]
@@ -54,6 +55,12 @@ pub fn mesh_recvmsg4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(recvmsg6)]
 pub fn mesh_recvmsg6(ctx: SockAddrContext) -> i32 {
     recvmsg::v6(&ctx)
+}
+
+/// cgroup/setsockopt: an option of a socket of any kind is about to be set.
+#[cgroup_sockopt(setsockopt)]
+pub fn mesh_setsockopt(ctx: SockoptContext) -> i32 {
+    setsockopt::run(&ctx)
 }
 
 /// cgroup/getpeername4: `getpeername()` and `accept()` of an AF_INET socket.

@@ -24,7 +24,13 @@ const IPPROTO_TCP: u8 = 6;
 const FRAGMENT: u16 = 0x3fff;
 /// The offset alone.
 const OFFSET: u16 = 0x1fff;
+const BPF_HDR_START_MAC: u32 = 0;
 const BPF_HDR_START_NET: u32 = 1;
+/// Tags of VLANs (IEEE 802.1Q, 802.1ad), as types of frames.
+const ETH_P_8021Q: u32 = (0x8100_u16).to_be() as u32;
+const ETH_P_8021AD: u32 = (0x88a8_u16).to_be() as u32;
+/// Where an Ethernet frame tells its type (IEEE 802.3).
+const ETHERTYPE: u32 = 12;
 const TCP_TIME_WAIT: u32 = 6;
 
 /// RFC 791, 3.1.
@@ -45,7 +51,7 @@ struct Ipv4 {
 /// RFC 8200, 3.
 #[repr(C)]
 struct Ipv6 {
-    _head: u32,
+    head: u32,
     length: u16,
     next: u8,
     _hops: u8,
@@ -100,10 +106,30 @@ pub struct Datagram {
     pub later: bool,
 }
 
-/// An IPv4 packet; `None` if it is cut off.
+/// What a frame on its way out carries: `ETH_P_IP`, `ETH_P_IPV6` or another type; `None` if it is another thing to who
+/// gets it than to this kernel. A packet socket says the one to the kernel and writes the other; a frame with a tag of
+/// VLAN 0 is to Linux as one without.
+#[inline(always)]
+pub fn carries(ctx: &TcContext) -> Option<u32> {
+    // SAFETY: a field of the context.
+    let said = unsafe { (*ctx.skb.skb).protocol };
+    if u32::from(load_from::<u16>(ctx, ETHERTYPE, BPF_HDR_START_MAC)?) == said {
+        return if said == ETH_P_8021Q || said == ETH_P_8021AD { None } else { Some(said) };
+    }
+    // On an interface without link layer headers the packet begins where its frame does.
+    let frame: [u32; 4] = load_from(ctx, 0, BPF_HDR_START_MAC)?;
+    let packet: [u32; 4] = load(ctx, 0)?;
+    let same = Addr(frame).same(&Addr(packet));
+    if same { Some(said) } else { None }
+}
+
+/// An IPv4 packet; `None` if it is cut off, or none.
 #[inline(always)]
 pub fn v4(ctx: &TcContext) -> Option<Content> {
     let ip: Ipv4 = load(ctx, 0)?;
+    if ip.version_length >> 4 != 4 {
+        return None;
+    }
     if ip.protocol != IPPROTO_TCP {
         return Some(Content::Else(ip.protocol));
     }
@@ -116,10 +142,13 @@ pub fn v4(ctx: &TcContext) -> Option<Content> {
     Some(Content::Tcp(packet(&tcp, Addr::from_v4_wire(ip.source), Addr::from_v4_wire(ip.destination), data)))
 }
 
-/// An IPv6 packet; `None` if it is cut off.
+/// An IPv6 packet; `None` if it is cut off, or none.
 #[inline(always)]
 pub fn v6(ctx: &TcContext) -> Option<Content> {
     let ip: Ipv6 = load(ctx, 0)?;
+    if u32::from_be(ip.head) >> 28 != 6 {
+        return None;
+    }
     if ip.next != IPPROTO_TCP {
         return Some(Content::Else(ip.next));
     }
@@ -249,16 +278,15 @@ pub fn is_strict(netns: u64, workload: &Workload, port: u16) -> bool {
 /// A header at `offset` from the network header, wherever that is: not every interface has a link layer header.
 #[inline(always)]
 pub fn load<T>(ctx: &TcContext, offset: u32) -> Option<T> {
+    load_from(ctx, offset, BPF_HDR_START_NET)
+}
+
+#[inline(always)]
+fn load_from<T>(ctx: &TcContext, offset: u32, start: u32) -> Option<T> {
     let mut header = MaybeUninit::<T>::uninit();
     // SAFETY: the helper writes size_of::<T>() bytes to the header or fails.
     let failed = unsafe {
-        bpf_skb_load_bytes_relative(
-            ctx.as_ptr(),
-            offset,
-            header.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-            BPF_HDR_START_NET,
-        )
+        bpf_skb_load_bytes_relative(ctx.as_ptr(), offset, header.as_mut_ptr().cast(), size_of::<T>() as u32, start)
     };
     // SAFETY: written in full, and the headers are made of integers.
     if failed == 0 { Some(unsafe { header.assume_init() }) } else { None }

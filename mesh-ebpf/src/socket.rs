@@ -121,7 +121,7 @@ pub fn agent_listens(ctx: &impl EbpfContext, at: &Endpoint, role: Role) -> bool 
 /// The cookie of the network namespace in which the context's socket lives.
 #[inline(always)]
 pub fn netns(ctx: &impl EbpfContext) -> u64 {
-    // SAFETY: the contexts of sock_addr and sock_ops are among those that this helper takes.
+    // SAFETY: the contexts of sock_addr, sock_ops and sockopt are among those that this helper takes.
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 

@@ -8,6 +8,8 @@
 mod connect;
 #[path = "bpf/egress.rs"]
 mod egress;
+#[path = "bpf/egress_frames.rs"]
+mod egress_frames;
 #[path = "bpf/egress_udp.rs"]
 mod egress_udp;
 #[path = "bpf/getname.rs"]
@@ -32,3 +34,5 @@ mod sock_ops;
 mod support;
 #[path = "bpf/survival.rs"]
 mod survival;
+#[path = "bpf/udp_ways.rs"]
+mod udp_ways;

@@ -51,6 +51,9 @@ fn meaning(reason: u32) -> &'static str {
             "dropped: TCP that came by no connect(), or a DNS question that did not go through the agent, as from a raw \
              socket; look at what runs in the workload"
         }
+        Some(Counter::OptionRefused) => {
+            "refused: a socket option that lets a packet or XDP socket send unseen; look at what runs in the workload"
+        }
         Some(Counter::DnsFull) => "the workload has asked too many DNS servers: there is no place for one more",
         Some(Counter::DnsBypassed) => "went straight to the DNS server: the agent could not take the question",
         Some(Counter::DnsRefused) => "refused: the agent could not take the question to a DNS server",

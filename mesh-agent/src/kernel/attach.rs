@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::tc::{SchedClassifierLink, TcError, TcHandle};
-use aya::programs::{CgroupAttachMode, LinkOrder, Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType, tc};
+use aya::programs::{LinkOrder, Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType, tc};
 use nix::net::if_::if_nametoindex;
 
 use super::hooks::{Direction, Hook, Place};
@@ -30,6 +30,7 @@ pub(super) fn load(object: &mut Ebpf, hooks: impl Iterator<Item = &'static Hook>
         match program(object, name)? {
             Program::SockOps(p) => load_one(name, || p.load())?,
             Program::CgroupSockAddr(p) => load_one(name, || p.load())?,
+            Program::CgroupSockopt(p) => load_one(name, || p.load())?,
             Program::SchedClassifier(p) => load_one(name, || p.load())?,
             Program::SkLookup(p) => load_one(name, || p.load())?,
             _ => return Err(other_kind(name)),
@@ -44,21 +45,12 @@ pub(super) fn attach_cgroup(object: &mut Ebpf, cgroup: &Path, pins: &Pins) -> Re
         |program: &'static str, why: String| KernelError::Attach { program, place: cgroup.display().to_string(), why };
     let opened = File::open(cgroup).and_then(|directory| Ok((directory.metadata()?.ino(), directory)));
     let (id, directory) = opened.map_err(|e| failed("the cgroup programs", e.to_string()))?;
-    for name in hooks::cgroup().map(|hook| hook.program) {
-        let program = program(object, name)?;
-        let fd = fd(program).map_err(|why| failed(name, why))?;
-        // A link is always one of several; the kernel refuses the flag that says so.
-        let mode = CgroupAttachMode::Single;
-        let attach = || match program {
-            Program::SockOps(p) => {
-                let id = p.attach(&directory, mode).map_err(text)?;
-                FdLink::try_from(p.take_link(id).map_err(text)?).map_err(text)
-            }
-            Program::CgroupSockAddr(p) => {
-                let id = p.attach(&directory, mode).map_err(text)?;
-                FdLink::try_from(p.take_link(id).map_err(text)?).map_err(text)
-            }
-            _ => Err(text(ProgramError::UnexpectedProgramType)),
+    for hook in hooks::cgroup() {
+        let (name, Place::Cgroup(at)) = (hook.program, hook.place) else { continue };
+        let fd = fd(program(object, name)?).map_err(|why| failed(name, why))?;
+        let attach = |pin: &Path| {
+            let link = bpf::link(fd.as_fd(), bpf::Target::Fd(directory.as_fd()), at as u32);
+            link.and_then(|link| bpf::pin(link.as_fd(), pin)).map_err(text)
         };
         link::put(&pins.link(name), fd.as_fd(), link::Place::Cgroup(id), attach).map_err(|why| failed(name, why))?;
     }
@@ -126,15 +118,12 @@ pub(super) fn detach_filters(ns: &NetNs) {
     });
 }
 
-fn attach_lookup(program: &mut Program, ns: &NetNs, pin: &Path) -> Result<(), String> {
+fn attach_lookup(program: &Program, ns: &NetNs, pin: &Path) -> Result<(), String> {
     let fd = fd(program)?;
     let place = link::Place::Netns(ns.inode().map_err(|e| e.to_string())?);
-    let attach = || match program {
-        Program::SkLookup(p) => {
-            let id = p.attach(ns).map_err(text)?;
-            Ok(FdLink::from(p.take_link(id).map_err(text)?))
-        }
-        _ => Err(text(ProgramError::UnexpectedProgramType)),
+    let attach = |pin: &Path| {
+        let link = bpf::link(fd.as_fd(), bpf::Target::Fd(ns.as_fd()), bpf::SK_LOOKUP);
+        link.and_then(|link| bpf::pin(link.as_fd(), pin)).map_err(text)
     };
     link::put(pin, fd.as_fd(), place, attach)
 }
@@ -154,11 +143,12 @@ fn attach_interface(
         return attach_filter(program, interface, direction).map_err(text);
     }
     let fd = program.fd().map_err(text)?.try_clone().map_err(text)?;
-    link::put(pin, fd.as_fd(), link::Place::Interface(index), || {
+    link::put(pin, fd.as_fd(), link::Place::Interface(index), |pin| {
         // First, so that nobody before us lets a packet pass that we would have caught.
         let first = tc::TcAttachOptions::TcxOrder(LinkOrder::first());
         let id = program.attach_with_options(interface, direction, first).map_err(text)?;
-        FdLink::try_from(program.take_link(id).map_err(text)?).map_err(text)
+        let link = FdLink::try_from(program.take_link(id).map_err(text)?).map_err(text)?;
+        link.pin(pin).map(|_| ()).map_err(text)
     })
 }
 

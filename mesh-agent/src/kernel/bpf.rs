@@ -35,6 +35,7 @@ pub enum Kind {
     SchedCls = 3,
     SockOps = 13,
     SockAddr = 18,
+    Sockopt = 25,
     SkLookup = 30,
 }
 

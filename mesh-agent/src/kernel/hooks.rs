@@ -46,6 +46,7 @@ pub enum AttachType {
     SendMsg6 = 15,
     RecvMsg4 = 19,
     RecvMsg6 = 20,
+    SetSockOpt = 22,
     GetPeerName4 = 29,
     GetPeerName6 = 30,
     GetSockName4 = 31,
@@ -63,6 +64,7 @@ impl AttachType {
             AttachType::SendMsg6 => "cgroup/sendmsg6",
             AttachType::RecvMsg4 => "cgroup/recvmsg4",
             AttachType::RecvMsg6 => "cgroup/recvmsg6",
+            AttachType::SetSockOpt => "cgroup/setsockopt",
             AttachType::GetPeerName4 => "cgroup/getpeername4",
             AttachType::GetPeerName6 => "cgroup/getpeername6",
             AttachType::GetSockName4 => "cgroup/getsockname4",
@@ -85,7 +87,7 @@ impl Place {
 
 /// In the order in which they are attached: sock_ops before connect, so that no redirected connection goes unnoted; what
 /// tells addresses before what changes them; a pod's programs at its enrolment.
-pub const HOOKS: [Hook; 14] = [
+pub const HOOKS: [Hook; 15] = [
     hook("mesh_sock_ops", Place::Cgroup(AttachType::SockOps), "bpf_get_netns_cookie"),
     hook("mesh_getsockname6", Place::Cgroup(AttachType::GetSockName6), STORAGE),
     hook("mesh_getsockname4", Place::Cgroup(AttachType::GetSockName4), STORAGE),
@@ -95,6 +97,7 @@ pub const HOOKS: [Hook; 14] = [
     hook("mesh_recvmsg4", Place::Cgroup(AttachType::RecvMsg4), STORAGE),
     hook("mesh_sendmsg6", Place::Cgroup(AttachType::SendMsg6), "bpf_sk_lookup_udp"),
     hook("mesh_sendmsg4", Place::Cgroup(AttachType::SendMsg4), "bpf_sk_lookup_udp"),
+    hook("mesh_setsockopt", Place::Cgroup(AttachType::SetSockOpt), "bpf_get_netns_cookie"),
     hook("mesh_connect6", Place::Cgroup(AttachType::Connect6), "bpf_set_retval"),
     hook("mesh_connect4", Place::Cgroup(AttachType::Connect4), "bpf_set_retval"),
     hook("mesh_lookup", Place::Lookup, ASSIGN),

@@ -8,10 +8,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use aya::programs::links::FdLink;
-
-use super::chain;
-
 /// What a link is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -26,12 +22,12 @@ pub(super) enum Place {
 }
 
 /// Puts `program` in force at `place` by the link pinned at `path`; where that is another place's, or there is none,
-/// `attach` makes one. The error says what the kernel says.
+/// `attach` makes one and pins it at the path it is given. The error says what the kernel says.
 pub(super) fn put(
     path: &Path,
     program: BorrowedFd<'_>,
     place: Place,
-    attach: impl FnOnce() -> Result<FdLink, String>,
+    attach: impl FnOnce(&Path) -> Result<(), String>,
 ) -> Result<(), String> {
     let pinned = match open(path) {
         Ok(link) => Some(link),
@@ -43,14 +39,13 @@ pub(super) fn put(
     {
         return update(link.as_fd(), program).map_err(|e| format!("replacing the program of {}: {e}", path.display()));
     }
-    let link = attach()?;
     if pinned.is_none() {
-        return link.pin(path).map(|_| ()).map_err(|e| chain(&e));
+        return attach(path);
     }
     // Renamed over the old one, which so goes only when the new one is in force.
     let beside = path.with_file_name(BESIDE);
     let _ = std::fs::remove_file(&beside);
-    link.pin(&beside).map_err(|e| chain(&e))?;
+    attach(&beside)?;
     std::fs::rename(&beside, path).map_err(|e| format!("pin {}: {e}", path.display()))
 }
 

@@ -3,6 +3,7 @@
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use mesh_agent::net::netns::NetNs;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -49,7 +50,7 @@ pub fn packet(to: IpAddr, protocol: u8, fragment: u16, content: &[u8]) -> Vec<u8
 
 /// A packet socket in the pod. What it is told to send goes out by eth0 as it is.
 pub struct Frames {
-    socket: Socket,
+    pub socket: Socket,
     index: i32,
     head: Vec<u8>,
 }
@@ -110,17 +111,19 @@ impl Wire {
 
     /// Everything that has arrived until now: what the agent itself sends comes last.
     pub fn seen(&self, mesh: &Mesh) -> Vec<Vec<u8>> {
-        const LAST: &[u8] = b"the agent's last word";
+        // What is refused there comes back in an error, so each has its own.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let last = format!("the agent's last word {:08}", NEXT.fetch_add(1, Ordering::Relaxed));
         let to = SocketAddr::new(ip_of(WIRE4), 999);
         let agents = mesh.sockets.datagrams(&mesh.net.pod, to).unwrap();
-        agents.send_to(LAST, &to.into()).unwrap();
+        agents.send_to(last.as_bytes(), &to.into()).unwrap();
         let mut all = Vec::new();
         loop {
             let mut buffer = [MaybeUninit::uninit(); 4096];
             let n = self.0.recv(&mut buffer).expect("not even the agent's packet arrives");
             // SAFETY: received.
             let packet: Vec<u8> = buffer[..n].iter().map(|byte| unsafe { byte.assume_init() }).collect();
-            if has(&packet, LAST) {
+            if has(&packet, last.as_bytes()) {
                 return all;
             }
             all.push(packet);

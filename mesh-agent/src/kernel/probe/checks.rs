@@ -174,6 +174,10 @@ fn helpers() -> Vec<Check> {
             let found = looked_up(helper::SK_LOOKUP_UDP).end(1);
             loads(Kind::SockAddr, AttachType::SendMsg4 as u32, &found)
         }),
+        must("cgroup/setsockopt", "bpf_get_netns_cookie", "5.15", "refuses ways around tc egress", |_| {
+            let body = Asm::new().call(helper::GET_NETNS_COOKIE);
+            loads(Kind::Sockopt, AttachType::SetSockOpt as u32, &body.end(1))
+        }),
         must("sockops", "bpf_get_netns_cookie", "6.1", "hands destinations over", |_| {
             loads(Kind::SockOps, AttachType::SockOps as u32, &Asm::new().call(helper::GET_NETNS_COOKIE).end(1))
         }),
@@ -235,7 +239,11 @@ fn storage(b: &Bench<'_>, kind: Kind, attach: u32, sk: i16, full: bool) -> io::R
 }
 
 fn attach_and_replace(b: &Bench<'_>, at: AttachType) -> io::Result<()> {
-    let kind = if at == AttachType::SockOps { Kind::SockOps } else { Kind::SockAddr };
+    let kind = match at {
+        AttachType::SockOps => Kind::SockOps,
+        AttachType::SetSockOpt => Kind::Sockopt,
+        _ => Kind::SockAddr,
+    };
     let load = || bpf::load(kind, at as u32, "mesh_probe", &Asm::new().end(1));
     let link = bpf::link(load()?.as_fd(), Target::Fd(b.scratch.cgroup()), at as u32)?;
     bpf::replace(link.as_fd(), load()?.as_fd())
