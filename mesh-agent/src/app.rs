@@ -4,11 +4,12 @@
 mod events;
 mod roster;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use mesh_common::abi::MAX_NODE_ADDRESSES;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -20,6 +21,7 @@ use crate::handover::{self, Estate, HandoverError, Predecessor, Request};
 use crate::identity::Identities;
 use crate::kernel::{self, Kernel, KernelError};
 use crate::live::Live;
+use crate::net::netns::NetNs;
 use crate::proxy::{Context, Refused, Workers};
 use crate::settings::{AccessLogSink, Settings};
 use crate::shutdown;
@@ -114,7 +116,9 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<(),
     let counters = dns.clone();
     metrics.add_source(move |out| counters.write(out));
 
+    let node = node_addresses(&settings)?;
     let kernel = Arc::new(Mutex::new(kernel));
+    lock(&kernel).set_node_addresses(&node)?;
     let refused = Arc::new(Refused::default());
     let counting = refused.clone();
     metrics.add_source(move |out| counting.write(out));
@@ -126,6 +130,7 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<(),
         refused: refused.clone(),
         access_log: access_log.as_ref().map_or_else(Log::off, AccessLog::handle),
         dns: dns.clone(),
+        node: node.clone(),
         settings: settings.clone(),
         shutdown: watch.clone(),
     })
@@ -231,6 +236,23 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<(),
     workloads.join();
     tracing::info!("ended; what is in force belongs to the other agent");
     Ok(())
+}
+
+/// From where the orchestrator probes workloads.
+fn node_addresses(settings: &Settings) -> Result<Arc<[IpAddr]>, AppError> {
+    if !settings.node_addresses.is_empty() {
+        return Ok(settings.node_addresses.as_slice().into());
+    }
+    let found = NetNs::current().and_then(|own| own.addresses());
+    let mut found = found.map_err(|source| AppError::Start { what: "a list of the node's addresses", source })?;
+    if found.len() > MAX_NODE_ADDRESSES as usize {
+        tracing::warn!(
+            found = found.len(),
+            "of the node's addresses only {MAX_NODE_ADDRESSES} may probe workloads; list those that do in the settings: nodeAddresses"
+        );
+        found.truncate(MAX_NODE_ADDRESSES as usize);
+    }
+    Ok(found.into())
 }
 
 fn finished(in_time: bool) {

@@ -18,6 +18,7 @@ mod modes;
 mod pins;
 mod places;
 pub mod probe;
+mod probed;
 mod sockets;
 
 use std::collections::HashMap;
@@ -31,10 +32,11 @@ use aya::Ebpf;
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use mesh_common::abi;
 use mesh_common::abi::Counter;
-use mesh_common::addr::Endpoint;
+use mesh_common::addr::{Addr, Endpoint};
 use tracing::{info, warn};
 
 use crate::net::netns::NetNs;
+use crate::settings::probes::Probe;
 use crate::settings::{KernelSettings, OnAgentLoss, Udp};
 use crate::workload::Workload;
 
@@ -49,6 +51,8 @@ pub struct Kernel {
     pods: HashMap<u32, enrol::Pod>,
     workloads: BpfHashMap<MapData, u64, abi::Workload>,
     port_modes: BpfHashMap<MapData, abi::PortKey, u32>,
+    probed: probed::Ports,
+    node: BpfHashMap<MapData, Addr, u32>,
     kept: kept::Kept,
     places: places::Places,
     agents: BpfHashMap<MapData, u64, u32>,
@@ -331,6 +335,18 @@ impl Kernel {
         done
     }
 
+    /// Says to which ports of a workload the orchestrator sends TCP probes: those of the node's connections to them
+    /// succeed only where the application listens. Unknown ids are no error.
+    pub fn set_probed(&mut self, id: u32, ports: &[u16]) -> Result<(), KernelError> {
+        let Some(pod) = self.pods.get_mut(&id) else { return Ok(()) };
+        probed::set(&mut self.workloads, &mut self.probed, pod, ports)
+    }
+
+    /// Says from which addresses probes come.
+    pub fn set_node_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), KernelError> {
+        probed::set_node(&mut self.node, addresses)
+    }
+
     /// Forgets connections from before the enrolment that have ended. To be called now and then.
     pub fn sweep(&mut self) {
         for pod in self.pods.values_mut() {
@@ -358,7 +374,9 @@ impl Kernel {
             addresses: &workload.addresses,
             flags: loss | udp,
         };
-        enrol::prepare(self, &subject, listeners)
+        let mut prepared = enrol::prepare(self, &subject, listeners)?;
+        prepared.probed = workload.probes.iter().filter_map(Probe::tcp_port).collect();
+        Ok(prepared)
     }
 
     /// The second half: puts it in force.

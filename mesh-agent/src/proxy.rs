@@ -16,6 +16,7 @@ mod inbound;
 mod outbound;
 mod plaintext;
 mod pod;
+mod probe;
 mod report;
 mod tcp;
 mod tunnel;
@@ -24,6 +25,7 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
@@ -62,6 +64,8 @@ pub struct Context {
     pub access_log: Log,
     /// What the DNS forwarders of all workers count.
     pub dns: Arc<dns::Counters>,
+    /// The node's addresses, from which the orchestrator probes workloads.
+    pub node: Arc<[IpAddr]>,
     /// The settings.
     pub settings: Arc<Settings>,
     /// When to end.

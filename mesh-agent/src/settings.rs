@@ -1,17 +1,20 @@
 //! The agent's settings. In: a YAML file. Out: [`Settings`], checked, or an error that names file, line, path and what
 //! to do. Reads no other file and touches no network.
 
+pub mod probes;
 mod yaml;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_common::abi::MAX_NODE_ADDRESSES;
 use mesh_core::identity::SpiffeId;
 use serde::Deserialize;
 
+use probes::ProbeSettings;
 use yaml::Located;
 
 /// Workloads that one agent accepts.
@@ -55,6 +58,10 @@ pub struct Settings {
     /// Seconds that open connections get to finish at shutdown, and after another agent has taken over; 0 to 3600.
     #[serde(default = "default_drain_seconds")]
     pub drain_seconds: u64,
+    /// Addresses from which the orchestrator probes workloads; default: those of the agent's own network namespace, found
+    /// at start.
+    #[serde(default)]
+    pub node_addresses: Vec<IpAddr>,
     /// Label sets of Istio's metrics kept, for HTTP and TCP each, at least 1; further ones count as `overflow`.
     #[serde(default = "default_metric_series")]
     pub metric_series: usize,
@@ -176,6 +183,9 @@ pub struct WorkloadSettings {
     /// Which UDP may leave it.
     #[serde(default)]
     pub udp: Udp,
+    /// What the orchestrator asks it in the open, from the node.
+    #[serde(default)]
+    pub probes: Vec<ProbeSettings>,
 }
 
 /// Which UDP may leave a workload. What stays on the host itself is never refused; DNS over TCP is TCP.
@@ -291,6 +301,9 @@ impl Settings {
         if self.metric_series == 0 {
             return fail("metricSeries", "at least 1".into());
         }
+        if self.node_addresses.len() > MAX_NODE_ADDRESSES as usize {
+            return fail("nodeAddresses", format!("at most {MAX_NODE_ADDRESSES}"));
+        }
         self.control_plane.check(at)?;
         if self.workloads.len() > MAX_WORKLOADS {
             return fail("workloads", format!("at most {MAX_WORKLOADS} workloads on one node"));
@@ -351,7 +364,14 @@ impl WorkloadSettings {
                 Err(at.error(&format!("{field}.netns"), "must be an absolute path".into()))
             }
             _ => Ok(()),
+        }?;
+        if self.probes.len() > probes::MAX_PROBES {
+            return Err(at.error(&format!("{field}.probes"), format!("at most {}", probes::MAX_PROBES)));
         }
+        for (i, probe) in self.probes.iter().enumerate() {
+            probe.get().map_err(|(name, why)| at.error(&format!("{field}.probes[{i}]{name}"), why))?;
+        }
+        Ok(())
     }
 
     /// `namespace/name`.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use mesh_core::identity::{IdentityError, SpiffeId};
 
 use crate::net::netns::NetNs;
+use crate::settings::probes::Probe;
 use crate::settings::{OnAgentLoss, Udp, WorkloadSettings};
 use crate::telemetry::Peer;
 
@@ -36,6 +37,8 @@ pub struct Workload {
     pub on_agent_loss: OnAgentLoss,
     /// Which UDP may leave it.
     pub udp: Udp,
+    /// What the orchestrator asks it in the open, from the node.
+    pub probes: Vec<Probe>,
 }
 
 impl Workload {
@@ -62,6 +65,8 @@ impl Workload {
             peer,
             on_agent_loss: settings.on_agent_loss,
             udp: settings.udp,
+            // All of them: the settings were checked.
+            probes: settings.probes.iter().filter_map(|probe| probe.get().ok()).collect(),
         })
     }
 
@@ -103,6 +108,7 @@ mod tests {
             pid: None,
             workload_name: workload_name.map(Into::into),
             on_agent_loss: OnAgentLoss::Closed,
+            probes: Vec::new(),
             udp: Udp::Allow,
         };
         peer(&settings, &"c1".into(), &SpiffeId::new("cluster.local", "shop", "reviews").unwrap())

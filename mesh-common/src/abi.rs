@@ -20,6 +20,10 @@ pub const MAX_FLOWS: u32 = 65_536;
 pub const MAX_PEERS: u32 = 65_536;
 /// Ports of all workloads together whose inbound mode is not their workload's. What does not fit is STRICT.
 pub const MAX_PORT_MODES: u32 = 65_536;
+/// Ports of all workloads together to which the orchestrator sends TCP probes.
+pub const MAX_PROBED: u32 = 65_536;
+/// Addresses of the node from which probes come.
+pub const MAX_NODE_ADDRESSES: u32 = 256;
 /// Connections of all workloads together that are older than their enrolment and may go on.
 pub const MAX_KEPT: u32 = 65_536;
 /// DNS servers that have been asked, of all workloads together; one workload can have [`dns::PLACES4`] and
@@ -55,6 +59,10 @@ pub mod maps {
     pub const AGENT: &str = "AGENT";
     /// [`PortKey`](super::PortKey) → [`Mode`](super::Mode) as u32. Written by the agent only.
     pub const PORT_MODES: &str = "PORT_MODES";
+    /// [`PortKey`](super::PortKey) → u32 (1). Written by the agent only.
+    pub const PROBED: &str = "PROBED";
+    /// [`Addr`](super::Addr) of the node → u32 (1). Written by the agent only.
+    pub const NODE: &str = "NODE";
     /// [`Tuple`](super::Tuple) (the workload's end as client) → a `KEPT_` constant. Written by the agent only.
     pub const KEPT: &str = "KEPT";
     /// socket → [`Verdict`](super::Verdict) as u32.
@@ -68,8 +76,10 @@ pub mod maps {
     /// [`Event`](super::Event)s.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that is shared by all instances of the programs, by a pin.
-    pub const ALL: [&str; 13] =
-        [WORKLOADS, AGENTS, FLOW, PEER, PORT_MODES, KEPT, ORIGIN, CLIENT, AGENT, VERDICT, DNS, METRICS, EVENTS];
+    pub const ALL: [&str; 15] = [
+        WORKLOADS, AGENTS, FLOW, PEER, PORT_MODES, PROBED, NODE, KEPT, ORIGIN, CLIENT, AGENT, VERDICT, DNS, METRICS,
+        EVENTS,
+    ];
 }
 
 /// Place in LISTENERS of the listener for plain IPv4 connections.
@@ -101,6 +111,8 @@ pub const LOSS_OPEN: u32 = 1 << 2;
 pub const UDP_DNS_ONLY: u32 = 1 << 3;
 /// In [`Workload::flags`]: no UDP may leave.
 pub const UDP_DENY: u32 = 1 << 4;
+/// In [`Workload::flags`]: some ports of this workload are in PROBED.
+pub const HAS_PROBED: u32 = 1 << 5;
 
 /// An enrolled workload, by its network namespace's cookie.
 #[repr(C)]
@@ -126,7 +138,7 @@ pub struct Workload {
     pub dns_port: u16,
 }
 
-/// A port of a workload. The key of PORT_MODES.
+/// A port of a workload. The key of PORT_MODES and PROBED.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PortKey {
@@ -256,11 +268,14 @@ pub enum Counter {
     UdpDenied = 21,
     /// Socket options refused with EPERM because what the socket sends would not pass tc egress.
     OptionRefused = 22,
+    /// Connections from the node to a port with a TCP probe on which the application does not listen: dropped, or the
+    /// agent's listener would answer the probe in its place.
+    ProbeUnanswered = 23,
 }
 
 impl Counter {
     /// Every counter with its name in metrics.
-    pub const ALL: [(Counter, &'static str); 23] = [
+    pub const ALL: [(Counter, &'static str); 24] = [
         (Counter::OutboundCaptured, "outbound_captured"),
         (Counter::OutboundExempt, "outbound_exempt"),
         (Counter::OutboundUnreachable, "outbound_unreachable"),
@@ -284,6 +299,7 @@ impl Counter {
         (Counter::DnsRefused, "dns_refused"),
         (Counter::UdpDenied, "udp_denied"),
         (Counter::OptionRefused, "option_refused"),
+        (Counter::ProbeUnanswered, "probe_unanswered"),
     ];
     /// How many there are.
     pub const COUNT: u32 = Counter::ALL.len() as u32;
@@ -321,7 +337,7 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{DnsPlace, Endpoint, PortKey, Tuple, Workload};
+    use super::{Addr, DnsPlace, Endpoint, PortKey, Tuple, Workload};
 
     // SAFETY: repr(C), made of integers only, without padding (the assertions above), so any bytes are a value and
     // every byte of a value is initialised.
@@ -330,6 +346,8 @@ mod user {
     unsafe impl aya::Pod for Tuple {}
     // SAFETY: as above.
     unsafe impl aya::Pod for PortKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Addr {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Endpoint {}
     // SAFETY: as above.

@@ -2,18 +2,21 @@
 //! given to the agent's listener, which so accepts with the original local address; everything else goes on as it is.
 //! Under STRICT, packets for a connection of the application's own, which the agent never saw, are dropped. With the
 //! agent's listener gone, new connections pass or are dropped as the workload's flags say.
+//! A connection from the node to a port with a TCP probe is dropped unless the application listens there: the agent's
+//! handshake must not answer in its place.
 //! Left to the kernel and so to `lookup`: IPv4 fragments, TCP behind IPv6 extension headers, and a SYN that meets
 //! TIME_WAIT: a listener given here would find the old connection in its way and drop the SYN (Linux 6.10 and later).
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_lookup_tcp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
-use mesh_common::abi::{Counter, Role, Workload};
+use mesh_common::abi::{Counter, HAS_PROBED, PortKey, Role, Workload};
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture::{self, Arriving, Found, Inbound};
 use mesh_common::egress::{ACK, SYN};
 
-use crate::maps::{AGENT, INGRESS_NETNS, WORKLOADS};
+use crate::maps::{AGENT, INGRESS_NETNS, NODE, PROBED, WORKLOADS};
 use crate::packet::{self, Content, ETH_P_IP, ETH_P_IPV6, Packet, find, is_strict, sock_tuple};
 use crate::report::{count, tell};
 use crate::socket::{BPF_F_CURRENT_NETNS, TCP_LISTEN};
@@ -59,6 +62,12 @@ fn steer<const V4: bool>(ctx: &TcContext, packet: &Packet) -> i32 {
             tell(Counter::InboundForeign, workload.id, &packet.sent(netns));
             DROP
         }
+        Arriving::Steer(_)
+            if syn && is_probe(workload, netns, packet) && !app_listens::<V4>(ctx, &packet.destination) =>
+        {
+            tell(Counter::ProbeUnanswered, workload.id, &packet.sent(netns));
+            DROP
+        }
         Arriving::Steer(to) => match assign::<V4>(ctx, to) {
             Assigned::Done => {
                 count(Counter::InboundAssigned);
@@ -71,6 +80,39 @@ fn steer<const V4: bool>(ctx: &TcContext, packet: &Packet) -> i32 {
             Assigned::Gone => without_agent(workload, netns, packet, syn, strict),
         },
     }
+}
+
+/// Whether this may be a TCP probe: from the node, to a port for which one is declared.
+#[inline(always)]
+fn is_probe(workload: &Workload, netns: u64, packet: &Packet) -> bool {
+    let key = PortKey { netns, port: packet.destination.port, zero: 0 };
+    // SAFETY: only whether they are there is asked.
+    workload.flags & HAS_PROBED != 0
+        && unsafe { PROBED.get(key) }.is_some()
+        && unsafe { NODE.get(packet.source.addr) }.is_some()
+}
+
+/// Whether a socket that is not the agent's listens there.
+#[inline(always)]
+fn app_listens<const V4: bool>(ctx: &TcContext, at: &Endpoint) -> bool {
+    let sk = listener_at::<V4>(ctx, at);
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: sk came from the lookup, is not null, and is released below.
+    let listens = unsafe { (*sk).state } == TCP_LISTEN && AGENT.get(sk).is_none();
+    // SAFETY: as above; this is the one release of this reference.
+    unsafe { bpf_sk_release(sk.cast()) };
+    listens
+}
+
+/// The listener for an address, if there is one; to be released.
+#[inline(always)]
+fn listener_at<const V4: bool>(ctx: &TcContext, at: &Endpoint) -> *mut bpf_sock {
+    let nobody = if V4 { NOBODY4 } else { Endpoint::ZERO };
+    let (mut tuple, size) = sock_tuple::<V4>(&nobody, at);
+    // SAFETY: the tuple is initialised in its first `size` bytes, which is what the helper reads.
+    unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, BPF_F_CURRENT_NETNS, 0) }
 }
 
 /// The listener is gone, and its agent with it.
@@ -102,9 +144,7 @@ fn assign<const V4: bool>(ctx: &TcContext, to: Inbound) -> Assigned {
         Inbound::Tunnel(port) => (port, Role::Tunnel),
     };
     let nobody = if V4 { NOBODY4 } else { Endpoint::ZERO };
-    let (mut tuple, size) = sock_tuple::<V4>(&nobody, &Endpoint { port: port.into(), ..nobody });
-    // SAFETY: the tuple is initialised in its first `size` bytes, which is what the helper reads.
-    let sk = unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, BPF_F_CURRENT_NETNS, 0) };
+    let sk = listener_at::<V4>(ctx, &Endpoint { port: port.into(), ..nobody });
     if sk.is_null() {
         return Assigned::Gone;
     }

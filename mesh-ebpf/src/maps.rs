@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::abi;
-use mesh_common::addr::Endpoint;
+use mesh_common::addr::{Addr, Endpoint};
 
 /// Enrolled workloads. Key: netns cookie. Bound: `MAX_WORKLOADS`. Writer: the agent.
 #[btf_map]
@@ -32,6 +32,14 @@ pub static PEER: HashMap<abi::Tuple, Endpoint, { abi::MAX_PEERS as usize }> = Ha
 /// Modes of ports that differ from their workload's. Key: the port. Bound: `MAX_PORT_MODES`. Writer: the agent.
 #[btf_map]
 pub static PORT_MODES: HashMap<abi::PortKey, u32, { abi::MAX_PORT_MODES as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Ports to which the orchestrator sends TCP probes. Key: the port; value: 1. Bound: `MAX_PROBED`. Writer: the agent.
+#[btf_map]
+pub static PROBED: HashMap<abi::PortKey, u32, { abi::MAX_PROBED as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Addresses of the node, from which probes come. Value: 1. Bound: `MAX_NODE_ADDRESSES`. Writer: the agent.
+#[btf_map]
+pub static NODE: HashMap<Addr, u32, { abi::MAX_NODE_ADDRESSES as usize }, NO_PREALLOC> = HashMap::new();
 
 /// Connections older than their workload's enrolment that may go on. Key: the connection, with the workload's end in the
 /// client's place whoever opened it; value: a `KEPT_` constant. Bound: `MAX_KEPT`. Writer: the agent.

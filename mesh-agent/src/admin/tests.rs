@@ -41,6 +41,7 @@ fn enrolled() -> Enrolled {
         workload_name: None,
         on_agent_loss: Default::default(),
         udp: Default::default(),
+        probes: Vec::new(),
     };
     let netns = Arc::new(NetNs::current().expect("a network namespace (these tests need root)"));
     let workload =

@@ -58,6 +58,7 @@ fn meaning(reason: u32) -> &'static str {
         Some(Counter::DnsBypassed) => "went straight to the DNS server: the agent could not take the question",
         Some(Counter::DnsRefused) => "refused: the agent could not take the question to a DNS server",
         Some(Counter::UdpDenied) => "refused: the workload's setting `udp` forbids it",
+        Some(Counter::ProbeUnanswered) => "a TCP probe found no application listening",
         _ => "the kernel programs met a problem",
     }
 }

@@ -439,6 +439,7 @@ mod tests {
             workload_name: None,
             on_agent_loss: OnAgentLoss::Closed,
             udp: Default::default(),
+            probes: Vec::new(),
         })
     }
 

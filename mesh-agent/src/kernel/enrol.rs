@@ -15,7 +15,7 @@ use mesh_common::dns::PLACES6;
 use tracing::warn;
 
 use super::modes::{self, Modes};
-use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept, places, probe};
+use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept, places, probe, probed};
 use crate::net::connections::Connection;
 use crate::net::datagram;
 use crate::net::listen::listen;
@@ -46,6 +46,8 @@ pub(super) struct Pod {
     pub(super) entry: abi::Workload,
     /// Its ports in PORT_MODES.
     pub(super) modes: BTreeSet<u16>,
+    /// Its ports in PROBED.
+    pub(super) probed: BTreeSet<u16>,
     /// Its connections in KEPT.
     pub(super) kept: HashSet<Connection>,
 }
@@ -57,6 +59,8 @@ pub struct Prepared {
     interfaces: Vec<String>,
     programs: Ebpf,
     listeners: Listeners,
+    /// Ports with TCP probes.
+    pub(super) probed: Vec<u16>,
 }
 
 /// Loads the workload's programs, and opens its listeners unless there are some already.
@@ -119,14 +123,15 @@ pub(super) fn prepare(
         netns: Arc::clone(netns),
         entry,
         modes: BTreeSet::new(),
+        probed: BTreeSet::new(),
         kept: HashSet::new(),
     };
-    Ok(Prepared { id, pod, interfaces, programs, listeners })
+    Ok(Prepared { id, pod, interfaces, programs, listeners, probed: Vec::new() })
 }
 
 /// Puts a prepared workload in force.
 pub(super) fn commit(kernel: &mut Kernel, prepared: Prepared) -> Result<Listeners, KernelError> {
-    let Prepared { id, mut pod, interfaces, mut programs, listeners } = prepared;
+    let Prepared { id, mut pod, interfaces, mut programs, listeners, probed } = prepared;
     let was_there = kernel.pins.has_pod(pod.netns.cookie());
     let done = put_in_force(kernel, &mut pod, id, &interfaces, &mut programs, !was_there);
     if let Err(e) = done {
@@ -140,6 +145,9 @@ pub(super) fn commit(kernel: &mut Kernel, prepared: Prepared) -> Result<Listener
         warn!(workload = id, "{foreign}");
     }
     kernel.pods.insert(id, pod);
+    if let Err(error) = kernel.set_probed(id, &probed) {
+        warn!(workload = id, %error, "TCP probes of the workload may succeed without its application");
+    }
     Ok(listeners)
 }
 
@@ -164,6 +172,7 @@ fn put_in_force(
     };
     if !new {
         pod.modes = modes::of(&kernel.port_modes, cookie);
+        pod.probed = modes::of(&kernel.probed, cookie);
         pod.kept = kept::of(&kernel.kept, cookie);
     }
     let inserted = kernel.workloads.insert(cookie, pod.entry, 0);
@@ -185,6 +194,7 @@ pub(super) fn remove(kernel: &mut Kernel, pod: &mut Pod) -> Result<(), KernelErr
     kept::clear(&mut kernel.kept, pod);
     Modes { workloads: &mut kernel.workloads, ports: &mut kernel.port_modes }.clear(pod);
     attach::detach_filters(&pod.netns);
+    probed::clear(&mut kernel.probed, pod);
     let cookie = pod.netns.cookie();
     places::forget(&mut kernel.places, cookie);
     let removed = match kernel.workloads.remove(&cookie) {
@@ -202,6 +212,7 @@ pub(super) fn discard(kernel: &mut Kernel, cookie: u64) -> Result<(), KernelErro
     let _ = kernel.workloads.remove(&cookie);
     kept::clear_of(&mut kernel.kept, cookie);
     modes::clear_of(&mut kernel.port_modes, cookie);
+    modes::clear_of(&mut kernel.probed, cookie);
     places::forget(&mut kernel.places, cookie);
     kernel.pins.remove_pod(cookie).map_err(|e| wrong_pins(kernel, cookie, &e))
 }

@@ -150,6 +150,8 @@ fn build(object: PathBuf, cgroups: probe::Cgroups, pins: Pins) -> Result<Kernel,
     let metrics = take(&mut base, maps::METRICS, PerCpuArray::try_from)?;
     let workloads = take(&mut base, maps::WORKLOADS, BpfHashMap::try_from)?;
     let port_modes = take(&mut base, maps::PORT_MODES, BpfHashMap::try_from)?;
+    let probed = take(&mut base, maps::PROBED, BpfHashMap::try_from)?;
+    let node = take(&mut base, maps::NODE, BpfHashMap::try_from)?;
     let kept = take(&mut base, maps::KEPT, BpfHashMap::try_from)?;
     let places = take(&mut base, maps::DNS, BpfHashMap::try_from)?;
     let agents = take(&mut base, maps::AGENTS, BpfHashMap::try_from)?;
@@ -159,6 +161,8 @@ fn build(object: PathBuf, cgroups: probe::Cgroups, pins: Pins) -> Result<Kernel,
         pods: Default::default(),
         workloads,
         port_modes,
+        probed,
+        node,
         kept,
         places,
         agents,

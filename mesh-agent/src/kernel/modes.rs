@@ -97,6 +97,7 @@ impl Modes<'_> {
     }
 }
 
-fn key(netns: u64, port: u16) -> PortKey {
+/// The key of a port.
+pub(super) fn key(netns: u64, port: u16) -> PortKey {
     PortKey { netns, port: port.into(), zero: 0 }
 }

@@ -156,7 +156,7 @@ fn manager(chosen: &Chosen) -> Option<&HttpManager> {
 
 /// Runs hyper's tasks on the worker that has the connection.
 #[derive(Debug, Clone, Copy)]
-struct OnWorker;
+pub(super) struct OnWorker;
 
 impl<F: Future<Output = ()> + 'static> Executor<F> for OnWorker {
     fn execute(&self, future: F) {

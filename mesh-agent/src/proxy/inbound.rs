@@ -18,7 +18,7 @@ use super::chosen::{Chosen, Flow, Served, Side, server_name};
 use super::cluster;
 use super::detect::{is_http2, spoken};
 use super::pod::Pod;
-use super::{plaintext, tcp};
+use super::{plaintext, probe, tcp};
 use crate::net::copy::Duplex;
 use crate::net::peek::Peeked;
 use crate::upstream::Connected;
@@ -31,6 +31,10 @@ pub(super) async fn serve(pod: Rc<Pod>, mut accepted: TcpStream) {
         accepted.reset();
         return;
     };
+    let probes = pod.probes(client, destination);
+    if !probes.is_empty() && !plaintext::is_open(&pod, client, destination) {
+        return Box::pin(probe::serve(pod, client, destination, accepted, probes)).await;
+    }
     // Boxed as in `outbound`.
     let forbidden = Box::pin(plaintext::forbidden(&pod, client, destination));
     if let Some(served) = Box::pin(admit_and_lead(&pod, client, destination, accepted)).await {

@@ -29,13 +29,16 @@ pub(super) enum Refusal {
     BecameStrict,
     /// No configuration says that it may.
     NoConfiguration,
+    /// It came from the node, but is none of the probes that are declared.
+    NoProbe,
 }
 
 impl Refusal {
-    const ALL: [(Refusal, &'static str); 3] = [
+    const ALL: [(Refusal, &'static str); 4] = [
         (Refusal::Strict, "strict"),
         (Refusal::BecameStrict, "became_strict"),
         (Refusal::NoConfiguration, "no_configuration"),
+        (Refusal::NoProbe, "no_probe"),
     ];
 
     /// What happened, and what to do about it.
@@ -44,6 +47,10 @@ impl Refusal {
         match self {
             Refusal::Strict => ("the port takes mutual TLS only (STRICT)", strict),
             Refusal::BecameStrict => ("the port takes mutual TLS only from now on (STRICT)", strict),
+            Refusal::NoProbe => {
+                let declare = "declare the probe (settings: workloads[].probes), or allow plaintext to this port";
+                ("the port takes of the node only the probes that are declared", declare)
+            }
             Refusal::NoConfiguration => {
                 ("the workload has no configuration yet", "see on the admin port whether the control plane is reached")
             }
@@ -87,7 +94,7 @@ impl Teller {
         Self { refused, budget: Rc::default() }
     }
 
-    fn tell(&self, pod: &Pod, client: SocketAddr, destination: SocketAddr, refusal: Refusal) {
+    pub(super) fn tell(&self, pod: &Pod, client: SocketAddr, destination: SocketAddr, refusal: Refusal) {
         self.refused.count(refusal);
         if let Some(skipped) = self.budget.borrow_mut().take(Instant::now()) {
             let (reason, remedy) = refusal.words();
@@ -142,6 +149,11 @@ pub(super) async fn forbidden(pod: &Pod, client: SocketAddr, destination: Socket
         let _ = changes.changed().await;
     }
     pod.teller.tell(pod, client, destination, Refusal::BecameStrict);
+}
+
+/// Whether a connection may come in now, whoever it is from.
+pub(super) fn is_open(pod: &Pod, client: SocketAddr, destination: SocketAddr) -> bool {
+    pod.snapshot().is_some_and(|snapshot| admits(&snapshot, client, destination))
 }
 
 fn admits(snapshot: &Snapshot, client: SocketAddr, destination: SocketAddr) -> bool {

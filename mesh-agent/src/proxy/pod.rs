@@ -21,6 +21,7 @@ use super::plaintext::{Changes, Teller};
 use super::report::Reports;
 use super::worker::Worker;
 use crate::live::Live;
+use crate::settings::probes::Probe;
 use crate::shutdown;
 use crate::telemetry::access_log::Log;
 use crate::telemetry::{Peer, WorkerMetrics};
@@ -52,6 +53,9 @@ pub(super) struct Pod {
     /// Tells of plaintext refused.
     pub(super) teller: Teller,
     pub(super) inbound_changes: Changes,
+    /// What the orchestrator asks from the node's addresses.
+    probes: Vec<Probe>,
+    node: Arc<[IpAddr]>,
     pub(super) shutdown: shutdown::Watch,
     /// The workload was withdrawn, or the worker ends: everything about it is dropped.
     pub(super) ended: CancellationToken,
@@ -91,6 +95,8 @@ impl Pod {
             reports: worker.reports.clone(),
             teller: worker.teller.clone(),
             inbound_changes: Changes::default(),
+            probes: workload.probes.clone(),
+            node: context.node.clone(),
             shutdown: context.shutdown.clone(),
             ended: CancellationToken::new(),
             connections: Rc::default(),
@@ -150,6 +156,14 @@ impl Pod {
             #[cfg(test)]
             Net::Test(net) => net.routes.borrow().contains_key(&to),
         }
+    }
+
+    /// What the orchestrator may ask at this port, if the client is the node.
+    pub(super) fn probes(&self, client: SocketAddr, destination: SocketAddr) -> Vec<Probe> {
+        if !self.node.contains(&client.ip()) {
+            return Vec::new();
+        }
+        self.probes.iter().filter(|probe| probe.port() == destination.port()).cloned().collect()
     }
 
     /// Whether a connection to this address would come back to the agent itself.

@@ -6,6 +6,7 @@ mod http2;
 mod messages;
 mod pair;
 mod plaintext;
+mod probe;
 mod tcp;
 mod world;
 

@@ -27,6 +27,10 @@ workloads:
     pid: 77
     workloadName: b-deployment
     udp: dns-only
+    probes:
+      - httpGet: {port: 8080, path: /healthz}
+      - tcpSocket: {port: 9000}
+      - grpc: {port: 50051, service: shop}
 "#;
 
 fn parse(text: &str) -> Result<Settings, SettingsError> {
@@ -52,6 +56,9 @@ fn complete() {
     assert_eq!(settings.workloads[1].service_account, "default");
     assert_eq!((settings.workloads[0].udp, settings.workloads[1].udp), (Udp::Allow, Udp::DnsOnly));
     assert_eq!(settings.workloads[1].key(), "default/b");
+    let probes: Vec<_> = settings.workloads[1].probes.iter().map(|probe| probe.get().unwrap()).collect();
+    let http = probes::Probe::Http { port: 8080, path: "/healthz".into() };
+    assert_eq!(probes, [http, probes::Probe::Tcp { port: 9000 }, probes::Probe::Grpc { port: 50051 }]);
 }
 
 #[test]
@@ -81,6 +88,12 @@ fn wrong_fields_are_named() {
         ("- name: b", "- name: B/x", "agent.yaml:21: workloads[1].name: \"B/x\" is not a Kubernetes name"),
         ("serviceAccount: sa-a", "serviceAccount: a~b", "agent.yaml:18: workloads[0].serviceAccount: "),
         ("dns-only", "none", "agent.yaml:25: workloads[1].udp: unknown variant `none`, expected one of `allow`"),
+        ("port: 9000", "port: 0", "agent.yaml:28: workloads[1].probes[1]: 0 is not a port"),
+        ("port: 9000", "port: http", "agent.yaml:28: workloads[1].probes[1].tcpSocket.port: invalid type: string"),
+        ("path: /healthz", "path: healthz", "agent.yaml:27: workloads[1].probes[0].httpGet.path: \"healthz\" is not"),
+        ("path: /healthz", "scheme: HTTPS", "agent.yaml:27: workloads[1].probes[0].httpGet.scheme: the agent does not"),
+        ("- tcpSocket: {port: 9000}", "- {}", "agent.yaml:28: workloads[1].probes[1]: needs exactly one of httpGet"),
+        ("tcpSocket", "exec", "agent.yaml:28: workloads[1].probes[1].exec: unknown field `exec`"),
         ("accessLog: stdout", "accessLog: !x stdout", "agent.yaml:10: accessLog: YAML tags"),
         ("workers: 2", "trustDomain: A_B/c", "agent.yaml:9: trustDomain: trust domain \"A_B/c\" is not"),
         ("workers: 2", "drainSeconds: 9999", "agent.yaml:9: drainSeconds: at most 3600"),

@@ -112,3 +112,38 @@ pub fn connect_from(mesh: &Mesh, from: &str, to: &str) -> TcpStream {
     socket.connect_timeout(&at(to).into(), PATIENCE).unwrap();
     socket.into()
 }
+
+/// Without an application the agent's handshake would be the answer.
+#[test]
+fn a_tcp_probe_of_the_node_succeeds_only_where_the_application_listens() {
+    let mut mesh = Mesh::new();
+    mesh.kernel.set_node_addresses(&[ip_of(WIRE4), ip_of(WIRE6)]).unwrap();
+    mesh.kernel.set_probed(ID, &[8080]).unwrap();
+    let wait = std::time::Duration::from_millis(100);
+    let connects = |from: &str, to: SocketAddr| {
+        let socket = socket_in(&mesh.net.wire, from);
+        socket.bind(&at(from).into()).unwrap();
+        socket.connect_timeout(&to.into(), wait).map(|()| TcpStream::from(socket)).map_err(|e| e.kind())
+    };
+    ip(&mesh.net.wire, "addr add 10.77.0.9/24 dev eth0");
+    for (i, (from, pod)) in [("10.77.0.1:0", POD4), ("[fd77::1]:0", POD6)].into_iter().enumerate() {
+        let to = SocketAddr::new(ip_of(pod), 8080);
+        let before = mesh.count(Counter::ProbeUnanswered);
+        assert_eq!(connects(from, to).unwrap_err(), std::io::ErrorKind::TimedOut);
+        assert!(mesh.count(Counter::ProbeUnanswered) > before);
+        // Other ports, and others, are the agent's to answer.
+        let elsewhere = connects(from, SocketAddr::new(ip_of(pod), 8081)).unwrap();
+        assert_inbound(&mesh, &mesh.listeners.inbound[i], &elsewhere, &SocketAddr::new(ip_of(pod), 8081).to_string());
+        for on in [to.to_string(), "[::]:8080".into()] {
+            let app = listen_in(&mesh.net.pod, &on);
+            let client = connects(from, to).unwrap();
+            let _agent = assert_inbound(&mesh, &mesh.listeners.inbound[i], &client, &to.to_string());
+            assert!(!is_waiting(&app), "the agent's, not the application's");
+        }
+    }
+    let other = connects("10.77.0.9:0", at("10.77.0.2:8080")).unwrap();
+    assert_inbound(&mesh, &mesh.listeners.inbound[0], &other, "10.77.0.2:8080");
+    mesh.kernel.set_probed(ID, &[]).unwrap();
+    let node = connect_in(&mesh.net.wire, "10.77.0.2:8080").unwrap();
+    assert_inbound(&mesh, &mesh.listeners.inbound[0], &node, "10.77.0.2:8080");
+}

@@ -9,6 +9,7 @@ mod disable;
 mod intruder;
 mod levels;
 mod live;
+mod probes;
 
 static LAB: Shared = Shared::new(build);
 

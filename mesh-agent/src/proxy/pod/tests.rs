@@ -42,6 +42,15 @@ pub(crate) struct TestPod {
 
 impl TestPod {
     pub(crate) fn new(original: Option<SocketAddr>, credential: Option<Arc<Credential>>) -> Self {
+        Self::probed(original, credential, Vec::new())
+    }
+
+    /// Every client of a test is the node.
+    pub(crate) fn probed(
+        original: Option<SocketAddr>,
+        credential: Option<Arc<Credential>>,
+        probes: Vec<Probe>,
+    ) -> Self {
         let (trigger, shutdown, guard) = shutdown::channel();
         let (live, metrics) = (Arc::new(Live::default()), Metrics::new(Limits::default()));
         let refused = Arc::default();
@@ -59,6 +68,8 @@ impl TestPod {
             reports: Reports::default(),
             teller: Teller::new(Arc::clone(&refused)),
             inbound_changes: Changes::default(),
+            probes,
+            node: Arc::new([std::net::Ipv4Addr::LOCALHOST.into()]),
             shutdown,
             ended: CancellationToken::new(),
             connections: Rc::default(),
