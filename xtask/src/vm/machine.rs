@@ -60,8 +60,8 @@ impl Outcome {
             } else {
                 self.failed.push(name.to_owned());
             }
-        } else if let Some(line) = line.strip_prefix("| ") {
-            self.probe.push(format!("| {line}"));
+        } else if line.starts_with('|') {
+            self.probe.push(line.to_owned());
         }
     }
 }
@@ -135,6 +135,8 @@ mod tests {
             "test a::b ... ok\r",
             "test c ... said something ok",
             "test d ... FAILED",
+            "| hook | here |",
+            "|---|---|",
             "| tcx | no |",
             "vm: probe: ok",
             "vm: tests: exit status: 101",
@@ -145,7 +147,7 @@ mod tests {
         assert_eq!((outcome.release.as_str(), outcome.finished), ("6.1.0", true));
         assert_eq!(outcome.passed, ["a::b", "c"]);
         assert_eq!(outcome.failed, ["d"]);
-        assert_eq!(outcome.probe, ["| tcx | no |"]);
+        assert_eq!(outcome.probe, ["| hook | here |", "|---|---|", "| tcx | no |"]);
         assert_eq!(outcome.trouble, ["tests: exit status: 101"]);
         assert!(!outcome.good());
     }
