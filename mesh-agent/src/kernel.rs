@@ -9,6 +9,8 @@
 
 mod attach;
 pub mod bpf;
+pub mod capabilities;
+mod cgroups;
 mod enrol;
 pub mod hooks;
 mod kept;
@@ -44,6 +46,7 @@ pub use enrol::Prepared;
 pub use pins::{Left, check_free};
 pub use sockets::Sockets;
 
+use cgroups::Cgroups;
 use pins::Pins;
 
 /// The loaded programs and the enrolled workloads.
@@ -63,7 +66,7 @@ pub struct Kernel {
     loader: load::Loader,
     /// The programs of the cgroup hooks until they are in force.
     base: Option<Ebpf>,
-    cgroups: probe::Cgroups,
+    cgroups: Cgroups,
     pins: Pins,
 }
 

@@ -6,11 +6,12 @@
 //! It never mocks what can be had for real, and it never touches the machine's own namespace but for the names of
 //! namespaces, one cgroup subtree, one directory under `/run/mesh-lab` and pins under the BPF file system.
 //!
-//! Modules, low to high: `yaml`, `sys`, `metrics` → `topology`, `place` → `network`, `names`, `config` → `state` →
+//! Modules, low to high: `yaml`, `sys`, `metrics` → `confine` → `topology`, `place` → `network`, `names`, `config` → `state` →
 //! `capture`, `pod`, `node`, `control` → `lab` → `shared`.
 
 pub mod capture;
 pub mod config;
+pub mod confine;
 pub mod control;
 pub mod lab;
 pub mod metrics;

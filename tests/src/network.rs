@@ -125,6 +125,7 @@ fn sysctls(netns: &str) -> Result<()> {
         hosts: None,
         resolv: None,
         env: Default::default(),
+        confinement: None,
     };
     place.within(|| {
         for (key, value) in [

@@ -194,6 +194,11 @@ impl Agent<'_> {
         Ok(())
     }
 
+    /// Where it runs.
+    pub fn place(&self) -> Place {
+        self.state.agent_place(self.node)
+    }
+
     /// Its processes: two while one takes over from the other.
     pub fn processes(&self) -> Vec<i32> {
         let procs = std::fs::read_to_string(self.cgroup().join("cgroup.procs")).unwrap_or_default();

@@ -21,6 +21,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::confine::{Confinement, Prepared};
 use crate::sys;
 
 /// Longest that [`Place::run`] lets a command take.
@@ -48,6 +49,8 @@ pub struct Place {
     pub resolv: Option<PathBuf>,
     /// Added to the environment.
     pub env: BTreeMap<String, String>,
+    /// What its processes may do, if not everything.
+    pub confinement: Option<Confinement>,
 }
 
 /// What a command left.
@@ -110,6 +113,7 @@ impl Place {
             Ok(Some((CString::new(over.as_os_str().as_bytes())?, CString::new(target)?)))
         };
         let binds = [bind(&self.hosts, "/etc/hosts")?, bind(&self.resolv, "/etc/resolv.conf")?];
+        let confined = self.confinement.as_ref().map(Confinement::prepare).transpose()?;
         let mut command = Command::new(program);
         command.args(argv[1..].iter().map(AsRef::as_ref)).envs(&self.env);
         if let Ok(dir) = sys::binaries() {
@@ -133,7 +137,7 @@ impl Place {
                 for (over, target) in binds.iter().flatten() {
                     nix::mount::mount(Some(over.as_c_str()), target.as_c_str(), none, MsFlags::MS_BIND, none)?;
                 }
-                Ok(())
+                confined.as_ref().map_or(Ok(()), Prepared::enter)
             });
         }
         Ok(command)

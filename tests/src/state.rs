@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::confine::Confinement;
 use crate::network;
 use crate::place::Place;
 use crate::sys;
@@ -122,6 +123,7 @@ impl State {
             hosts: Some(dir.join("hosts")),
             resolv: Some(dir.join("resolv.conf")),
             env,
+            confinement: None,
         }
     }
 
@@ -130,8 +132,14 @@ impl State {
         Place {
             name: format!("agent {node}"),
             cgroup: Some(self.node_cgroup(node).join("agent")),
+            confinement: Some(Confinement::of_an_agent(self.agent_writes(node))),
             ..self.node_place(node)
         }
+    }
+
+    /// The directories that a node's agent writes: as in `deploy/`, and the logs.
+    fn agent_writes(&self, node: &str) -> Vec<PathBuf> {
+        vec![sys::BPFFS.into(), self.node_cgroup(node).join("agent"), self.node_dir(node), self.dir().join("logs")]
     }
 
     /// A node's namespace, for captures and for looking at the agent's ports.
@@ -143,6 +151,7 @@ impl State {
             hosts: Some(self.dir().join("hosts")),
             resolv: None,
             env: BTreeMap::new(),
+            confinement: None,
         }
     }
 
@@ -155,6 +164,7 @@ impl State {
             hosts: Some(self.dir().join("hosts")),
             resolv: None,
             env: BTreeMap::new(),
+            confinement: None,
         }
     }
 }

@@ -25,9 +25,10 @@ pub enum Use {
 }
 
 /// Program or file that shows that the package is there, the package, and what needs it.
-const PACKAGES: [(&str, &str, &[Use]); 17] = [
+const PACKAGES: [(&str, &str, &[Use]); 18] = [
     ("ip", "iproute2", &[Use::Lab, Use::Demo, Use::Test, Use::Bench, Use::Vm]),
     ("setpriv", "util-linux", &[Use::Test]),
+    ("systemd-analyze", "systemd", &[Use::Test]),
     ("curl", "curl", &[Use::Demo, Use::Test]),
     ("tcpdump", "tcpdump", &[Use::Demo, Use::Test]),
     ("tshark", "tshark", &[Use::Demo, Use::Test]),

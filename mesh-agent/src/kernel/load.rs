@@ -11,6 +11,7 @@ use aya::{Ebpf, EbpfLoader};
 use mesh_common::abi::{INGRESS_NETNS, maps};
 use tracing::{debug, warn};
 
+use super::cgroups::Cgroups;
 use super::{Kernel, KernelError, attach, chain, hooks, pins::Pins, probe, sockets::Sockets};
 use crate::settings::KernelSettings;
 
@@ -94,7 +95,7 @@ pub(super) fn load(
     settings: &KernelSettings,
     pins: impl FnOnce() -> Result<Pins, KernelError>,
 ) -> Result<Kernel, KernelError> {
-    let cgroups = probe::cgroups(settings.cgroup.as_deref())?;
+    let cgroups = Cgroups::find(settings.cgroup.as_deref())?;
     let object = settings.object.clone().unwrap_or_else(default_object);
     if let Err(e) = fs::metadata(&object) {
         return Err(KernelError::Object { path: object, why: e.to_string() });
@@ -142,7 +143,7 @@ pub(super) fn offer(settings: &KernelSettings, bpffs: &Path) -> Vec<(&'static st
     offered
 }
 
-fn build(object: PathBuf, cgroups: probe::Cgroups, pins: Pins) -> Result<Kernel, KernelError> {
+fn build(object: PathBuf, cgroups: Cgroups, pins: Pins) -> Result<Kernel, KernelError> {
     let mut loader = Loader::new(object, pins.maps())?;
     loader.check(&pins)?;
     let mut base = loader.load(NOBODY)?;

@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::checks::{Bench, Check, Need};
 use super::kernel_release;
+use crate::kernel::capabilities;
 
 /// What a check found.
 #[derive(Clone, Debug)]
@@ -49,9 +50,7 @@ pub struct Report {
 
 impl Finding {
     pub(super) fn of(check: Check, bench: &Bench<'_>) -> Finding {
-        let missing = (check.by)(bench)
-            .err()
-            .map(|e| Missing { why: e.to_string(), denied: e.kind() == std::io::ErrorKind::PermissionDenied });
+        let missing = (check.by)(bench).err().map(|e| Missing { why: e.to_string(), denied: super::denied(&e) });
         let Check { hook, feature, since, need, used, without, .. } = check;
         Finding { hook, feature, since, need, used, without, missing }
     }
@@ -60,9 +59,9 @@ impl Finding {
     pub fn lack(&self) -> Option<String> {
         let missing = self.missing.as_ref()?;
         let remedy = if missing.denied {
-            "give the agent the capabilities that docs/security.md lists"
+            capabilities::remedy()
         } else {
-            "boot such a kernel (docs/kernels.md lists those that were tried)"
+            "boot such a kernel (docs/kernels.md lists those that were tried)".to_owned()
         };
         Some(format!(
             "this kernel (Linux {}) lacks {} in {} (needed: Linux {}): {}; {remedy}",

@@ -37,8 +37,7 @@ impl Scratch {
     pub fn new(own: &Path) -> io::Result<Scratch> {
         let name = format!("mesh-probe-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = own.join(name);
-        let said = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("{what}: {e}"));
-        let netns = namespace().map_err(|e| said("network namespace", e))?;
+        let netns = namespace()?;
         fs::create_dir(&path).map_err(|e| said(&format!("cgroup {}", path.display()), e))?;
         let opened = File::open(&path)
             .and_then(|cgroup| Ok((cgroup, File::options().write(true).open(path.join("cgroup.procs"))?)));
@@ -86,11 +85,15 @@ impl Drop for Scratch {
 /// A new namespace with loopback up.
 pub fn namespace() -> io::Result<NetNs> {
     let made = std::thread::spawn(|| -> io::Result<NetNs> {
-        nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
-        loopback_up()?;
+        nix::sched::unshare(CloneFlags::CLONE_NEWNET).map_err(|e| said("a network namespace", e.into()))?;
+        loopback_up().map_err(|e| said("its loopback", e))?;
         NetNs::current()
     });
     made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn said(what: &str, e: io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("{what}: {e}"))
 }
 
 fn loopback_up() -> io::Result<()> {
