@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "bpf/bypass.rs"]
+mod bypass;
 #[path = "bpf/connect.rs"]
 mod connect;
 #[path = "bpf/egress.rs"]
@@ -36,3 +38,5 @@ mod support;
 mod survival;
 #[path = "bpf/udp_ways.rs"]
 mod udp_ways;
+#[path = "bpf/uring.rs"]
+mod uring;

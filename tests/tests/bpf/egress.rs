@@ -8,44 +8,11 @@ use mesh_agent::net::netns::NetNs;
 use mesh_common::abi::Counter;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::packets::{self, Frames, packet};
+use super::packets::{self, ACK, Frames, RST, SYN, SYN_ACK, packet, segment};
 use super::support::*;
 
 /// How long a test waits for what must not come.
 const SILENCE: Duration = Duration::from_millis(300);
-
-/// A TCP header without data: source, destination, sequence 1, acknowledged 1, flags, its checksum.
-fn segment(from: SocketAddr, to: SocketAddr, flags: u8, data: &[u8]) -> Vec<u8> {
-    let mut tcp = Vec::new();
-    tcp.extend(from.port().to_be_bytes());
-    tcp.extend(to.port().to_be_bytes());
-    tcp.extend(1_u32.to_be_bytes());
-    tcp.extend(1_u32.to_be_bytes());
-    tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    tcp.extend(data);
-    let mut pseudo = Vec::new();
-    match (from, to) {
-        (SocketAddr::V4(from), SocketAddr::V4(to)) => {
-            pseudo.extend(from.ip().octets());
-            pseudo.extend(to.ip().octets());
-        }
-        (SocketAddr::V6(from), SocketAddr::V6(to)) => {
-            pseudo.extend(from.ip().octets());
-            pseudo.extend(to.ip().octets());
-        }
-        _ => panic!("two families"),
-    }
-    pseudo.extend([0, 6]);
-    pseudo.extend(u16::try_from(tcp.len()).unwrap().to_be_bytes());
-    let sum = pseudo.chunks(2).chain(tcp.chunks(2)).fold(0_u32, |sum, pair| {
-        let word = u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
-        let sum = sum + word;
-        (sum & 0xffff) + (sum >> 16)
-    });
-    let checksum = !u16::try_from(sum).unwrap();
-    tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
-    tcp
-}
 
 /// A raw socket in the pod, as CAP_NET_RAW allows.
 fn raw(mesh: &Mesh, family: &str) -> Socket {
@@ -74,11 +41,6 @@ fn came(watch: &Socket, v4: bool, port: u16) -> bool {
     }
     false
 }
-
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const SYN_ACK: u8 = 0x12;
-const ACK: u8 = 0x10;
 
 #[test]
 fn a_raw_socket_opens_nothing_and_sends_nothing() {

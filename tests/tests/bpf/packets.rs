@@ -15,6 +15,49 @@ pub const UDP: u8 = 17;
 pub const IPV4: u16 = 0x0800;
 pub const IPV6: u16 = 0x86dd;
 
+/// Flags of TCP.
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const SYN_ACK: u8 = 0x12;
+pub const ACK: u8 = 0x10;
+
+/// A TCP header and data, with the sequence and acknowledgement numbers 1.
+pub fn segment(from: SocketAddr, to: SocketAddr, flags: u8, data: &[u8]) -> Vec<u8> {
+    segment_at(from, to, [1, 1], flags, data)
+}
+
+/// As [`segment`], with those two numbers.
+pub fn segment_at(from: SocketAddr, to: SocketAddr, numbers: [u32; 2], flags: u8, data: &[u8]) -> Vec<u8> {
+    let mut tcp = Vec::new();
+    tcp.extend(from.port().to_be_bytes());
+    tcp.extend(to.port().to_be_bytes());
+    tcp.extend(numbers.map(u32::to_be_bytes).concat());
+    tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    tcp.extend(data);
+    let mut pseudo = Vec::new();
+    match (from, to) {
+        (SocketAddr::V4(from), SocketAddr::V4(to)) => {
+            pseudo.extend(from.ip().octets());
+            pseudo.extend(to.ip().octets());
+        }
+        (SocketAddr::V6(from), SocketAddr::V6(to)) => {
+            pseudo.extend(from.ip().octets());
+            pseudo.extend(to.ip().octets());
+        }
+        _ => panic!("two families"),
+    }
+    pseudo.extend([0, 6]);
+    pseudo.extend(u16::try_from(tcp.len()).unwrap().to_be_bytes());
+    let sum = pseudo.chunks(2).chain(tcp.chunks(2)).fold(0_u32, |sum, pair| {
+        let word = u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
+        let sum = sum + word;
+        (sum & 0xffff) + (sum >> 16)
+    });
+    let checksum = !u16::try_from(sum).unwrap();
+    tcp[16..18].copy_from_slice(&checksum.to_be_bytes());
+    tcp
+}
+
 /// A UDP header without a checksum, and data.
 pub fn udp(from: u16, to: u16, data: &[u8]) -> Vec<u8> {
     let length = u16::try_from(8 + data.len()).unwrap();
@@ -48,6 +91,14 @@ pub fn packet(to: IpAddr, protocol: u8, fragment: u16, content: &[u8]) -> Vec<u8
     }
 }
 
+/// The address of a namespace's end of the wire.
+pub fn mac(ns: &NetNs) -> Vec<u8> {
+    let show = || std::process::Command::new("ip").args(["-o", "link", "show", "eth0"]).output().unwrap();
+    let link = String::from_utf8(ns.run(show).unwrap().stdout).unwrap();
+    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned();
+    mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
+}
+
 /// A packet socket in the pod. What it is told to send goes out by eth0 as it is.
 pub struct Frames {
     pub socket: Socket,
@@ -57,12 +108,6 @@ pub struct Frames {
 
 impl Frames {
     pub fn new(net: &Net) -> Frames {
-        let mac = |ns: &NetNs| {
-            let show = || std::process::Command::new("ip").args(["-o", "link", "show", "eth0"]).output().unwrap();
-            let link = String::from_utf8(ns.run(show).unwrap().stdout).unwrap();
-            let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned();
-            mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect::<Vec<_>>()
-        };
         let head = [mac(&net.wire), mac(&net.pod)].concat();
         let (socket, index) = net
             .pod

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use mesh_agent::net::datagram;
 use mesh_common::abi::{self, Counter};
@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::packets::Wire;
 use super::support::*;
+use super::uring::{self, Ask};
 
 /// How a program sends; the text is what it sends.
 type Way = fn(&UdpSocket, SocketAddr, &str) -> io::Result<()>;
@@ -191,37 +192,7 @@ fn an_application_on_the_usual_port_stays_what_it_is() {
     assert_eq!((&buffer[..n], from.port()), (&b"hello"[..], other.local_addr().unwrap().port()));
 }
 
-/// One `IORING_OP_SENDMSG`, as liburing would ask for it (io_uring_setup(2), io_uring_enter(2)).
 fn uring(socket: &UdpSocket, to: SocketAddr, text: &str) -> io::Result<()> {
-    const ENTRIES: usize = 1;
-    const OFF_SQES: i64 = 0x1000_0000;
-    const SENDMSG: u8 = 9;
-    const GETEVENTS: u32 = 1;
-    let mut parameters = [0_u32; 30];
-    // SAFETY: the parameters are live and as long as the kernel expects them, 120 bytes.
-    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, ENTRIES, parameters.as_mut_ptr()) };
-    if fd < 0 {
-        let error = io::Error::last_os_error();
-        assert!(
-            matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)),
-            "io_uring is neither there nor forbidden: {error}"
-        );
-        // A kernel without it: nothing to get around by.
-        return socket.send_to(text.as_bytes(), to).map(|_| ());
-    }
-    // SAFETY: the kernel has just opened it for us.
-    let ring = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let map = |offset: i64, length: usize| {
-        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
-        // SAFETY: a new mapping of the ring's memory.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), length, prot, flags, ring.as_raw_fd(), offset) };
-        assert_ne!(at, libc::MAP_FAILED, "{}", io::Error::last_os_error());
-        at.cast::<u8>()
-    };
-    // Offsets of the submission queue: tail at word 11, array at word 16; of the completion queue: its entries at word 25.
-    let [tail, array, completions] = [11, 16, 25].map(|word| parameters[word] as usize);
-    const PAGE: usize = 4096;
-    let (rings, entries) = (map(0, PAGE), map(OFF_SQES, PAGE));
     let address = socket2::SockAddr::from(to);
     let mut part = libc::iovec { iov_base: text.as_ptr().cast_mut().cast(), iov_len: text.len() };
     // SAFETY: all zeroes is a message without anything.
@@ -230,22 +201,16 @@ fn uring(socket: &UdpSocket, to: SocketAddr, text: &str) -> io::Result<()> {
     message.msg_namelen = address.len();
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
-    // SAFETY: within the mapped page, at the offsets that the kernel has told; message and parts live until the call
-    // below has returned, which waits for the answer.
-    let result = unsafe {
-        entries.write(SENDMSG);
-        entries.add(4).cast::<i32>().write(socket.as_raw_fd());
-        entries.add(16).cast::<u64>().write(&raw const message as u64);
-        entries.add(24).cast::<u32>().write(1);
-        rings.add(array).cast::<u32>().write(0);
-        let tail = &*rings.add(tail).cast::<std::sync::atomic::AtomicU32>();
-        tail.store(1, std::sync::atomic::Ordering::Release);
-        let done = libc::syscall(libc::SYS_io_uring_enter, ring.as_raw_fd(), 1, 1, GETEVENTS, 0, 0);
-        assert_eq!(done, 1, "{}", io::Error::last_os_error());
-        let result = rings.add(completions + 8).cast::<i32>().read();
-        libc::munmap(rings.cast(), PAGE);
-        libc::munmap(entries.cast(), PAGE);
-        result
+    let ask = Ask {
+        operation: uring::SENDMSG,
+        fd: socket.as_raw_fd(),
+        address: &raw const message as u64,
+        length: 1,
+        offset: 0,
     };
-    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
+    // SAFETY: message, parts and address live until the call has returned.
+    match unsafe { uring::ask(&ask) } {
+        Some(done) => done,
+        None => socket.send_to(text.as_bytes(), to).map(|_| ()),
+    }
 }
