@@ -71,9 +71,18 @@ pub enum AppError {
     },
 }
 
+/// How an agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to; its workloads go on without the mesh.
+    Stopped,
+    /// Another agent has taken over.
+    HandedOver,
+}
+
 /// Runs until SIGTERM or SIGINT, or until another agent has taken over. `path` is read again at SIGHUP. `take_over`:
 /// from the running agent, if there is one.
-pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<(), AppError> {
+pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<Ended, AppError> {
     let settings = Arc::new(settings);
     let (trigger, watch, own_guard) = shutdown::channel();
     let mut signals = Signals::new()?;
@@ -221,7 +230,7 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<(),
         finished(trigger.drain(settings.drain()).await);
         workloads.end()?;
         tracing::info!("ended");
-        return Ok(());
+        return Ok(Ended::Stopped);
     };
     tracing::info!(drain_seconds = settings.drain_seconds, "another agent has taken over");
     workloads.leave();
@@ -235,7 +244,7 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<(),
     finished(trigger.hand_over(settings.drain()).await);
     workloads.join();
     tracing::info!("ended; what is in force belongs to the other agent");
-    Ok(())
+    Ok(Ended::HandedOver)
 }
 
 /// From where the orchestrator probes workloads.

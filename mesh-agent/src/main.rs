@@ -1,16 +1,18 @@
 //! The agent's executable: arguments, settings, log, and one thread for everything that is not traffic. The rest is in
 //! the library.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use mesh_agent::app::Ended;
 use mesh_agent::kernel::{Kernel, probe};
 use mesh_agent::net::netns::NetNs;
 use mesh_agent::settings::Settings;
 use mesh_agent::{app, telemetry};
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 
 /// The node agent of the mesh.
 #[derive(Parser)]
@@ -27,6 +29,10 @@ struct Arguments {
     /// Take over from the agent of this node that runs, without a gap; start as usual if none does.
     #[arg(long)]
     take_over: bool,
+    /// Once another agent has taken over, wait for SIGTERM instead of ending: for an orchestrator that would start an
+    /// agent that ends anew, which would take over again.
+    #[arg(long)]
+    stay: bool,
 }
 
 #[derive(Subcommand)]
@@ -43,6 +49,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Waits for SIGTERM or SIGINT: what `--stay` becomes in the end.
+    #[command(hide = true)]
+    Wait,
 }
 
 fn main() -> ExitCode {
@@ -65,6 +74,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(Command::Probe { config }) = &arguments.command {
         return print_probe(config.as_deref());
     }
+    if let Some(Command::Wait) = &arguments.command {
+        return wait();
+    }
     // clap lets nobody through without it.
     let config = arguments.config.as_deref().context("--config is missing")?;
     let settings = Settings::load(config)?;
@@ -76,8 +88,27 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     SigSet::all().thread_unblock().context("cannot unblock signals")?;
     telemetry::logs::start(settings.log_format, &settings.log_level).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    runtime.block_on(app::run(config, settings, arguments.take_over))?;
+    let ended = runtime.block_on(app::run(config, settings, arguments.take_over))?;
+    if ended == Ended::HandedOver && arguments.stay { stay() } else { Ok(()) }
+}
+
+/// Goes on under the same pid with nothing of what the agent had: the other one sees that it is gone.
+fn stay() -> anyhow::Result<()> {
+    // One that comes from here on is kept for the new program.
+    ends().thread_block().context("cannot block signals")?;
+    // The file may be another one by now.
+    let error = std::process::Command::new("/proc/self/exe").arg("wait").exec();
+    Err(error).context("cannot wait for the end")
+}
+
+fn wait() -> anyhow::Result<()> {
+    ends().thread_block().context("cannot block signals")?;
+    ends().wait().context("cannot wait for the end")?;
     Ok(())
+}
+
+fn ends() -> SigSet {
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT])
 }
 
 fn detach(config: &Path) -> anyhow::Result<()> {

@@ -127,3 +127,33 @@ fn a_second_agent_by_mistake_and_a_successor_that_fails_change_nothing() -> Resu
     };
     body().with_context(|| shared::logs(lab.state()))
 }
+
+/// As a DaemonSet runs it: the process does not end, and its end changes nothing.
+#[test]
+fn one_that_is_to_stay_waits_for_its_end() -> Result<()> {
+    let lab = lab("stays", &[])?;
+    let body = || -> Result<()> {
+        let agent = lab.node("b")?.agent();
+        agent.stop()?;
+        let settings = format!("drainSeconds: 1\n{}", agent.settings());
+        std::fs::write(agent.settings_file(), &settings)?;
+        let program = mesh_tests::sys::binary("mesh-agent")?.display().to_string();
+        let file = agent.settings_file().display().to_string();
+        let argv = [program.as_str(), "--config", &file, "--take-over", "--stay"];
+        let mut old = lab.state().agent_place("b").spawn(&argv, &lab.state().log("agent-b"))?;
+        agent.wait_ready()?;
+        let processes = agent.processes();
+        agent.upgrade_with(&settings)?;
+        let command = || std::fs::read(format!("/proc/{}/cmdline", processes[0])).unwrap_or_default();
+        wait_for(LIMIT, "the old agent to have drained", || Ok(command().ends_with(b"\0wait\0").then_some(())))?;
+        let asks = || lab.pod("client")?.run(&["curl", "-sS", "--fail", "--max-time", "20", "http://server:8080/"]);
+        asks()?;
+        old.signal(Signal::SIGTERM);
+        old.wait(LIMIT)?;
+        ensure!(agent.processes().len() == 1 && !agent.processes().contains(&processes[0]));
+        ensure!(lab.state().pins("b").exists(), "its end took the mesh away");
+        asks()?;
+        agent.wait_ready()
+    };
+    body().with_context(|| shared::logs(lab.state()))
+}

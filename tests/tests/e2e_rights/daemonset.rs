@@ -74,7 +74,10 @@ fn an_old_and_a_new_agent_fit_beside_each_other() -> Result<()> {
     assert_eq!(text(&agent, "readinessProbe.httpGet.path")?, "/healthz/ready");
     assert_eq!(text(&agent, "readinessProbe.httpGet.port")?, mesh_tests::node::READY_PORT.to_string());
     ensure!(agent.get("livenessProbe").is_none(), "a stopped agent takes the mesh from its workloads");
-    ensure!(at(&agent, "args")?.texts()?.contains(&"--take-over".to_owned()));
+    // A replaced agent that ended would be started again, and take over back.
+    for flag in ["--take-over", "--stay"] {
+        ensure!(at(&agent, "args")?.texts()?.contains(&flag.to_owned()), "{flag}");
+    }
     let grace: u64 = at(&set, POD)?.get("terminationGracePeriodSeconds").context("no grace")?.parse("a number")?;
     ensure!(grace > default_drain()?, "killed before it has drained");
     Ok(())
