@@ -1,33 +1,25 @@
 //! The benchmark: direct connections against the mesh, with nginx and HAProxy one hop beside them, in one run.
 //!
 //! In: how many rounds of how many seconds. Out: tables of medians and ratios to the direct path, and a JSON file with
-//! every round. Pods that are not enrolled stand beside enrolled ones in the same lab, so that rounds interleave. It
-//! never judges: figures are printed, no threshold is asserted.
+//! every round. Pods that are not enrolled stand beside enrolled ones in the same lab, so that rounds interleave. Then what
+//! each kernel program takes, by the kernel's own account. It never judges: figures are printed, no threshold is asserted.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::Parser;
-use mesh_tests::{Lab, LabBuilder, Process, Topology};
-use mesh_tests::{sys, topology::PodSpec};
+use clap::{Parser, ValueEnum};
+use mesh_tests::{Lab, LabBuilder, sys};
 
+mod hooks;
 mod measure;
 mod peers;
 mod table;
+mod ways;
 
-use measure::{Round, cpu_of, family};
+use measure::{Round, cpu_of};
 use table::{Figure, Results};
-
-const HTTP: u16 = 8080;
-const ECHO: u16 = 7001;
-const SINK: u16 = 7002;
-const ONCE: u16 = 7003;
-/// Address of the Service in front of the enrolled server.
-const MESHED: &str = "10.96.77.1";
-/// Address of the Service in front of the server that is not enrolled.
-const PLAIN: &str = "10.96.77.2";
+use ways::{ECHO, HTTP, ONCE, SINK, Way};
 
 #[derive(Parser)]
 #[command(about = "Measures the mesh against no mesh, nginx and HAProxy (release builds, root)")]
@@ -38,20 +30,21 @@ struct Args {
     /// Seconds of one round on one path.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// Only this part.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
     /// Where to write the JSON.
     #[arg(long)]
     json: PathBuf,
 }
 
-/// A way from a client to a server.
-struct Way {
-    name: &'static str,
-    /// The pod that the load comes from.
-    pod: &'static str,
-    /// What it connects to, by the port of the server behind.
-    to: BTreeMap<u16, SocketAddr>,
-    /// The proxies on the way, for their CPU time.
-    proxies: Vec<u32>,
+/// A part of the benchmark.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The ways from a client to a server, against each other.
+    Ways,
+    /// The kernel programs.
+    Hooks,
 }
 
 struct Measurement {
@@ -109,16 +102,41 @@ const MEASUREMENTS: &[Measurement] = &[
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if cfg!(debug_assertions) {
+        println!("This is a debug build: nothing below says how fast the agent is. Use `cargo xtask bench`.");
+    }
     println!("bringing up two nodes …");
-    let lab = LabBuilder::new(&format!("bench-{}", std::process::id()), topology())
-        .config("bench.yaml", &services())
+    let lab = LabBuilder::new(&format!("bench-{}", std::process::id()), ways::topology())
+        .config("bench.yaml", &ways::services())
         .access_log(false)
         .up()?;
-    let (ways, processes) = start(&lab)?;
+    let (ways, processes) = ways::start(&lab)?;
     let load = sys::binary("mesh-load")?.display().to_string();
+    let wants = |part| args.only.is_none_or(|only| only == part);
+    let reports = if wants(Part::Ways) { compare(&lab, &ways, &load, &args)? } else { Vec::new() };
+    let hooks =
+        wants(Part::Hooks).then(|| hooks::measure(&lab, &ways, &load, args.rounds, args.seconds)).transpose()?;
+    drop(processes);
+    lab.down()?;
+    if let Some(dir) = args.json.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let report = serde_json::json!({
+        "rounds": args.rounds, "seconds": args.seconds, "measurements": reports, "kernel_hooks": hooks,
+    });
+    std::fs::write(&args.json, serde_json::to_string_pretty(&report)?)
+        .with_context(|| format!("writing {}", args.json.display()))?;
+    println!("\nEvery round: {}", args.json.display());
+    println!("Ratios are to the direct path of the same round (medians). All of it shares this machine's cores.");
+    Ok(())
+}
+
+/// All measurements on all ways, in rounds of one after the other.
+fn compare(lab: &Lab, ways: &[Way], load: &str, args: &Args) -> Result<Vec<serde_json::Value>> {
     let mut reports = Vec::new();
     for measurement in MEASUREMENTS {
-        let ways: Vec<&Way> = ways.iter().filter(|way| way.to.contains_key(&measurement.port)).collect();
+        let ways: Vec<&Way> =
+            ways.iter().filter(|way| way.compared && way.to.contains_key(&measurement.port)).collect();
         let mut results = Results {
             title: measurement.title,
             figures: measurement.figures,
@@ -127,7 +145,7 @@ fn main() -> Result<()> {
         };
         for round in 0..args.rounds.max(1) {
             for way in &ways {
-                let one = run(&lab, way, measurement, &load, args.seconds)
+                let one = run(lab, way, measurement, load, args.seconds)
                     .with_context(|| format!("{}, {}, round {round}", measurement.title, way.name))?;
                 results.rounds.entry(way.name).or_default().push(one);
             }
@@ -135,17 +153,7 @@ fn main() -> Result<()> {
         results.print();
         reports.push(results.json());
     }
-    drop(processes);
-    lab.down()?;
-    if let Some(dir) = args.json.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    let report = serde_json::json!({ "rounds": args.rounds, "seconds": args.seconds, "measurements": reports });
-    std::fs::write(&args.json, serde_json::to_string_pretty(&report)?)
-        .with_context(|| format!("writing {}", args.json.display()))?;
-    println!("\nEvery round: {}", args.json.display());
-    println!("Ratios are to the direct path of the same round (medians). All of it shares this machine's cores.");
-    Ok(())
+    Ok(reports)
 }
 
 fn run(lab: &Lab, way: &Way, measurement: &Measurement, load: &str, seconds: f64) -> Result<Round> {
@@ -157,95 +165,4 @@ fn run(lab: &Lab, way: &Way, measurement: &Measurement, load: &str, seconds: f64
     let before = cpu_of(&way.proxies)?;
     let output = lab.pod(way.pod)?.run(&argv)?;
     Round::parse(&output.text(), cpu_of(&way.proxies)?.saturating_sub(before))
-}
-
-fn topology() -> Topology {
-    Topology::of_nodes(&["near", "far"])
-        .pod(PodSpec::new("client", "near"))
-        .pod(PodSpec::new("plain-client", "near").unenrolled())
-        .pod(PodSpec::new("server", "far"))
-        .pod(PodSpec::new("plain-server", "far").unenrolled())
-}
-
-fn services() -> String {
-    [("server", MESHED), ("plain-server", PLAIN)]
-        .map(|(name, address)| {
-            format!(
-                "apiVersion: v1
-kind: Service
-metadata: {{ name: {name}, namespace: default }}
-spec:
-  clusterIP: {address}
-  selector: {{ app: {name} }}
-  ports:
-  - {{ name: http, port: {HTTP} }}
-  - {{ name: tcp-echo, port: {ECHO} }}
-  - {{ name: tcp-sink, port: {SINK} }}
-  - {{ name: tcp-once, port: {ONCE} }}
-"
-            )
-        })
-        .join("---\n")
-}
-
-/// Starts servers and peers, and lists the ways between the pods.
-fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
-    let mut processes = Vec::new();
-    let load = sys::binary("mesh-load")?.display().to_string();
-    for name in ["server", "plain-server"] {
-        let pod = lab.pod(name)?;
-        let [echo, sink, once] = [ECHO, SINK, ONCE].map(|port| format!("0.0.0.0:{port}"));
-        processes.push(pod.serve(&[load.as_str(), "serve", "--echo", &echo, "--sink", &sink, "--once", &once], ONCE)?);
-        let dir = pod.scratch()?;
-        let file = dir.join("nginx.conf");
-        std::fs::write(&file, peers::origin(&dir, HTTP))?;
-        processes.push(pod.serve(&["nginx", "-c", &file.display().to_string()], HTTP)?);
-    }
-    let plain = lab.pod("plain-server")?.address();
-    let plain_to = |port| SocketAddr::new(plain, port);
-    let pod = lab.pod("plain-client")?;
-    let dir = pod.scratch()?;
-    let (nginx, haproxy) = (dir.join("nginx.conf"), dir.join("haproxy.cfg"));
-    std::fs::write(&nginx, peers::nginx(&dir, plain_to(HTTP)))?;
-    std::fs::write(&haproxy, peers::haproxy(plain_to(HTTP), plain_to(ECHO), plain_to(SINK), plain_to(ONCE)))?;
-    let nginx = pod.serve(&["nginx", "-c", &nginx.display().to_string()], peers::NGINX_HTTP)?;
-    let haproxy = pod.serve(&["haproxy", "-f", &haproxy.display().to_string()], peers::HAPROXY_HTTP)?;
-    let all = |address: &str| -> Result<BTreeMap<u16, SocketAddr>> {
-        let address = address.parse()?;
-        Ok([HTTP, ECHO, SINK, ONCE].map(|port| (port, SocketAddr::new(address, port))).into())
-    };
-    let loopback =
-        |pairs: &[(u16, u16)]| pairs.iter().map(|(of, at)| (*of, SocketAddr::from(([127, 0, 0, 1], *at)))).collect();
-    let (near, far) = (agent(lab, "near")?, agent(lab, "far")?);
-    let ways = vec![
-        Way { name: "direct", pod: "plain-client", to: all(&plain.to_string())?, proxies: Vec::new() },
-        Way { name: "mesh, pair, mTLS", pod: "client", to: all(MESHED)?, proxies: [near.clone(), far].concat() },
-        Way { name: "mesh, one hop, plain", pod: "client", to: all(PLAIN)?, proxies: near },
-        Way {
-            name: "nginx, one hop, plain",
-            pod: "plain-client",
-            to: loopback(&[(HTTP, peers::NGINX_HTTP)]),
-            proxies: nginx.id().map(family).unwrap_or_default(),
-        },
-        Way {
-            name: "HAProxy, one hop, plain",
-            pod: "plain-client",
-            to: loopback(&[
-                (HTTP, peers::HAPROXY_HTTP),
-                (ECHO, peers::HAPROXY_ECHO),
-                (SINK, peers::HAPROXY_SINK),
-                (ONCE, peers::HAPROXY_ONCE),
-            ]),
-            proxies: haproxy.id().map(family).unwrap_or_default(),
-        },
-    ];
-    processes.extend([nginx, haproxy]);
-    Ok((ways, processes))
-}
-
-/// The processes of a node's agent, by its cgroup.
-fn agent(lab: &Lab, node: &str) -> Result<Vec<u32>> {
-    let cgroup = lab.state().agent_place(node).cgroup.context("an agent without a cgroup")?;
-    let text = std::fs::read_to_string(cgroup.join("cgroup.procs"))?;
-    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
 }

@@ -1,10 +1,10 @@
-//! The L4 measurements: round trips, bulk, new connections.
+//! The L4 measurements: round trips, bulk, new connections, questions, asking for addresses.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 
 use crate::Target;
 use crate::samples::Samples;
@@ -43,9 +43,65 @@ pub async fn round_trip(target: &Target, size: usize) -> anyhow::Result<serde_js
             }
             stream.write_all(&message).await?;
             stream.read_exact(&mut reply).await?;
-            if start >= from {
-                samples.add(start.elapsed());
+            samples.take(start, from);
+        }
+    })
+    .await
+}
+
+/// Questions to a DNS server, one after the other: half from a socket that names the server with each, half from one
+/// that is connected to it.
+pub async fn questions(target: &Target) -> anyhow::Result<serde_json::Value> {
+    each(target, |target, from, until| async move {
+        let any: std::net::SocketAddr =
+            if target.connect.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
+        // An id of 0, recursion desired, one question: `a.` A IN (RFC 1035, 4.1).
+        let mut message = *b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+        let mut reply = [0; 512];
+        let mut samples = Samples::default();
+        loop {
+            for connected in [false, true] {
+                let start = Instant::now();
+                if start >= until {
+                    return Ok(samples);
+                }
+                let socket = UdpSocket::bind(any).await?;
+                if connected {
+                    socket.connect(target.connect).await?;
+                    socket.send(&message).await?;
+                } else {
+                    socket.send_to(&message, target.connect).await?;
+                }
+                let (length, server) =
+                    tokio::time::timeout(PATIENCE, socket.recv_from(&mut reply)).await.context("no answer")??;
+                if server != target.connect || length != message.len() || reply[..2] != message[..2] {
+                    samples.fail();
+                }
+                samples.take(start, from);
+                message[1] = message[1].wrapping_add(1);
             }
+        }
+    })
+    .await
+}
+
+/// Asks again and again for the addresses of a connection and sets an option of it.
+pub async fn names(target: &Target) -> anyhow::Result<serde_json::Value> {
+    each(target, |target, from, until| async move {
+        let stream = dial(&target).await?;
+        let mut samples = Samples::default();
+        loop {
+            let start = Instant::now();
+            if start >= until {
+                return Ok(samples);
+            }
+            if stream.peer_addr()? != target.connect {
+                samples.fail();
+            }
+            stream.local_addr()?;
+            stream.set_nodelay(true)?;
+            samples.take(start, from);
+            tokio::task::yield_now().await;
         }
     })
     .await
@@ -86,8 +142,8 @@ pub async fn connect(target: &Target) -> anyhow::Result<serde_json::Value> {
             }
             let outcome = tokio::time::timeout(PATIENCE, exchange(&target)).await;
             match outcome {
-                _ if start < from => {}
-                Ok(Ok(())) => samples.add(start.elapsed()),
+                Ok(Ok(())) => samples.take(start, from),
+                _ if start < from => samples.warm_up(),
                 Ok(Err(_)) | Err(_) => samples.fail(),
             }
         }

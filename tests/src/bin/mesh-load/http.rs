@@ -30,8 +30,8 @@ pub async fn run(target: &Target, host: &str, path: &str) -> anyhow::Result<serd
                 stream.write_all(request.as_bytes()).await?;
                 let status = read_response(&mut stream, &mut buffer).await?;
                 match (start >= from, status) {
-                    (false, _) => {}
-                    (true, 200) => samples.add(start.elapsed()),
+                    (_, 200) => samples.take(start, from),
+                    (false, _) => samples.warm_up(),
                     (true, _) => samples.fail(),
                 }
             }

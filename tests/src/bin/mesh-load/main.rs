@@ -56,6 +56,9 @@ enum Command {
         /// Address of the server that echoes one byte and closes.
         #[arg(long)]
         once: SocketAddr,
+        /// Address of the UDP server that gives back what it gets, as a DNS answer.
+        #[arg(long)]
+        dns: SocketAddr,
     },
     /// Sends a message, waits for its echo, again and again.
     RoundTrip {
@@ -78,6 +81,16 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Asks a DNS server, again and again.
+    Questions {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Asks for the addresses of one connection and sets an option of it, again and again.
+    Names {
+        #[command(flatten)]
+        target: Target,
+    },
     /// HTTP/1.1 GET on connections that are kept.
     Http {
         #[command(flatten)]
@@ -96,10 +109,12 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let line = runtime.block_on(async {
         match args.command {
-            Command::Serve { echo, sink, once } => serve::run(echo, sink, once).await,
+            Command::Serve { echo, sink, once, dns } => serve::run(echo, sink, once, dns).await,
             Command::RoundTrip { target, size } => drive::round_trip(&target, size).await,
             Command::Bulk { target, size } => drive::bulk(&target, size).await,
             Command::Connect { target } => drive::connect(&target).await,
+            Command::Questions { target } => drive::questions(&target).await,
+            Command::Names { target } => drive::names(&target).await,
             Command::Http { target, host, path } => http::run(&target, &host, &path).await,
         }
     })?;

@@ -1,6 +1,6 @@
 //! Latency samples of one run and what is reported of them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Samples kept at most; a run that makes more goes on counting without keeping them.
 const MOST: usize = 8_000_000;
@@ -10,6 +10,7 @@ const MOST: usize = 8_000_000;
 pub struct Samples {
     kept: Vec<u32>,
     count: u64,
+    before: u64,
     errors: u64,
 }
 
@@ -22,6 +23,16 @@ impl Samples {
         }
     }
 
+    /// Counts an operation that began at `start` and is done; `from`: when the warm-up was over.
+    pub fn take(&mut self, start: Instant, from: Instant) {
+        if start < from { self.warm_up() } else { self.add(start.elapsed()) }
+    }
+
+    /// Counts an operation of the warm-up.
+    pub fn warm_up(&mut self) {
+        self.before += 1;
+    }
+
     /// Counts an operation that failed.
     pub fn fail(&mut self) {
         self.errors += 1;
@@ -30,12 +41,14 @@ impl Samples {
     /// Adds all of another's.
     pub fn merge(&mut self, other: Self) {
         self.count += other.count;
+        self.before += other.before;
         self.errors += other.errors;
         let room = MOST.saturating_sub(self.kept.len());
         self.kept.extend(other.kept.into_iter().take(room));
     }
 
-    /// The report: operations, errors, operations a second, and latencies in microseconds.
+    /// The report: operations, errors, operations a second, and latencies in microseconds. `with_warm_up` counts also the
+    /// operations before the measurement, for what can only be counted over a whole run.
     pub fn report(mut self, took: Duration) -> serde_json::Value {
         self.kept.sort_unstable();
         let at = |quantile: f64| -> f64 {
@@ -45,6 +58,7 @@ impl Samples {
         };
         serde_json::json!({
             "operations": self.count,
+            "with_warm_up": self.count + self.before,
             "errors": self.errors,
             "per_second": self.count as f64 / took.as_secs_f64(),
             "p50_us": at(0.5),

@@ -1,0 +1,238 @@
+//! The part "kernel hooks": what a run of each program takes under several kinds of load, as the kernel itself accounts
+//! for it, beside the goals. In: a lab with its ways. Out: tables, JSON. Fails for no figure. What the account itself adds to
+//! each run is measured with an empty program; figures stand with it and, in a column of their own, without it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use mesh_tests::Lab;
+use serde_json::{Value, json};
+
+use crate::Measurement;
+use crate::measure::median;
+use crate::ways::{DNS, ECHO, HTTP, ONCE, SINK, Way};
+
+mod accounting;
+
+use accounting::{Account, Accounting, Node, Runs, between, overhead};
+
+/// The nodes, and what they are called in the tables.
+const NODES: [(&str, &str); 2] = [("near", "client's node"), ("far", "server's node")];
+
+/// A kind of load.
+struct Load {
+    measurement: Measurement,
+    /// Name of the way.
+    way: &'static str,
+}
+
+const fn load(title: &'static str, way: &'static str, port: u16, arguments: &'static [&'static str]) -> Load {
+    Load { measurement: Measurement { title, figures: &[], port, arguments }, way }
+}
+
+const CONNECT: &[&str] = &["connect", "--connections", "16"];
+const REQUESTS: &[&str] = &["http", "--host", "server", "--connections", "64"];
+
+const CAPTURED: &str = "new connections, captured";
+const ASSIGNED: &str = "new connections, from outside to an enrolled pod";
+const REQUEST: &str = "HTTP/1.1, 64 connections, mesh pair";
+const STREAM: &str = "bulk, mesh pair";
+const OUTSIDE: &str = "new connections, neither pod enrolled";
+
+const LOADS: [Load; 9] = [
+    load(CAPTURED, "mesh, one hop, plain", ONCE, CONNECT),
+    load(ASSIGNED, "to an enrolled pod", ONCE, CONNECT),
+    load(REQUEST, "mesh, pair, mTLS", HTTP, REQUESTS),
+    load(STREAM, "mesh, pair, mTLS", SINK, &["bulk"]),
+    load("DNS questions", "mesh, one hop, plain", DNS, &["questions"]),
+    load("getpeername, getsockname, setsockopt", "mesh, one hop, plain", ECHO, &["names"]),
+    load(OUTSIDE, "direct", ONCE, CONNECT),
+    load("DNS questions, neither pod enrolled", "direct", DNS, &["questions"]),
+    load("getpeername, getsockname, setsockopt, neither pod enrolled", "direct", ECHO, &["names"]),
+];
+
+/// A goal of the project.
+struct Goal {
+    what: &'static str,
+    load: &'static str,
+    /// Index in [`NODES`].
+    node: usize,
+    hooks: &'static [&'static str],
+    /// For each operation of the load together, or for each run.
+    per_operation: bool,
+    /// Nanoseconds; absent where the goal is no time.
+    below: Option<f64>,
+}
+
+impl Goal {
+    /// The goal, and whether the figure misses it.
+    fn wanted(&self, figure: Option<f64>, net: Option<f64>) -> String {
+        let Some(below) = self.below else { return "one map lookup a run".into() };
+        let misses = |value: Option<f64>| value.is_some_and(|value| value >= below);
+        let remark = match (misses(figure), misses(net)) {
+            (_, true) => ": missed",
+            (true, false) => ": met without the account's own",
+            (false, false) => "",
+        };
+        format!("below {below:.0}{remark}")
+    }
+}
+
+const fn goal(
+    what: &'static str,
+    load: &'static str,
+    node: usize,
+    hooks: &'static [&'static str],
+    per_operation: bool,
+    below: Option<f64>,
+) -> Goal {
+    Goal { what, load, node, hooks, per_operation, below }
+}
+
+const GOALS: [Goal; 12] = [
+    goal("connect + sock_ops, a captured connection", CAPTURED, 0, &["connect4", "sock_ops"], true, Some(1000.0)),
+    goal("tc egress, a packet of a new connection", CAPTURED, 0, &["egress"], false, Some(300.0)),
+    goal("tc ingress, a packet of a new connection", CAPTURED, 0, &["ingress"], false, Some(300.0)),
+    goal("tc ingress, a packet, connections from outside", ASSIGNED, 1, &["ingress"], false, Some(300.0)),
+    goal("tc egress, a packet, connections from outside", ASSIGNED, 1, &["egress"], false, Some(300.0)),
+    goal("tc egress, a packet of requests", REQUEST, 0, &["egress"], false, Some(300.0)),
+    goal("tc ingress, a packet of requests", REQUEST, 1, &["ingress"], false, Some(300.0)),
+    goal("tc egress, a packet of bulk", STREAM, 0, &["egress"], false, Some(300.0)),
+    goal("tc ingress, a packet of bulk", STREAM, 1, &["ingress"], false, Some(300.0)),
+    goal("connect, a pod that is not enrolled", OUTSIDE, 0, &["connect4"], false, None),
+    goal("sock_ops, a pod that is not enrolled", OUTSIDE, 0, &["sock_ops"], false, None),
+    goal("connect + sock_ops, such a connection", OUTSIDE, 0, &["connect4", "sock_ops"], true, None),
+];
+
+/// One round of one load.
+struct Round {
+    operations: f64,
+    /// By node, as in [`NODES`].
+    accounts: Vec<Account>,
+}
+
+impl Round {
+    /// Nanoseconds that these hooks took together, for each operation or each run.
+    fn cost(&self, node: usize, hooks: &[&str], per_operation: bool) -> Option<f64> {
+        let account = self.accounts.get(node)?;
+        let runs = hooks.iter().filter_map(|hook| account.get(hook));
+        let all =
+            runs.fold(Runs::default(), |all, one| Runs { count: all.count + one.count, nanos: all.nanos + one.nanos });
+        if per_operation {
+            return (self.operations > 0.0).then(|| all.nanos as f64 / self.operations);
+        }
+        all.each()
+    }
+
+    /// How often these hooks ran for each operation.
+    fn often(&self, node: usize, hooks: &[&str]) -> Option<f64> {
+        let account = self.accounts.get(node)?;
+        let count: u64 = hooks.iter().filter_map(|hook| account.get(hook)).map(|runs| runs.count).sum();
+        (self.operations > 0.0).then(|| count as f64 / self.operations)
+    }
+}
+
+/// Measures, prints, and returns the JSON.
+pub fn measure(lab: &Lab, ways: &[Way], program: &str, rounds: usize, seconds: f64) -> Result<Value> {
+    let nodes = NODES.iter().map(|(name, _)| Node::find(&lab.state().pins(name))).collect::<Result<Vec<_>>>()?;
+    let (accounted, longer) = overhead(&lab.state().pins(NODES[0].0))?;
+    println!("\nKernel hooks, as the kernel accounts for them (bpf_stats)");
+    println!(
+        "  An empty program is put down with {accounted:.1} ns a run: that much of every figure is the account's own, and the \
+         column `net` is without it. The account makes a run {longer:.1} ns longer."
+    );
+    let mut measured: Vec<Vec<Round>> = LOADS.iter().map(|_| Vec::new()).collect();
+    let accounting = Accounting::begin()?;
+    for round in 0..rounds.max(1) {
+        for (load, done) in LOADS.iter().zip(&mut measured) {
+            let way = ways.iter().find(|way| way.name == load.way).context("no such way")?;
+            let before: Vec<_> = nodes.iter().map(Node::account).collect();
+            let one = crate::run(lab, way, &load.measurement, program, seconds)
+                .with_context(|| format!("{}, round {round}", load.measurement.title))?;
+            let accounts = nodes.iter().zip(&before).map(|(node, before)| between(before, &node.account())).collect();
+            done.push(Round { operations: one.get("with_warm_up").unwrap_or_default(), accounts });
+        }
+    }
+    drop(accounting);
+    let loads: Vec<Value> = LOADS.iter().zip(&measured).map(|(load, rounds)| show(load, rounds, accounted)).collect();
+    let goals = show_goals(&measured, accounted);
+    Ok(json!({
+        "empty_program_ns": accounted, "accounting_makes_a_run_longer_by_ns": longer, "loads": loads, "goals": goals,
+    }))
+}
+
+/// Prints one load's table.
+fn show(load: &Load, rounds: &[Round], accounted: f64) -> Value {
+    println!("\n  {}", load.measurement.title);
+    println!("    {:<16}{:<14}{:>10}{:>10}{:>13}{:>12}", "where", "hook", "ns a run", "net", "runs an op", "ns an op");
+    let mut rows = Vec::new();
+    for (node, (name, title)) in NODES.iter().enumerate() {
+        let hooks: BTreeMap<&str, ()> =
+            rounds.iter().filter_map(|r| r.accounts.get(node)).flat_map(|a| a.keys().map(|k| (*k, ()))).collect();
+        for hook in hooks.into_keys() {
+            let of = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure));
+            let each = of(&|round| round.cost(node, &[hook], false));
+            let often = of(&|round| round.often(node, &[hook])).filter(|often| *often > 0.0);
+            let cost = of(&|round| round.cost(node, &[hook], true)).filter(|_| often.is_some());
+            // What runs now and then belongs to the nodes' own business.
+            if let Some(each) = each.filter(|_| often.is_none_or(|often| often >= 0.01)) {
+                let text = |value: Option<f64>, digits| value.map_or("–".into(), |v| format!("{v:.digits$}"));
+                let net = each - accounted;
+                println!("    {title:<16}{hook:<14}{each:>10.0}{net:>10.0}{:>13}{:>12}", text(often, 2), text(cost, 0));
+                rows.push(json!({
+                    "node": name, "hook": hook, "ns_per_run": each, "runs_per_operation": often, "ns_per_operation": cost,
+                }));
+            }
+        }
+    }
+    json!({ "load": load.measurement.title, "hooks": rows })
+}
+
+/// Prints the goals, each beside its figure.
+fn show_goals(measured: &[Vec<Round>], accounted: f64) -> Vec<Value> {
+    println!("\n  {:<52}{:>8}{:>8}  goal", "goals", "ns", "net");
+    let mut rows = Vec::new();
+    for goal in &GOALS {
+        let rounds = LOADS.iter().zip(measured).find(|(load, _)| load.measurement.title == goal.load);
+        let Some((_, rounds)) = rounds else { continue };
+        let of = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure));
+        let figure = of(&|round| round.cost(goal.node, goal.hooks, goal.per_operation));
+        let runs = if goal.per_operation { of(&|round| round.often(goal.node, goal.hooks)) } else { Some(1.0) };
+        let net = figure.zip(runs).map(|(figure, runs)| figure - runs * accounted);
+        let text = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.0}"));
+        println!("  {:<52}{:>8}{:>8}  {}", goal.what, text(figure), text(net), goal.wanted(figure, net));
+        rows.push(json!({ "goal": goal.what, "ns": figure, "net_ns": net, "below_ns": goal.below, "load": goal.load }));
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cost_is_for_a_run_or_for_an_operation() {
+        let account = Account::from([
+            ("connect4", Runs { count: 10, nanos: 1000 }),
+            ("sock_ops", Runs { count: 40, nanos: 2000 }),
+        ]);
+        let round = Round { operations: 10.0, accounts: vec![account] };
+        assert_eq!(round.cost(0, &["connect4", "sock_ops"], true), Some(300.0));
+        assert_eq!(round.cost(0, &["connect4", "sock_ops"], false), Some(60.0));
+        assert_eq!(round.often(0, &["sock_ops"]), Some(4.0));
+        assert_eq!(round.cost(1, &["connect4"], true), None);
+    }
+
+    #[test]
+    fn a_missed_goal_is_called_so() {
+        let goal = goal("", "", 0, &[], false, Some(300.0));
+        assert_eq!(goal.wanted(Some(200.0), Some(150.0)), "below 300");
+        assert_eq!(goal.wanted(Some(320.0), Some(270.0)), "below 300: met without the account's own");
+        assert_eq!(goal.wanted(Some(400.0), Some(350.0)), "below 300: missed");
+    }
+
+    #[test]
+    fn every_goal_has_its_load() {
+        assert!(GOALS.iter().all(|goal| LOADS.iter().any(|load| load.measurement.title == goal.load)));
+    }
+}

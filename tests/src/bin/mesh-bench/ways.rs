@@ -1,0 +1,161 @@
+//! The ways from a client to a server that are measured: two nodes, pods with and without the mesh, servers, the peers.
+//!
+//! In: a lab. Out: its running servers, and the ways. Measures nothing.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use mesh_tests::topology::PodSpec;
+use mesh_tests::{Lab, Process, Topology, sys};
+
+use crate::measure::family;
+use crate::peers;
+
+/// HTTP/1.1 with a small reply.
+pub const HTTP: u16 = 8080;
+/// Gives back what it gets.
+pub const ECHO: u16 = 7001;
+/// Reads everything.
+pub const SINK: u16 = 7002;
+/// Gives back one byte and closes.
+pub const ONCE: u16 = 7003;
+/// UDP: an answer to every question.
+pub const DNS: u16 = 53;
+/// Address of the Service in front of the enrolled server.
+const MESHED: &str = "10.96.77.1";
+/// Address of the Service in front of the server that is not enrolled.
+const PLAIN: &str = "10.96.77.2";
+
+/// A way from a client to a server.
+pub struct Way {
+    /// What the tables call it.
+    pub name: &'static str,
+    /// The pod that the load comes from.
+    pub pod: &'static str,
+    /// What it connects to, by the port of the server behind.
+    pub to: BTreeMap<u16, SocketAddr>,
+    /// The proxies on the way, for their CPU time.
+    pub proxies: Vec<u32>,
+    /// Whether it stands in the tables beside the others.
+    pub compared: bool,
+}
+
+/// Two nodes, each with an enrolled pod and one that is not.
+pub fn topology() -> Topology {
+    Topology::of_nodes(&["near", "far"])
+        .pod(PodSpec::new("client", "near"))
+        .pod(PodSpec::new("plain-client", "near").unenrolled())
+        .pod(PodSpec::new("server", "far"))
+        .pod(PodSpec::new("plain-server", "far").unenrolled())
+}
+
+/// Services in front of the servers.
+pub fn services() -> String {
+    [("server", MESHED), ("plain-server", PLAIN)]
+        .map(|(name, address)| {
+            format!(
+                "apiVersion: v1
+kind: Service
+metadata: {{ name: {name}, namespace: default }}
+spec:
+  clusterIP: {address}
+  selector: {{ app: {name} }}
+  ports:
+  - {{ name: http, port: {HTTP} }}
+  - {{ name: tcp-echo, port: {ECHO} }}
+  - {{ name: tcp-sink, port: {SINK} }}
+  - {{ name: tcp-once, port: {ONCE} }}
+"
+            )
+        })
+        .join("---\n")
+}
+
+/// Starts servers and peers, and lists the ways between the pods.
+pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
+    let mut processes = Vec::new();
+    let load = sys::binary("mesh-load")?.display().to_string();
+    for name in ["server", "plain-server"] {
+        let pod = lab.pod(name)?;
+        let [echo, sink, once, dns] = [ECHO, SINK, ONCE, DNS].map(|port| format!("0.0.0.0:{port}"));
+        let argv = [&load, "serve", "--echo", &echo, "--sink", &sink, "--once", &once, "--dns", &dns];
+        processes.push(pod.serve(&argv, ONCE)?);
+        let dir = pod.scratch()?;
+        let file = dir.join("nginx.conf");
+        std::fs::write(&file, peers::origin(&dir, HTTP))?;
+        processes.push(pod.serve(&["nginx", "-c", &file.display().to_string()], HTTP)?);
+    }
+    let plain = lab.pod("plain-server")?.address();
+    let plain_to = |port| SocketAddr::new(plain, port);
+    let pod = lab.pod("plain-client")?;
+    let dir = pod.scratch()?;
+    let (nginx, haproxy) = (dir.join("nginx.conf"), dir.join("haproxy.cfg"));
+    std::fs::write(&nginx, peers::nginx(&dir, plain_to(HTTP)))?;
+    std::fs::write(&haproxy, peers::haproxy(plain_to(HTTP), plain_to(ECHO), plain_to(SINK), plain_to(ONCE)))?;
+    let nginx = pod.serve(&["nginx", "-c", &nginx.display().to_string()], peers::NGINX_HTTP)?;
+    let haproxy = pod.serve(&["haproxy", "-f", &haproxy.display().to_string()], peers::HAPROXY_HTTP)?;
+    let all = |address: &str| -> Result<BTreeMap<u16, SocketAddr>> {
+        let address = address.parse()?;
+        Ok([HTTP, ECHO, SINK, ONCE].map(|port| (port, SocketAddr::new(address, port))).into())
+    };
+    let with_dns = |mut to: BTreeMap<u16, SocketAddr>| {
+        to.insert(DNS, plain_to(DNS));
+        to
+    };
+    let loopback =
+        |pairs: &[(u16, u16)]| pairs.iter().map(|(of, at)| (*of, SocketAddr::from(([127, 0, 0, 1], *at)))).collect();
+    let (near, far) = (agent(lab, "near")?, agent(lab, "far")?);
+    let ways = vec![
+        Way {
+            name: "direct",
+            pod: "plain-client",
+            to: with_dns(all(&plain.to_string())?),
+            proxies: Vec::new(),
+            compared: true,
+        },
+        Way {
+            name: "mesh, pair, mTLS",
+            pod: "client",
+            to: all(MESHED)?,
+            proxies: [near.clone(), far.clone()].concat(),
+            compared: true,
+        },
+        Way { name: "mesh, one hop, plain", pod: "client", to: with_dns(all(PLAIN)?), proxies: near, compared: true },
+        Way {
+            name: "to an enrolled pod",
+            pod: "plain-client",
+            to: all(&lab.pod("server")?.address().to_string())?,
+            proxies: far,
+            compared: false,
+        },
+        Way {
+            name: "nginx, one hop, plain",
+            pod: "plain-client",
+            to: loopback(&[(HTTP, peers::NGINX_HTTP)]),
+            proxies: nginx.id().map(family).unwrap_or_default(),
+            compared: true,
+        },
+        Way {
+            name: "HAProxy, one hop, plain",
+            pod: "plain-client",
+            to: loopback(&[
+                (HTTP, peers::HAPROXY_HTTP),
+                (ECHO, peers::HAPROXY_ECHO),
+                (SINK, peers::HAPROXY_SINK),
+                (ONCE, peers::HAPROXY_ONCE),
+            ]),
+            proxies: haproxy.id().map(family).unwrap_or_default(),
+            compared: true,
+        },
+    ];
+    processes.extend([nginx, haproxy]);
+    Ok((ways, processes))
+}
+
+/// The processes of a node's agent, by its cgroup.
+fn agent(lab: &Lab, node: &str) -> Result<Vec<u32>> {
+    let cgroup = lab.state().agent_place(node).cgroup.context("an agent without a cgroup")?;
+    let text = std::fs::read_to_string(cgroup.join("cgroup.procs"))?;
+    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+}
