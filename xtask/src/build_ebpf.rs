@@ -1,6 +1,7 @@
 //! `cargo xtask build-ebpf`: the kernel programs, from mesh-ebpf to `target/bpf/mesh-ebpf.o`. In: the machine's
-//! toolchains. Out: the object's path. Finds what it needs; on Debian and Ubuntu, as root, installs what is missing;
-//! elsewhere it prints the commands. Installs nothing that is there, and leaves the object alone if it did not change.
+//! toolchains. Out: the object's path. And clippy for them, by the same compiler. Finds what it needs; on Debian and
+//! Ubuntu, as root, installs what is missing; elsewhere it prints the commands. Installs nothing that is there, and leaves
+//! the object alone if it did not change.
 
 use std::fs;
 use std::io;
@@ -15,6 +16,7 @@ const LINKER: &str = "bpf-linker";
 const LINKER_VERSION: &str = "0.13.0";
 const LLVM: &str = "/usr/lib/llvm-22";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_CLIPPY: &str = "/usr/bin/cargo-clippy";
 
 /// A compiler whose library source is at hand, so that `core` can be built for the kernel.
 enum Compiler {
@@ -32,6 +34,40 @@ pub fn run() -> Result<PathBuf> {
     let object = root.join("target/bpf/mesh-ebpf.o");
     copy_if_changed(&built, &object)?;
     Ok(object)
+}
+
+/// Lints of the programs, and of mesh-common as they see it. Warnings are errors.
+pub fn clippy() -> Result<()> {
+    let root = root();
+    let (compiler, linker) = tools(&root)?;
+    let missing = |remedy: &str| format!("the kernel programs' compiler has no clippy: {remedy}");
+    let mut clippy = match compiler {
+        Compiler::Nightly => {
+            let mut clippy = compiler.run("clippy");
+            let there = plain(Command::new("rustup"))
+                .args(["run", "nightly", "cargo", "clippy", "--version"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+            let there = there.is_ok_and(|status| status.success());
+            ensure!(there, "{}", missing("rustup component add clippy --toolchain nightly"));
+            clippy.arg("--quiet");
+            clippy
+        }
+        Compiler::Debian => {
+            if !Path::new(DEBIAN_CLIPPY).exists() {
+                ensure!(can_apt_get(), "{}", missing("apt-get install rust-web-clippy"));
+                apt_get(&["rust-web-clippy"])?;
+            }
+            // Rustup's `cargo clippy` would take its own compiler's.
+            let mut clippy = compiler.environment(plain(Command::new(DEBIAN_CLIPPY)));
+            clippy.args(["clippy", "--quiet"]);
+            clippy
+        }
+    };
+    arguments(&mut clippy, &root, &linker);
+    clippy.args(["--", "-D", "warnings"]);
+    succeed(clippy)
 }
 
 fn root() -> PathBuf {
@@ -108,31 +144,51 @@ fn install_linker(root: &Path) -> Result<()> {
 }
 
 fn build(root: &Path, compiler: &Compiler, linker: &Path) -> Result<PathBuf> {
-    let target_dir = root.join("target/bpf-build");
-    let mut cargo = match compiler {
-        Compiler::Nightly => {
-            let mut cargo = plain(Command::new("rustup"));
-            cargo.args(["run", "nightly", "cargo"]);
-            cargo
-        }
-        Compiler::Debian => {
-            let mut cargo = plain(Command::new("cargo"));
-            cargo.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
-            cargo
-        }
-    };
+    let mut cargo = compiler.run("build");
+    cargo.arg("--quiet");
+    let target_dir = arguments(&mut cargo, root, linker);
     if !target_dir.join(TARGET).exists() {
         step("building the kernel programs and the core library for them (the first time takes about a minute)");
     }
+    succeed(cargo)?;
+    Ok(target_dir.join(TARGET).join("release/mesh-ebpf"))
+}
+
+impl Compiler {
+    /// A cargo command with this compiler.
+    fn run(&self, subcommand: &str) -> Command {
+        let mut cargo = match self {
+            Compiler::Nightly => {
+                let mut cargo = plain(Command::new("rustup"));
+                cargo.args(["run", "nightly", "cargo"]);
+                cargo
+            }
+            Compiler::Debian => self.environment(plain(Command::new("cargo"))),
+        };
+        cargo.arg(subcommand);
+        cargo
+    }
+
+    /// What makes a command of cargo's use it.
+    fn environment(&self, mut command: Command) -> Command {
+        if let Compiler::Debian = self {
+            command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+        }
+        command
+    }
+}
+
+/// What every command on the programs has in common, so that all share what was built. Returns the target directory.
+fn arguments(cargo: &mut Command, root: &Path, linker: &Path) -> PathBuf {
+    let target_dir = root.join("target/bpf-build");
     // Debug information is where the kernel's type information (BTF) comes from; socket storages need that.
     let flags = [format!("-Clinker={}", linker.display()), "-Clink-arg=--btf".into(), "-Cdebuginfo=2".into()];
     cargo
-        .args(["build", "--quiet", "--release", "--locked", "--target", TARGET, "-Zbuild-std=core", "--target-dir"])
+        .args(["--release", "--locked", "--target", TARGET, "-Zbuild-std=core", "--target-dir"])
         .arg(&target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .current_dir(root.join("mesh-ebpf"));
-    succeed(cargo)?;
-    Ok(target_dir.join(TARGET).join("release/mesh-ebpf"))
+    target_dir
 }
 
 /// Without what the cargo that runs us, or the user's habits, put into the environment for another target.
@@ -196,7 +252,7 @@ fn step(what: &str) {
 fn instructions() -> String {
     format!(
         "the kernel programs need a compiler with its library source, and {LINKER}. Either (anywhere, with rustup)\n  \
-         rustup toolchain install nightly --component rust-src\n  \
+         rustup toolchain install nightly --component rust-src,clippy\n  \
          cargo install {LINKER}\n\
          or (Debian, Ubuntu), which `cargo xtask build-ebpf` does itself when it runs as root,\n  \
          apt-get install rustc-web rust-web-src llvm-22-dev g++\n  \

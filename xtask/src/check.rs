@@ -1,9 +1,10 @@
 //! `cargo xtask check`: format, clippy, rustdoc, tidy. Warnings are errors.
 //!
-//! In: nothing. Out: success, or the first tool that objects. Needs no root.
+//! In: nothing. Out: success, or the first tool that objects. Needs no root, but the kernel programs' compiler.
 
 use anyhow::Result;
 
+use crate::build_ebpf;
 use crate::cargo::{cargo, run};
 use crate::steps::Steps;
 
@@ -24,9 +25,10 @@ pub fn format() -> Result<()> {
     run(&mut cargo(&["fmt", "--manifest-path", "mesh-ebpf/Cargo.toml", "--check"]))
 }
 
-/// Lints of everything that builds on the host.
+/// Lints of everything that builds on the host, and of the kernel programs.
 pub fn clippy() -> Result<()> {
-    run(&mut cargo(&["clippy", "-q", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    run(&mut cargo(&["clippy", "-q", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    build_ebpf::clippy()
 }
 
 /// Broken links and the like in documentation comments.
