@@ -245,7 +245,8 @@ pub enum Counter {
     EventLost = 11,
     /// Packets for a new connection that were dropped because the agent's listener is gone.
     InboundRefused = 12,
-    /// Packets dropped under STRICT because the application's own socket, not the agent's, had the connection.
+    /// Packets dropped under STRICT because the application's own socket, not the agent's, had the connection; or because
+    /// they hide whose they are.
     InboundForeign = 13,
     /// Connections that went out uncaught because the agent's listener is gone.
     OutboundNoAgent = 14,

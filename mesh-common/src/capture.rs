@@ -123,6 +123,13 @@ pub fn inbound(workload: &Workload, port: u16, found: Found, strict: bool) -> Ar
     }
 }
 
+/// Decides on a packet from the wire of which nobody can tell whether it is TCP, and of which connection: it may be of
+/// one that STRICT forbids.
+#[inline(always)]
+pub fn hidden(workload: &Workload) -> Arriving {
+    if workload.flags & (STRICT | HAS_PORT_MODES) != 0 { Arriving::Drop } else { Arriving::Pass }
+}
+
 /// Whether `port` takes nothing in the open. `exception` finds the mode that the port has by itself, if any; asked only
 /// where the workload has such ports. HBONE's port is never open: its listener is the agent's tunnel.
 #[inline(always)]

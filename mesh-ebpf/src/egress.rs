@@ -13,25 +13,14 @@ use mesh_common::egress::{self, Segment, Sender};
 use mesh_common::udp::{self, Leaving};
 
 use crate::maps::{AGENT, INGRESS_NETNS, KEPT, VERDICT, WORKLOADS};
-use crate::packet::{self, Content, Datagram, ETH_P_IP, ETH_P_IPV6, Packet, find, load};
+use crate::packet::{
+    self, Behind, Content, Datagram, ETH_P_IP, ETH_P_IPV6, IPPROTO_UDP, IPPROTO_UDPLITE, Packet, find,
+};
 use crate::report::tell;
 
 /// Go on with the next program, or to the wire if there is none.
 const NEXT: i32 = -1;
 const DROP: i32 = 2;
-
-const IPPROTO_TCP: u8 = 6;
-const IPPROTO_UDP: u8 = 17;
-const IPPROTO_UDPLITE: u8 = 136;
-/// IPv6 extension headers (RFC 8200, 4) that may stand before TCP and UDP.
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION: u8 = 60;
-const MOBILITY: u8 = 135;
-/// Extension headers that are looked into. A packet with more hides something.
-const MAX_EXTENSIONS: usize = 6;
-const IPV6_HEADER: u32 = 40;
 
 pub fn run(ctx: &TcContext) -> i32 {
     let sender = sender(ctx);
@@ -48,8 +37,9 @@ pub fn run(ctx: &TcContext) -> i32 {
         },
         ETH_P_IPV6 => match packet::v6(ctx) {
             Some(Content::Tcp(packet)) => judge::<false>(ctx, sender, &packet),
-            Some(Content::Else(next)) => match behind(ctx, next) {
-                Behind::Tcp => unreadable(sender),
+            // No connection of the kernel's has any such headers before TCP.
+            Some(Content::Else(next)) => match packet::behind(ctx, next) {
+                Behind::Tcp(_) | Behind::Hidden => unreadable(sender),
                 Behind::Udp(header) => police(sender, packet::datagram6(ctx, header)),
                 Behind::Else => NEXT,
             },
@@ -126,62 +116,4 @@ fn refuse(source: &Endpoint, destination: &Endpoint) -> i32 {
     let Some(workload) = (unsafe { WORKLOADS.get(netns) }) else { return NEXT };
     tell(Counter::EgressUnexplained, workload.id, &Tuple { netns, client: *source, server: *destination });
     DROP
-}
-
-/// An extension header's first bytes; its length is in units of eight bytes, without the first.
-#[repr(C)]
-struct Extension {
-    next: u8,
-    length: u8,
-}
-
-/// A fragment's header (RFC 8200, 4.5), up to the offset.
-#[repr(C)]
-struct Piece {
-    next: u8,
-    _reserved: u8,
-    offset: u16,
-}
-
-/// What stands behind IPv6 extension headers.
-enum Behind {
-    /// TCP, or what cannot be told: no connection of the kernel's has any such headers.
-    Tcp,
-    /// UDP, and where its header is, unless it is in another piece.
-    Udp(Option<u32>),
-    /// Something else.
-    Else,
-}
-
-#[inline(always)]
-fn behind(ctx: &TcContext, first: u8) -> Behind {
-    let mut next = first;
-    let mut offset = IPV6_HEADER;
-    for _ in 0..MAX_EXTENSIONS {
-        match next {
-            IPPROTO_TCP => return Behind::Tcp,
-            IPPROTO_UDP | IPPROTO_UDPLITE => return Behind::Udp(Some(offset)),
-            FRAGMENT => return in_piece(ctx, offset),
-            HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY => {}
-            _ => return Behind::Else,
-        }
-        let Some(header) = load::<Extension>(ctx, offset) else { return Behind::Tcp };
-        offset += (u32::from(header.length) + 1) * 8;
-        next = header.next;
-    }
-    Behind::Tcp
-}
-
-/// Behind the header of a piece that is not the first one there is data, but its next header tells of what.
-#[inline(always)]
-fn in_piece(ctx: &TcContext, offset: u32) -> Behind {
-    let Some(piece) = load::<Piece>(ctx, offset) else { return Behind::Tcp };
-    let first = u16::from_be(piece.offset) & 0xfff8 == 0;
-    match piece.next {
-        IPPROTO_UDP | IPPROTO_UDPLITE => Behind::Udp(if first { Some(offset + 8) } else { None }),
-        IPPROTO_TCP => Behind::Tcp,
-        // The chain goes on, inside of what is cut into pieces.
-        HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION | MOBILITY => Behind::Tcp,
-        _ => Behind::Else,
-    }
 }

@@ -4,20 +4,25 @@
 //! agent's listener gone, new connections pass or are dropped as the workload's flags say.
 //! A connection from the node to a port with a TCP probe is dropped unless the application listens there: the agent's
 //! handshake must not answer in its place.
-//! Left to the kernel and so to `lookup`: IPv4 fragments, TCP behind IPv6 extension headers, and a SYN that meets
+//! Left to the kernel and so to `lookup`: TCP in pieces or behind IPv6 extension headers, and a SYN that meets
 //! TIME_WAIT: a listener given here would find the old connection in its way and drop the SYN (Linux 6.10 and later).
+//! `lookup` sees what opens connections only, so what STRICT forbids to one of the application's own is dropped here, in
+//! any packing; and what cannot be told from it, too.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_lookup_tcp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
-use mesh_common::abi::{Counter, HAS_PROBED, PortKey, Role, Workload};
+use mesh_common::abi::{Counter, HAS_PROBED, PortKey, Role, Tuple, Workload};
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture::{self, Arriving, Found, Inbound};
 use mesh_common::egress::{ACK, SYN};
 
 use crate::maps::{AGENT, INGRESS_NETNS, NODE, PROBED, WORKLOADS};
-use crate::packet::{self, Content, ETH_P_IP, ETH_P_IPV6, Packet, find, is_strict, sock_tuple};
+use crate::packet::{
+    self, Behind, Content, Datagram, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Packet, find, is_strict,
+    sock_tuple,
+};
 use crate::report::{count, tell};
 use crate::socket::{BPF_F_CURRENT_NETNS, TCP_LISTEN};
 
@@ -33,13 +38,60 @@ pub fn run(ctx: &TcContext) -> i32 {
     match unsafe { (*ctx.skb.skb).protocol } {
         ETH_P_IP => match packet::v4(ctx) {
             Some(Content::Tcp(packet)) => steer::<true>(ctx, &packet),
-            _ => NEXT,
+            Some(Content::TcpPart) => leave::<true>(ctx, packet::datagram4(ctx)),
+            Some(Content::Else(_)) | None => NEXT,
         },
         ETH_P_IPV6 => match packet::v6(ctx) {
             Some(Content::Tcp(packet)) => steer::<false>(ctx, &packet),
-            _ => NEXT,
+            Some(Content::Else(next)) => match packet::behind(ctx, next) {
+                Behind::Tcp(header) => leave::<false>(ctx, packet::datagram6(ctx, header)),
+                Behind::Hidden => hidden(),
+                Behind::Udp(_) | Behind::Else => NEXT,
+            },
+            Some(Content::TcpPart) | None => NEXT,
         },
+        // The kernel has taken one tag off before, and may take off another afterwards.
+        ETH_P_8021Q | ETH_P_8021AD => hidden(),
         _ => NEXT,
+    }
+}
+
+/// TCP that is left to the kernel, but for what STRICT forbids. Of a packet in pieces the first tells whose it is, and
+/// without it the others are nothing. `None`: cut off, which the kernel drops.
+#[inline(always)]
+fn leave<const V4: bool>(ctx: &TcContext, part: Option<Datagram>) -> i32 {
+    let Some(Datagram { source, destination, later: false }) = part else { return NEXT };
+    let netns = INGRESS_NETNS.load();
+    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
+    let Some(workload) = (unsafe { WORKLOADS.get(netns) }) else { return NEXT };
+    let port = destination.port as u16;
+    if !is_strict(netns, workload, port) {
+        return NEXT;
+    }
+    let own = Tuple { netns, client: destination, server: source };
+    let found = find::<V4>(ctx, &source, &destination, Some(&own));
+    match capture::inbound(workload, port, found, true) {
+        Arriving::Pass | Arriving::Steer(_) => NEXT,
+        Arriving::Drop => {
+            tell(Counter::InboundForeign, workload.id, &Tuple { netns, client: source, server: destination });
+            DROP
+        }
+    }
+}
+
+/// Something that nobody can look into.
+#[inline(always)]
+fn hidden() -> i32 {
+    let netns = INGRESS_NETNS.load();
+    // SAFETY: as in leave.
+    let Some(workload) = (unsafe { WORKLOADS.get(netns) }) else { return NEXT };
+    match capture::hidden(workload) {
+        Arriving::Pass | Arriving::Steer(_) => NEXT,
+        Arriving::Drop => {
+            let nobody = Endpoint::ZERO;
+            tell(Counter::InboundForeign, workload.id, &Tuple { netns, client: nobody, server: nobody });
+            DROP
+        }
     }
 }
 

@@ -20,6 +20,17 @@ use crate::socket::{BPF_F_CURRENT_NETNS, TCP_LISTEN};
 pub const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
 pub const ETH_P_IPV6: u32 = (0x86dd_u16).to_be() as u32;
 const IPPROTO_TCP: u8 = 6;
+pub const IPPROTO_UDP: u8 = 17;
+pub const IPPROTO_UDPLITE: u8 = 136;
+/// IPv6 extension headers (RFC 8200, 4) that may stand before TCP and UDP.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const PIECE: u8 = 44;
+const DESTINATION: u8 = 60;
+const MOBILITY: u8 = 135;
+/// Extension headers that are looked into. A packet with more hides something.
+const MAX_EXTENSIONS: usize = 6;
+const IPV6_HEADER: u32 = 40;
 /// "More fragments" and the offset, in IPv4's fragment word.
 const FRAGMENT: u16 = 0x3fff;
 /// The offset alone.
@@ -27,8 +38,8 @@ const OFFSET: u16 = 0x1fff;
 const BPF_HDR_START_MAC: u32 = 0;
 const BPF_HDR_START_NET: u32 = 1;
 /// Tags of VLANs (IEEE 802.1Q, 802.1ad), as types of frames.
-const ETH_P_8021Q: u32 = (0x8100_u16).to_be() as u32;
-const ETH_P_8021AD: u32 = (0x88a8_u16).to_be() as u32;
+pub const ETH_P_8021Q: u32 = (0x8100_u16).to_be() as u32;
+pub const ETH_P_8021AD: u32 = (0x88a8_u16).to_be() as u32;
 /// Where an Ethernet frame tells its type (IEEE 802.3).
 const ETHERTYPE: u32 = 12;
 const TCP_TIME_WAIT: u32 = 6;
@@ -70,11 +81,26 @@ struct Tcp {
     flags: u8,
 }
 
-/// RFC 768 and RFC 3828, up to the ports.
+/// What TCP's header begins with, and UDP's (RFC 768, RFC 3828).
 #[repr(C)]
-struct Udp {
+struct Ports {
     source: u16,
     destination: u16,
+}
+
+/// An extension header's first bytes; its length is in units of eight bytes, without the first.
+#[repr(C)]
+struct Extension {
+    next: u8,
+    length: u8,
+}
+
+/// A fragment's header (RFC 8200, 4.5), up to the offset.
+#[repr(C)]
+struct Piece {
+    next: u8,
+    _reserved: u8,
+    offset: u16,
 }
 
 /// What stands behind an IP header.
@@ -96,13 +122,25 @@ pub struct Packet {
     pub empty: bool,
 }
 
-/// A datagram, or a piece of one.
+/// What stands behind IPv6 extension headers.
+pub enum Behind {
+    /// TCP, and where its header is, unless it is in another piece.
+    Tcp(Option<u32>),
+    /// UDP, and where its header is, unless it is in another piece.
+    Udp(Option<u32>),
+    /// It cannot be told.
+    Hidden,
+    /// Something else.
+    Else,
+}
+
+/// A datagram of UDP or the beginning of TCP's header, or a piece without either.
 pub struct Datagram {
     /// Without a port in a piece that is not the first.
     pub source: Endpoint,
     /// As the source.
     pub destination: Endpoint,
-    /// It is not the first piece. The first has all of UDP's header: eight bytes, and no piece is shorter.
+    /// It is not the first piece. The first has eight bytes at least, so the ports are there.
     pub later: bool,
 }
 
@@ -157,7 +195,7 @@ pub fn v6(ctx: &TcContext) -> Option<Content> {
     Some(Content::Tcp(packet(&tcp, Addr(ip.source), Addr(ip.destination), data)))
 }
 
-/// The datagram of an IPv4 packet whose protocol is UDP or UDP-Lite; `None` if it is cut off.
+/// The ends of an IPv4 packet whose protocol is UDP, UDP-Lite or TCP; `None` if it is cut off.
 #[inline(always)]
 pub fn datagram4(ctx: &TcContext) -> Option<Datagram> {
     let ip: Ipv4 = load(ctx, 0)?;
@@ -171,7 +209,7 @@ pub fn datagram4(ctx: &TcContext) -> Option<Datagram> {
     )
 }
 
-/// The datagram of an IPv6 packet whose UDP header stands at an offset, if it is in this piece of it.
+/// The ends of an IPv6 packet whose UDP or TCP header stands at an offset, if it is in this piece of it.
 #[inline(always)]
 pub fn datagram6(ctx: &TcContext, header: Option<u32>) -> Option<Datagram> {
     let ip: Ipv6 = load(ctx, 0)?;
@@ -182,13 +220,48 @@ pub fn datagram6(ctx: &TcContext, header: Option<u32>) -> Option<Datagram> {
 fn datagram(ctx: &TcContext, source: Addr, destination: Addr, header: Option<u32>) -> Option<Datagram> {
     let (from, to) = match header {
         Some(offset) => {
-            let udp: Udp = load(ctx, offset)?;
-            (u16::from_be(udp.source).into(), u16::from_be(udp.destination).into())
+            let ports: Ports = load(ctx, offset)?;
+            (u16::from_be(ports.source).into(), u16::from_be(ports.destination).into())
         }
         None => (0, 0),
     };
     let (source, destination) = (Endpoint { addr: source, port: from }, Endpoint { addr: destination, port: to });
     Some(Datagram { source, destination, later: header.is_none() })
+}
+
+/// What stands behind the extension headers of an IPv6 packet, of which the first is `first`.
+#[inline(always)]
+pub fn behind(ctx: &TcContext, first: u8) -> Behind {
+    let mut next = first;
+    let mut offset = IPV6_HEADER;
+    for _ in 0..MAX_EXTENSIONS {
+        match next {
+            IPPROTO_TCP => return Behind::Tcp(Some(offset)),
+            IPPROTO_UDP | IPPROTO_UDPLITE => return Behind::Udp(Some(offset)),
+            PIECE => return in_piece(ctx, offset),
+            HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY => {}
+            _ => return Behind::Else,
+        }
+        let Some(header) = load::<Extension>(ctx, offset) else { return Behind::Hidden };
+        offset += (u32::from(header.length) + 1) * 8;
+        next = header.next;
+    }
+    Behind::Hidden
+}
+
+/// Behind the header of a piece that is not the first one there is data, but its next header tells of what.
+#[inline(always)]
+fn in_piece(ctx: &TcContext, offset: u32) -> Behind {
+    let Some(piece) = load::<Piece>(ctx, offset) else { return Behind::Hidden };
+    let first = u16::from_be(piece.offset) & 0xfff8 == 0;
+    let header = if first { Some(offset + 8) } else { None };
+    match piece.next {
+        IPPROTO_UDP | IPPROTO_UDPLITE => Behind::Udp(header),
+        IPPROTO_TCP => Behind::Tcp(header),
+        // The chain goes on, inside of what is cut into pieces.
+        HOP_BY_HOP | ROUTING | PIECE | DESTINATION | MOBILITY => Behind::Hidden,
+        _ => Behind::Else,
+    }
 }
 
 /// `length`: of TCP's header and data.

@@ -14,6 +14,10 @@ mod egress;
 mod egress_frames;
 #[path = "bpf/egress_udp.rs"]
 mod egress_udp;
+#[path = "bpf/fast_open.rs"]
+mod fast_open;
+#[path = "bpf/fragments.rs"]
+mod fragments;
 #[path = "bpf/getname.rs"]
 mod getname;
 #[path = "bpf/ingress.rs"]
@@ -24,6 +28,8 @@ mod lifecycle;
 mod lookup;
 #[path = "bpf/loss.rs"]
 mod loss;
+#[path = "bpf/mptcp.rs"]
+mod mptcp;
 #[path = "bpf/packets.rs"]
 mod packets;
 #[path = "bpf/probe.rs"]

@@ -1,14 +1,13 @@
 //! Ways around capture that belong to no single hook: sockets that are older than the enrolment or come from elsewhere,
-//! other system calls, further addresses, packets in pieces.
+//! other system calls, further addresses.
 
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::time::Instant;
 
 use mesh_common::abi::Counter;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
 
-use super::packets::{self, ACK, SYN, SYN_ACK, segment_at};
+use super::packets::{self, Frames};
 use super::support::*;
 use super::uring::{self, Ask};
 
@@ -97,55 +96,68 @@ fn every_address_of_the_pod_leads_to_the_agent() {
     assert_eq!(mesh.count(Counter::OutboundCaptured), 2);
 }
 
-/// A handshake of which each packet comes in two pieces, of which the first does not even hold the flags.
+/// CAP_NET_RAW is enough for a mark; none means anything.
 #[test]
-fn tcp_in_fragments_reaches_the_agent() {
+fn a_mark_changes_nothing() {
+    let mesh = Mesh::new();
+    for (to, v4) in [("192.0.2.80:80", true), ("[2001:db8::80]:80", false)] {
+        for mark in [1, 0x539, u32::MAX] {
+            let socket = socket_in(&mesh.net.pod, to);
+            socket.set_mark(mark).unwrap();
+            socket.connect(&at(to).into()).unwrap();
+            let (server, origin) = mesh.accept_outbound(v4);
+            assert_eq!(origin, Some(at(to)));
+            assert_joined(&TcpStream::from(socket), &server);
+        }
+    }
+}
+
+/// What the first connection of a socket left says nothing about its second.
+#[test]
+fn a_socket_that_is_used_again_is_what_it_is_now() {
     let mesh = Mesh::new();
     let app = listen_in(&mesh.net.pod, "10.77.0.2:8080");
-    // Nobody's address, so that the wire's kernel does not interfere.
-    let (from, to) = (at("10.77.0.77:4000"), at("10.77.0.2:8080"));
-    let mac: Vec<String> = packets::mac(&mesh.net.wire).iter().map(|byte| format!("{byte:02x}")).collect();
-    ip(&mesh.net.pod, &format!("neigh replace 10.77.0.77 lladdr {} dev eth0", mac.join(":")));
-    let arrives = packets::Wire::new(&mesh.net);
-    let raw = mesh.net.wire.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW))));
-    let raw = raw.unwrap().unwrap();
-    let mut identification = 0_u16;
-    let mut send = |numbers: [u32; 2], flags: u8, data: &[u8]| {
-        let tcp = segment_at(from, to, numbers, flags, data);
-        identification += 1;
-        // More fragments; then the rest, from the eighth byte on.
-        for (word, piece) in [(0x2000_u16, &tcp[..8]), (1, &tcp[8..])] {
-            let total = u16::try_from(20 + piece.len()).unwrap().to_be_bytes();
-            let (id, word) = (identification.to_be_bytes(), word.to_be_bytes());
-            // The kernel fills the checksum in.
-            let mut ip = vec![0x45, 0, total[0], total[1], id[0], id[1], word[0], word[1], 64, packets::TCP, 0, 0];
-            ip.extend([10, 77, 0, 77, 10, 77, 0, 2]);
-            ip.extend(piece);
-            raw.send_to(&ip, &SocketAddr::new(to.ip(), 0).into()).unwrap();
-        }
-    };
-    send([1, 0], SYN, b"");
-    let is_answer = |packet: &Vec<u8>| {
-        packet.len() >= 40
-            && packet[9] == packets::TCP
-            && packet[22..24] == 4000_u16.to_be_bytes()
-            && packet[33] == SYN_ACK
-    };
-    let end = Instant::now() + PATIENCE;
-    let answer = loop {
-        if let Some(found) = arrives.seen(&mesh).into_iter().find(is_answer) {
-            break found;
-        }
-        assert!(Instant::now() < end, "nobody answers");
-    };
-    let number = u32::from_be_bytes(answer[24..28].try_into().unwrap()).wrapping_add(1);
-    send([2, number], ACK, b"");
-    send([2, number], ACK, b"in pieces");
-    let (mut server, client) = accept(&mesh.listeners.inbound[0]);
-    assert_eq!((server.local_addr().unwrap(), client), (to, from));
-    server.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut text = [0; 9];
-    std::io::Read::read_exact(&mut server, &mut text).unwrap();
-    assert_eq!(&text, b"in pieces");
-    assert!(!is_waiting(&app));
+    let socket = socket_in(&mesh.net.pod, "192.0.2.80:80");
+    socket.connect(&at("192.0.2.80:80").into()).unwrap();
+    assert_eq!(mesh.accept_outbound(true).1, Some(at("192.0.2.80:80")));
+    disconnect(&socket);
+    socket.connect(&at("10.77.0.2:8080").into()).unwrap();
+    let client = TcpStream::from(socket);
+    assert_joined(&client, &accept(&app).0);
+    assert_eq!(client.peer_addr().unwrap(), at("10.77.0.2:8080"));
+    let socket = Socket::from(client);
+    disconnect(&socket);
+    socket.connect(&at("192.0.2.81:81").into()).unwrap();
+    let (server, origin) = mesh.accept_outbound(true);
+    assert_eq!(origin, Some(at("192.0.2.81:81")));
+    assert_joined(&TcpStream::from(socket), &server);
+}
+
+/// Handshakes that nobody ends fill the listener's queue; from then on the kernel answers with cookies and keeps nothing.
+#[test]
+fn a_flood_of_handshakes_lets_nobody_by() {
+    let mut mesh = Mesh::new();
+    mesh.kernel.set_inbound_modes(ID, true, &[]).unwrap();
+    // Linux takes a second listen() as a new backlog.
+    socket2::SockRef::from(&mesh.listeners.inbound[0]).listen(1).unwrap();
+    let app = listen_in(&mesh.net.pod, "10.77.0.2:8080");
+    let frames = Frames::to_pod(&mesh.net);
+    let to = at("10.77.0.2:8080");
+    for i in 0..500_u16 {
+        let from = SocketAddr::new(std::net::Ipv4Addr::new(10, 77, 1 + (i >> 8) as u8, i as u8).into(), 1000 + i);
+        let syn = packets::segment(from, to, packets::SYN, b"");
+        frames.ip(&packets::packet_from(from.ip(), to.ip(), packets::TCP, [i, 0], &syn));
+    }
+    let client = connect_in(&mesh.net.wire, "10.77.0.2:8080").unwrap();
+    let (server, from) = accept(&mesh.listeners.inbound[0]);
+    assert_eq!((server.local_addr().unwrap(), from), (to, client.local_addr().unwrap()));
+    assert_joined(&client, &server);
+    assert!(!is_waiting(&app) && !is_waiting(&mesh.listeners.inbound[0]));
+    let counted = mesh.net.pod.run(|| std::fs::read_to_string("/proc/thread-self/net/netstat")).unwrap().unwrap();
+    let mut lines = counted.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let names = lines.next().unwrap().split(' ');
+    let values: Vec<(&str, &str)> = names.zip(lines.next().unwrap().split(' ')).collect();
+    for cookies in ["SyncookiesSent", "SyncookiesRecv"] {
+        assert!(values.iter().any(|(name, value)| *name == cookies && *value != "0"), "{cookies}");
+    }
 }

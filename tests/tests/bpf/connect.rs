@@ -4,7 +4,6 @@ use std::io::{self, Read};
 use std::net::TcpStream;
 
 use mesh_common::abi::Counter;
-use socket2::{Domain, Protocol, Socket, Type};
 
 use super::support::*;
 
@@ -185,13 +184,7 @@ fn tcp_fast_open_is_redirected_too() {
 #[test]
 fn a_multipath_socket_is_redirected_too() {
     let mesh = Mesh::new();
-    let made = mesh.net.pod.run(|| Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP))).unwrap();
-    let socket = match made {
-        Ok(socket) => socket,
-        // Not in this kernel: then no application can have one either.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::ENOPROTOOPT)) => return,
-        Err(e) => panic!("{e}"),
-    };
+    let socket = super::mptcp::multipath(&mesh.net.pod);
     socket.connect(&at("192.0.2.80:80").into()).unwrap();
     let (server, origin) = mesh.accept_outbound(true);
     assert_eq!(origin, Some(at("192.0.2.80:80")));

@@ -140,14 +140,7 @@ fn what_is_never_captured_passes_and_a_socket_keeps_no_word_of_it() {
     assert_eq!(mesh.count(Counter::OutboundExempt), 1);
     drop(server);
     // connect() to AF_UNSPEC: the socket is as new, and what it asks for next is caught.
-    // SAFETY: all zeroes is a sockaddr of AF_UNSPEC.
-    let nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
-    // SAFETY: the address is live and its size is given.
-    let done = unsafe {
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
-        libc::connect(fd, &raw const nowhere, size_of_val(&nowhere) as u32)
-    };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    disconnect(&socket);
     socket.connect(&at("10.77.0.1:8080").into()).unwrap();
     assert_eq!(mesh.accept_outbound(true).1, Some(at("10.77.0.1:8080")));
     assert_eq!(mesh.count(Counter::EgressUnexplained), 0);

@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Command;
 
 use mesh_agent::kernel::{Kernel, hooks};
@@ -83,21 +82,32 @@ fn equal_addresses_in_two_namespaces_do_not_mix() {
     for (id, net) in (1..).zip(&nets) {
         listeners.push(kernel.enrol_namespace(id, &net.pod, &net.pod.addresses().unwrap(), 0).unwrap());
     }
+    let mut open = Vec::new();
     for (net, own) in nets.iter().zip(&listeners) {
-        let client = connect_in(&net.pod, "192.0.2.80:80").unwrap();
+        let connect = |ns, from: &str, to: &str| {
+            let socket = socket_in(ns, from);
+            socket.bind(&at(from).into()).unwrap();
+            socket.connect(&at(to).into()).unwrap();
+            std::net::TcpStream::from(socket)
+        };
+        // The ports are equal too.
+        let client = connect(&net.pod, "10.77.0.2:40000", "192.0.2.80:80");
         let (server, _) = accept(&own.outbound[0]);
         let origin = sockets.original_destination(std::os::fd::AsFd::as_fd(&server)).unwrap();
         assert_eq!(origin, Some(at("192.0.2.80:80")));
         server.set_nonblocking(false).unwrap();
         assert_joined(&client, &server);
-        let client = connect_in(&net.wire, "10.77.0.2:80").unwrap();
+        open.push((client, server));
+        let client = connect(&net.wire, "10.77.0.1:40000", "10.77.0.2:80");
         let (server, _) = accept(&own.inbound[0]);
         server.set_nonblocking(false).unwrap();
         assert_joined(&client, &server);
+        open.push((client, server));
         for listeners in &listeners {
             assert!(!is_waiting(&listeners.outbound[0]) && !is_waiting(&listeners.inbound[0]));
         }
     }
+    open.iter().for_each(|(client, server)| assert_joined(client, server));
 }
 
 #[test]
@@ -127,7 +137,7 @@ fn one_directory_of_pins_has_one_owner() {
 #[test]
 fn what_is_missing_is_named() {
     require();
-    let pins = &Path::new("/sys/fs/bpf").join(format!("mesh-bpf-test-never-{}", std::process::id()));
+    let pins = &pins();
     let load = |change: &dyn Fn(&mut mesh_agent::settings::KernelSettings)| {
         let mut settings = settings(pins);
         change(&mut settings);

@@ -28,11 +28,25 @@ pub fn segment(from: SocketAddr, to: SocketAddr, flags: u8, data: &[u8]) -> Vec<
 
 /// As [`segment`], with those two numbers.
 pub fn segment_at(from: SocketAddr, to: SocketAddr, numbers: [u32; 2], flags: u8, data: &[u8]) -> Vec<u8> {
+    segment_with(from, to, numbers, flags, b"", data)
+}
+
+/// As [`segment_at`], with options, in a multiple of four bytes.
+pub fn segment_with(
+    from: SocketAddr,
+    to: SocketAddr,
+    numbers: [u32; 2],
+    flags: u8,
+    options: &[u8],
+    data: &[u8],
+) -> Vec<u8> {
+    let words = u8::try_from((20 + options.len()) / 4).unwrap();
     let mut tcp = Vec::new();
     tcp.extend(from.port().to_be_bytes());
     tcp.extend(to.port().to_be_bytes());
     tcp.extend(numbers.map(u32::to_be_bytes).concat());
-    tcp.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    tcp.extend([words << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    tcp.extend(options);
     tcp.extend(data);
     let mut pseudo = Vec::new();
     match (from, to) {
@@ -66,28 +80,34 @@ pub fn udp(from: u16, to: u16, data: &[u8]) -> Vec<u8> {
 
 /// An IP packet from the pod; `fragment` is IPv4's word of flags and offset.
 pub fn packet(to: IpAddr, protocol: u8, fragment: u16, content: &[u8]) -> Vec<u8> {
-    match to {
-        IpAddr::V4(to) => {
+    packet_from(ip_of(if to.is_ipv4() { POD4 } else { POD6 }), to, protocol, [1, fragment], content)
+}
+
+/// As [`packet`], from anywhere; `words` are IPv4's identification, and its flags and offset.
+pub fn packet_from(from: IpAddr, to: IpAddr, protocol: u8, words: [u16; 2], content: &[u8]) -> Vec<u8> {
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
             let total = u16::try_from(20 + content.len()).unwrap().to_be_bytes();
-            let fragment = fragment.to_be_bytes();
-            let mut ip = vec![0x45, 0, total[0], total[1], 0, 1, fragment[0], fragment[1], 64, protocol, 0, 0];
-            ip.extend([10, 77, 0, 2]);
+            let [id, fragment] = words.map(u16::to_be_bytes);
+            let mut ip = vec![0x45, 0, total[0], total[1], id[0], id[1], fragment[0], fragment[1], 64, protocol, 0, 0];
+            ip.extend(from.octets());
             ip.extend(to.octets());
             let sum: u32 = ip.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+            let sum = (sum & 0xffff) + (sum >> 16);
             let checksum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
             ip[10..12].copy_from_slice(&checksum.to_be_bytes());
             ip.extend(content);
             ip
         }
-        IpAddr::V6(to) => {
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
             let length = u16::try_from(content.len()).unwrap().to_be_bytes();
             let mut ip = vec![0x60, 0, 0, 0, length[0], length[1], protocol, 64];
-            let IpAddr::V6(from) = ip_of(POD6) else { unreachable!() };
             ip.extend(from.octets());
             ip.extend(to.octets());
             ip.extend(content);
             ip
         }
+        _ => panic!("two families"),
     }
 }
 
@@ -99,7 +119,7 @@ pub fn mac(ns: &NetNs) -> Vec<u8> {
     mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
 }
 
-/// A packet socket in the pod. What it is told to send goes out by eth0 as it is.
+/// A packet socket. What it is told to send goes out by eth0 as it is.
 pub struct Frames {
     pub socket: Socket,
     index: i32,
@@ -107,10 +127,19 @@ pub struct Frames {
 }
 
 impl Frames {
+    /// In the pod.
     pub fn new(net: &Net) -> Frames {
-        let head = [mac(&net.wire), mac(&net.pod)].concat();
-        let (socket, index) = net
-            .pod
+        Frames::between(&net.pod, &net.wire)
+    }
+
+    /// At the other end of the wire.
+    pub fn to_pod(net: &Net) -> Frames {
+        Frames::between(&net.wire, &net.pod)
+    }
+
+    fn between(from: &NetNs, to: &NetNs) -> Frames {
+        let head = [mac(to), mac(from)].concat();
+        let (socket, index) = from
             .run(|| {
                 (Socket::new(Domain::PACKET, Type::RAW, None).unwrap(), nix::net::if_::if_nametoindex("eth0").unwrap())
             })

@@ -172,17 +172,6 @@ fn a_socket_that_is_used_again_has_nothing_stale() {
     }
 }
 
-/// `connect()` to AF_UNSPEC, which takes a UDP socket's peer away.
-fn disconnect(socket: &Socket) {
-    use std::os::fd::AsRawFd;
-    let nowhere = libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] };
-    // SAFETY: the address is a live variable and its size is given.
-    let done = unsafe {
-        libc::connect(socket.as_raw_fd(), &raw const nowhere, size_of::<libc::sockaddr>() as libc::socklen_t)
-    };
-    assert_eq!(done, 0, "{}", io::Error::last_os_error());
-}
-
 #[test]
 fn loopback_own_link_local_and_other_ports_are_left_alone() {
     let mesh = Mesh::new();

@@ -183,7 +183,7 @@ const PINS: &str = "mesh-bpf-test-";
 fn sweep() {
     for entry in std::fs::read_dir("/sys/fs/bpf").unwrap().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let pid = name.strip_prefix(PINS).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        let pid = name.strip_prefix(PINS).and_then(|rest| rest.split('-').find_map(|part| part.parse::<u32>().ok()));
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             let _ = std::fs::remove_dir_all(entry.path());
         }
@@ -281,6 +281,17 @@ pub fn at(text: &str) -> SocketAddr {
 pub fn socket_in(ns: &NetNs, family: &str) -> Socket {
     let domain = Domain::for_address(at(family));
     ns.run(|| Socket::new(domain, Type::STREAM, Some(Protocol::TCP))).unwrap().unwrap()
+}
+
+/// `connect()` to AF_UNSPEC: the socket is as new.
+pub fn disconnect(socket: &Socket) {
+    // SAFETY: all zeroes is a sockaddr of AF_UNSPEC.
+    let nowhere: libc::sockaddr = unsafe { std::mem::zeroed() };
+    // SAFETY: the address is live and its size is given.
+    let done = unsafe {
+        libc::connect(std::os::fd::AsRawFd::as_raw_fd(socket), &raw const nowhere, size_of_val(&nowhere) as u32)
+    };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }
 
 pub fn connect_in(ns: &NetNs, to: &str) -> io::Result<TcpStream> {
