@@ -3,6 +3,8 @@
 mod config;
 mod http;
 mod http2;
+/// The builders that mesh-core's tests use too: two copies would part.
+#[path = "../../../mesh-core/src/testing.rs"]
 mod messages;
 mod pair;
 mod plaintext;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ::http::StatusCode;
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use mesh_core::Snapshot;
@@ -139,14 +140,41 @@ pub(super) fn original_dst(name: &str) -> cluster::Cluster {
     }
 }
 
-/// A port declared TCP.
-pub(super) fn tcp_listener(port: u32, cluster: &str) -> listener::Listener {
-    listener::Listener {
-        name: format!("0.0.0.0_{port}"),
-        address: Some(address("0.0.0.0", port)),
-        bind_to_port: flag(false),
-        filter_chains: vec![chain("tcp", Default::default(), vec![tcp_filter(cluster)])],
+/// TLS towards clients, who must prove an identity that begins with `prefix`.
+fn mutual_tls(prefix: &str) -> core::TransportSocket {
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
+    use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
+    let names = matcher::StringMatcher {
+        match_pattern: Some(matcher::string_matcher::MatchPattern::Prefix(prefix.into())),
+        ignore_case: false,
+    };
+    let validation = tls::common_tls_context::CombinedCertificateValidationContext {
+        default_validation_context: Some(tls::CertificateValidationContext {
+            match_typed_subject_alt_names: vec![tls::SubjectAltNameMatcher {
+                matcher: Some(names),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+        validation_context_sds_secret_config: Some(tls::SdsSecretConfig {
+            name: "ROOTCA".into(),
+            ..Default::default()
+        }),
         ..Default::default()
+    };
+    let context = tls::DownstreamTlsContext {
+        require_client_certificate: flag(true),
+        common_tls_context: Some(tls::CommonTlsContext {
+            validation_context_type: Some(tls::common_tls_context::ValidationContextType::CombinedValidationContext(
+                validation,
+            )),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    core::TransportSocket {
+        name: "envoy.transport_sockets.tls".into(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(packed(&context))),
     }
 }
 
@@ -176,10 +204,8 @@ fn plain() -> listener::FilterChainMatch {
 pub(super) fn direct(status: StatusCode, body: &str) -> route::route::Action {
     route::route::Action::DirectResponse(route::DirectResponseAction {
         status: status.as_u16().into(),
-        body: Some(envoy_types::pb::envoy::config::core::v3::DataSource {
-            specifier: Some(envoy_types::pb::envoy::config::core::v3::data_source::Specifier::InlineString(
-                body.into(),
-            )),
+        body: Some(core::DataSource {
+            specifier: Some(core::data_source::Specifier::InlineString(body.into())),
             ..Default::default()
         }),
         ..Default::default()

@@ -3,14 +3,15 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::config::{Config, SERVICE, tcp_listener};
+use super::config::{Config, SERVICE};
+use super::messages::tcp_listener;
 use super::world::*;
 
 #[tokio::test]
 async fn a_server_on_a_declared_port_speaks_first_at_once() {
     run(async {
         let world = World::to("10.96.0.1:3306");
-        world.configure(Config::new().listener(tcp_listener(3306, SERVICE)).build());
+        world.configure(Config::new().listener(tcp_listener("0.0.0.0_3306", "0.0.0.0", 3306, SERVICE)).build());
         let server = world.server("10.0.0.1:80").await;
         let mut client = world.client().await;
         let (mut upstream, _) = server.accept().await.unwrap();
@@ -84,7 +85,7 @@ async fn opaque_bytes_are_detected_and_passed_through_whole() {
 async fn a_refused_upstream_resets_the_client() {
     run(async {
         let world = World::to("10.96.0.1:3306");
-        world.configure(Config::new().listener(tcp_listener(3306, SERVICE)).build());
+        world.configure(Config::new().listener(tcp_listener("0.0.0.0_3306", "0.0.0.0", 3306, SERVICE)).build());
         let mut client = world.client().await;
         let error = client.read(&mut [0]).await.unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
@@ -103,7 +104,7 @@ async fn a_connection_waits_for_the_first_configuration_but_not_for_ever() {
         let server = world.server("10.0.0.1:80").await;
         let mut client = world.client().await;
         tokio::task::yield_now().await;
-        world.configure(Config::new().listener(tcp_listener(3306, SERVICE)).build());
+        world.configure(Config::new().listener(tcp_listener("0.0.0.0_3306", "0.0.0.0", 3306, SERVICE)).build());
         let (mut upstream, _) = server.accept().await.unwrap();
         upstream.write_all(b"late").await.unwrap();
         assert_eq!(read_text(&mut client, 4).await, "late");
