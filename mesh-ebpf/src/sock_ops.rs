@@ -1,6 +1,7 @@
 //! cgroup/sock_ops. In: a TCP socket's life. Out: ORIGIN travels by FLOW from the application's socket to the one that
 //! the agent accepts, CLIENT by PEER from the agent's socket to the one that the application accepts. An entry lives
-//! from just before the SYN until the connection is accepted or its socket closes, so a stale one can never lie.
+//! from just before the SYN until the connection is accepted or its socket closes, so a stale one can never lie. What the
+//! agent dials on the wire repeats its SYN sooner than the kernel would.
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::btf_maps::HashMap;
@@ -12,7 +13,9 @@ use crate::maps::{AGENT, CLIENT, FLOW, ORIGIN, PEER, VERDICT, WORKLOADS};
 use crate::report::{count, tell};
 use crate::socket::{Ends, of_sock_ops};
 
-/// `enum` in linux/bpf.h: the socket is about to send its SYN; its source address and port are known.
+/// `enum` in linux/bpf.h: how long is the first SYN to wait for its answer? In jiffies; 0 leaves it at a second.
+const TIMEOUT_INIT: u32 = 1;
+/// The socket is about to send its SYN; its source address and port are known.
 const TCP_CONNECT_CB: u32 = 3;
 /// The handshake of an incoming connection is complete; `accept()` has not seen it yet.
 const PASSIVE_ESTABLISHED_CB: u32 = 5;
@@ -23,12 +26,22 @@ const STATE_CB_FLAG: i32 = 1 << 2;
 const TCP_CLOSE: u32 = 7;
 const OK: u32 = 1;
 
+/// How long the agent's own SYNs wait before they are sent again, in jiffies: 100 ms where HZ is 1000, 400 ms where it is
+/// 250, and nowhere longer than the kernel's own second. An agent that was away is found that much sooner.
+const SYN_TIMEOUT: u32 = 100;
+
 pub fn run(ctx: &SockOpsContext) -> u32 {
     let sk = of_sock_ops(ctx);
     if sk.is_null() {
         return OK;
     }
     let op = ctx.op();
+    if op == TIMEOUT_INIT {
+        if AGENT.get(sk) == Some(Role::Dial as u32) {
+            ctx.set_reply(SYN_TIMEOUT);
+        }
+        return OK;
+    }
     if op != TCP_CONNECT_CB && op != PASSIVE_ESTABLISHED_CB && op != STATE_CB {
         return OK;
     }

@@ -210,3 +210,28 @@ fn a_destination_is_told_once_per_socket_only() {
         assert_eq!(mesh.sockets.original_destination(server.as_fd()).unwrap(), *origin, "and it can be read again");
     }
 }
+
+/// How long the socket's SYN waits before it is sent again, in microseconds.
+fn syn_timeout(socket: &socket2::Socket) -> u32 {
+    socket.set_nonblocking(true).unwrap();
+    // Nobody has this address, so the SYN waits for its neighbour's.
+    let error = socket.connect(&at("10.77.0.250:80").into()).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
+    let (mut info, mut size) = (std::mem::MaybeUninit::<libc::tcp_info>::zeroed(), size_of::<libc::tcp_info>() as u32);
+    // SAFETY: the kernel writes at most `size` bytes, and zeros are a value of each field that it leaves out.
+    let info = unsafe {
+        let place = info.as_mut_ptr().cast();
+        let done = libc::getsockopt(socket.as_fd().as_raw(), libc::SOL_TCP, libc::TCP_INFO, place, &raw mut size);
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        info.assume_init()
+    };
+    info.tcpi_rto
+}
+
+#[test]
+fn only_the_agent_repeats_its_syn_sooner() {
+    let mesh = Mesh::new();
+    let second = 1_000_000;
+    assert!(syn_timeout(&mesh.sockets.socket(&mesh.net.pod, at("10.77.0.250:80")).unwrap()) < second);
+    assert_eq!(syn_timeout(&socket_in(&mesh.net.wire, "10.77.0.250:80")), second);
+}
