@@ -22,6 +22,8 @@ mod fragments;
 mod getname;
 #[path = "bpf/ingress.rs"]
 mod ingress;
+#[path = "bpf/interfaces.rs"]
+mod interfaces;
 #[path = "bpf/lifecycle.rs"]
 mod lifecycle;
 #[path = "bpf/lookup.rs"]
