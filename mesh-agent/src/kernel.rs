@@ -53,6 +53,7 @@ use pins::Pins;
 pub struct Kernel {
     pods: HashMap<u32, enrol::Pod>,
     workloads: BpfHashMap<MapData, u64, abi::Workload>,
+    shares: BpfHashMap<MapData, u64, abi::Share>,
     port_modes: BpfHashMap<MapData, abi::PortKey, u32>,
     probed: probed::Ports,
     node: BpfHashMap<MapData, Addr, u32>,
@@ -242,7 +243,7 @@ impl Kernel {
     /// Puts the programs of the cgroup in force.
     pub fn attach(&mut self) -> Result<(), KernelError> {
         if let Some(id) = self.cgroups.agent() {
-            self.agents.insert(id, 1, 0).map_err(|e| KernelError::Map { map: abi::maps::AGENTS, why: chain(&e) })?;
+            self.agents.insert(id, 1, 0).map_err(|e| refused(abi::maps::AGENTS, &e))?;
         }
         if let Some(mut base) = self.base.take() {
             attach::attach_cgroup(&mut base, &self.cgroups.attach, &self.pins)?;
@@ -461,6 +462,17 @@ pub fn pin_path(settings: &KernelSettings, node: &str) -> Result<PathBuf, Kernel
     let path = pins::path(settings.pin_path.as_deref(), node);
     probe::bpffs(&path)?;
     Ok(path)
+}
+
+/// A map that does not take an entry. A full one is said to be full: the kernel's word for it is "argument list too long".
+fn refused(map: &'static str, error: &MapError) -> KernelError {
+    let full = matches!(error, MapError::SyscallError(e) if e.io_error.raw_os_error() == Some(libc::E2BIG));
+    let why = if full {
+        "it is full: enrol fewer workloads, or fewer of their ports, on this node".into()
+    } else {
+        chain(error)
+    };
+    KernelError::Map { map, why }
 }
 
 /// An error with everything that caused it, in one line.

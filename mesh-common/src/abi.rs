@@ -5,7 +5,7 @@
 use crate::addr::{Addr, Endpoint};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
@@ -15,9 +15,11 @@ pub const MAX_WORKLOADS: u32 = 10_000;
 /// Connections between `connect()` and their acceptance by the agent, of all workloads together. When the map is full
 /// the agent finds no original destination and resets the connection ([`Counter::FlowFull`]).
 pub const MAX_FLOWS: u32 = 65_536;
-/// Connections of the agent between `connect()` and their acceptance by an application. When the map is full the
-/// application sees the agent's loopback address as its client ([`Counter::PeerFull`]).
+/// Connections of the agent between `connect()` and their acceptance by an application. When the map is full the agent
+/// ends the connection ([`Counter::PeerFull`]).
 pub const MAX_PEERS: u32 = 65_536;
+/// Most of [`MAX_FLOWS`], and of [`MAX_PEERS`], that are of one workload: so none takes the places of all others.
+pub const MAX_SHARE: i64 = 8192;
 /// Ports of all workloads together whose inbound mode is not their workload's. What does not fit is STRICT.
 pub const MAX_PORT_MODES: u32 = 65_536;
 /// Ports of all workloads together to which the orchestrator sends TCP probes.
@@ -51,6 +53,8 @@ pub mod maps {
     pub const FLOW: &str = "FLOW";
     /// [`Tuple`](super::Tuple) → [`Endpoint`](super::Endpoint), the real client.
     pub const PEER: &str = "PEER";
+    /// netns cookie (u64) → [`Share`](super::Share). The agent makes and removes entries, the programs count in them.
+    pub const SHARES: &str = "SHARES";
     /// socket → [`Endpoint`](super::Endpoint), where it really wanted to go.
     pub const ORIGIN: &str = "ORIGIN";
     /// socket → [`Endpoint`](super::Endpoint), who is really at the other end.
@@ -76,9 +80,9 @@ pub mod maps {
     /// [`Event`](super::Event)s.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that is shared by all instances of the programs, by a pin.
-    pub const ALL: [&str; 15] = [
-        WORKLOADS, AGENTS, FLOW, PEER, PORT_MODES, PROBED, NODE, KEPT, ORIGIN, CLIENT, AGENT, VERDICT, DNS, METRICS,
-        EVENTS,
+    pub const ALL: [&str; 16] = [
+        WORKLOADS, AGENTS, FLOW, PEER, SHARES, PORT_MODES, PROBED, NODE, KEPT, ORIGIN, CLIENT, AGENT, VERDICT, DNS,
+        METRICS, EVENTS,
     ];
 }
 
@@ -136,6 +140,17 @@ pub struct Workload {
     pub tunnel_port: u16,
     /// Port of the agent's DNS listener; 0 if there is none.
     pub dns_port: u16,
+}
+
+/// How many entries a workload has in FLOW and PEER. Signed: those of an earlier enrolment of the same namespace may still
+/// go when nobody counts them any more.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// In FLOW.
+    pub flows: i64,
+    /// In PEER.
+    pub peers: i64,
 }
 
 /// A port of a workload. The key of PORT_MODES and PROBED.
@@ -224,11 +239,13 @@ pub enum Counter {
     OutboundExempt = 1,
     /// Connections to a family in which the workload has no address: failed with ENETUNREACH.
     OutboundUnreachable = 2,
-    /// Redirected connections that could not be noted because FLOW was full; the agent resets them.
+    /// Redirected connections that could not be noted because FLOW was full, or their workload's share of it; the agent
+    /// resets them.
     FlowFull = 3,
     /// Connections that could not be taken because the socket's storage could not be made; failed with EPERM.
     StorageFailed = 4,
-    /// Connections to an application whose client could not be noted because PEER was full.
+    /// Connections to an application whose client could not be noted because PEER was full, or their workload's share of
+    /// it; the agent ends them.
     PeerFull = 5,
     /// Entries of FLOW and PEER that were removed because their connection was never accepted.
     Abandoned = 6,
@@ -327,6 +344,7 @@ const _: () = {
     assert!(size_of::<DnsPlace>() == 32 && core::mem::offset_of!(DnsPlace, zero) == 28);
     assert!(size_of::<Workload>() == 8 + 32 + 16 * MAX_ADDRESSES + 8 && align_of::<Workload>() == 4);
     assert!(core::mem::offset_of!(Workload, outbound_port) == 40 + 16 * MAX_ADDRESSES);
+    assert!(size_of::<Share>() == 16 && align_of::<Share>() == 8);
     assert!(size_of::<PortKey>() == 16 && align_of::<PortKey>() == 8);
     assert!(size_of::<Event>() == 64 && align_of::<Event>() == 8);
     let mut i = 0;
@@ -338,7 +356,7 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Addr, DnsPlace, Endpoint, PortKey, Tuple, Workload};
+    use super::{Addr, DnsPlace, Endpoint, PortKey, Share, Tuple, Workload};
 
     // SAFETY: repr(C), made of integers only, without padding (the assertions above), so any bytes are a value and
     // every byte of a value is initialised.
@@ -347,6 +365,8 @@ mod user {
     unsafe impl aya::Pod for Tuple {}
     // SAFETY: as above.
     unsafe impl aya::Pod for PortKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Share {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Addr {}
     // SAFETY: as above.

@@ -1,7 +1,7 @@
 //! Which connections the agent takes. In: the workload's entry and what a hook knows of the connection. Out: what the
 //! hook is to do. Reads no map, touches no socket; randomness is an argument.
 
-use crate::abi::{HAS_PORT_MODES, LOSS_OPEN, MAX_ADDRESSES, Mode, STRICT, TUNNEL_PORT, Workload};
+use crate::abi::{HAS_PORT_MODES, LOSS_OPEN, MAX_ADDRESSES, MAX_SHARE, Mode, STRICT, TUNNEL_PORT, Workload};
 use crate::addr::{Addr, Endpoint};
 
 /// What to do with an outbound connection.
@@ -145,6 +145,13 @@ pub fn is_strict(workload: &Workload, exception: impl FnOnce() -> Option<u32>) -
 #[inline(always)]
 pub fn passes_without_agent(workload: &Workload, strict: bool) -> bool {
     !strict && workload.flags & LOSS_OPEN != 0
+}
+
+/// Whether a workload that has so many connections on their way may have one more. Each CPU asks and counts by itself, so
+/// a few more than [`MAX_SHARE`] can come about.
+#[inline(always)]
+pub fn may_have_more(on_their_way: i64) -> bool {
+    on_their_way < MAX_SHARE
 }
 
 /// The listener for a connection to `port` of `local`, if `remote` is on the wire. What starts in the workload's own

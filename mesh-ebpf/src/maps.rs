@@ -29,6 +29,11 @@ pub static FLOW: HashMap<abi::Tuple, Endpoint, { abi::MAX_FLOWS as usize }> = Ha
 #[btf_map]
 pub static PEER: HashMap<abi::Tuple, Endpoint, { abi::MAX_PEERS as usize }> = HashMap::new();
 
+/// How many entries each workload has in FLOW and PEER, of which none may have them all. Key: netns cookie. Bound:
+/// `MAX_WORKLOADS`. Writers: the agent makes and removes entries; sock_ops counts in them.
+#[btf_map]
+pub static SHARES: HashMap<u64, abi::Share, { abi::MAX_WORKLOADS as usize }, NO_PREALLOC> = HashMap::new();
+
 /// Modes of ports that differ from their workload's. Key: the port. Bound: `MAX_PORT_MODES`. Writer: the agent.
 #[btf_map]
 pub static PORT_MODES: HashMap<abi::PortKey, u32, { abi::MAX_PORT_MODES as usize }, NO_PREALLOC> = HashMap::new();

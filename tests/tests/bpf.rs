@@ -18,6 +18,8 @@ mod egress_udp;
 mod fast_open;
 #[path = "bpf/fragments.rs"]
 mod fragments;
+#[path = "bpf/full.rs"]
+mod full;
 #[path = "bpf/getname.rs"]
 mod getname;
 #[path = "bpf/ingress.rs"]

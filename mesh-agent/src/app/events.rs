@@ -40,13 +40,19 @@ fn tell(event: &Event, skipped: u32) {
 fn meaning(reason: u32) -> &'static str {
     match Counter::ALL.get(reason as usize).map(|(counter, _)| *counter) {
         Some(Counter::OutboundUnreachable) => "failed: the workload has no address of this family",
-        Some(Counter::FlowFull) => "reset: too many connections are waiting to be accepted by the agent",
+        Some(Counter::FlowFull) => {
+            "reset: too many connections, of the workload or of all, wait for the agent to accept them"
+        }
         Some(Counter::StorageFailed) => "refused: the kernel has no memory for the socket's storage",
-        Some(Counter::PeerFull) => "the application sees the agent as its client: too many connections wait for it",
+        Some(Counter::PeerFull) => {
+            "ended: too many connections, of the workload or of all, wait for applications to accept them"
+        }
         Some(Counter::InboundNoAgent | Counter::OutboundNoAgent) => "passed by the mesh: the agent's listener was gone",
         Some(Counter::InboundRefused | Counter::OutboundRefused) => "refused: the agent's listener was gone",
         Some(Counter::InboundAssignFailed) => "dropped: the kernel does not give packets of this interface to a socket",
-        Some(Counter::InboundForeign) => "dropped: STRICT, and the connection is not one of the agent's",
+        Some(Counter::InboundForeign) => {
+            "dropped: STRICT, and the connection is not one of the agent's, or hides whose it is"
+        }
         Some(Counter::EgressUnexplained) => {
             "dropped: TCP that came by no connect(), or a DNS question that did not go through the agent, as from a raw \
              socket; look at what runs in the workload"

@@ -15,7 +15,7 @@ use mesh_common::dns::PLACES6;
 use tracing::warn;
 
 use super::modes::{self, Modes};
-use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept, places, probe, probed};
+use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept, places, probe, probed, refused};
 use crate::net::connections::Connection;
 use crate::net::datagram;
 use crate::net::listen::listen;
@@ -25,6 +25,8 @@ use crate::net::netns::NetNs;
 const OUTBOUND_PORT: u16 = 15001;
 const INBOUND_PORT: u16 = 15006;
 const DNS_PORT: u16 = 15053;
+/// linux/bpf.h.
+const BPF_NOEXIST: u64 = 1;
 
 /// What to enrol.
 pub(super) struct Subject<'a> {
@@ -175,8 +177,12 @@ fn put_in_force(
         pod.probed = modes::of(&kernel.probed, cookie);
         pod.kept = kept::of(&kernel.kept, cookie);
     }
-    let inserted = kernel.workloads.insert(cookie, pod.entry, 0);
-    inserted.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
+    // Before the programs need it; one that is there counts what is on its way.
+    match kernel.shares.insert(cookie, abi::Share::default(), BPF_NOEXIST) {
+        Err(e) if kernel.shares.get(&cookie, 0).is_err() => return Err(refused(maps::SHARES, &e)),
+        _ => {}
+    }
+    kernel.workloads.insert(cookie, pod.entry, 0).map_err(|e| refused(maps::WORKLOADS, &e))?;
     // From here on every connection is noted by the hooks, so what is there without a note is older.
     if new {
         kept::keep(&mut kernel.kept, pod, id);
@@ -201,6 +207,8 @@ pub(super) fn remove(kernel: &mut Kernel, pod: &mut Pod) -> Result<(), KernelErr
         Err(MapError::KeyNotFound) => Ok(()),
         done => done.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) }),
     };
+    // It is there, or there is nothing to remove.
+    let _ = kernel.shares.remove(&cookie);
     let detached = kernel.pins.remove_pod(cookie);
     removed?;
     detached.map_err(|e| wrong_pins(kernel, cookie, &e))
@@ -210,6 +218,7 @@ pub(super) fn remove(kernel: &mut Kernel, pod: &mut Pod) -> Result<(), KernelErr
 pub(super) fn discard(kernel: &mut Kernel, cookie: u64) -> Result<(), KernelError> {
     // What is not there needs no removal.
     let _ = kernel.workloads.remove(&cookie);
+    let _ = kernel.shares.remove(&cookie);
     kept::clear_of(&mut kernel.kept, cookie);
     modes::clear_of(&mut kernel.port_modes, cookie);
     modes::clear_of(&mut kernel.probed, cookie);

@@ -150,6 +150,7 @@ fn build(object: PathBuf, cgroups: Cgroups, pins: Pins) -> Result<Kernel, Kernel
     let sockets = Sockets::new(&base)?;
     let metrics = take(&mut base, maps::METRICS, PerCpuArray::try_from)?;
     let workloads = take(&mut base, maps::WORKLOADS, BpfHashMap::try_from)?;
+    let shares = take(&mut base, maps::SHARES, BpfHashMap::try_from)?;
     let port_modes = take(&mut base, maps::PORT_MODES, BpfHashMap::try_from)?;
     let probed = take(&mut base, maps::PROBED, BpfHashMap::try_from)?;
     let node = take(&mut base, maps::NODE, BpfHashMap::try_from)?;
@@ -161,6 +162,7 @@ fn build(object: PathBuf, cgroups: Cgroups, pins: Pins) -> Result<Kernel, Kernel
     Ok(Kernel {
         pods: Default::default(),
         workloads,
+        shares,
         port_modes,
         probed,
         node,

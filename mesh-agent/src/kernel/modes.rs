@@ -7,7 +7,7 @@ use aya::maps::{HashMap as BpfHashMap, MapData};
 use mesh_common::abi::{self, HAS_PORT_MODES, Mode, PortKey, STRICT, maps};
 
 use super::enrol::Pod;
-use super::{KernelError, chain};
+use super::{KernelError, chain, refused};
 
 /// Ports of one workload whose mode is not the workload's. With more, the workload is STRICT where any of them is.
 const MAX_PORTS: usize = 256;
@@ -56,7 +56,7 @@ impl Modes<'_> {
                 Ok(()) => {
                     pod.modes.insert(*port);
                 }
-                Err(e) => failed = Some(KernelError::Map { map: maps::PORT_MODES, why: chain(&e) }),
+                Err(e) => failed = Some(refused(maps::PORT_MODES, &e)),
             }
         }
         let default = if strict || failed.is_some() { STRICT } else { 0 };

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! PIN PATH/            the lock; mode 0700
-//!   v4/                by ABI version: what another version left is never read, only removed
+//!   v5/                by ABI version: what another version left is never read, only removed
 //!     WORKLOADS ...    the maps
 //!     links/           the cgroup's programs
 //!     pods/COOKIE/     one pod's programs, by its namespace's cookie, and `workload`, a symbolic link to its name

@@ -9,7 +9,7 @@ use mesh_common::abi::{self, HAS_PROBED, PortKey, maps};
 use mesh_common::addr::Addr;
 
 use super::enrol::Pod;
-use super::{KernelError, chain, modes};
+use super::{KernelError, chain, modes, refused};
 
 /// The map PROBED.
 pub(super) type Ports = BpfHashMap<MapData, PortKey, u32>;
@@ -29,7 +29,7 @@ pub(super) fn set(
     pod.probed = wanted;
     for port in &pod.probed {
         let added = map.insert(modes::key(netns, *port), 1, 0);
-        added.map_err(|e| KernelError::Map { map: maps::PROBED, why: chain(&e) })?;
+        added.map_err(|e| refused(maps::PROBED, &e))?;
     }
     let flag = if pod.probed.is_empty() { 0 } else { HAS_PROBED };
     pod.entry.flags = pod.entry.flags & !HAS_PROBED | flag;
@@ -47,11 +47,10 @@ pub(super) fn clear(map: &mut Ports, pod: &mut Pod) {
 
 /// Puts the node's addresses in the place of those that were there.
 pub(super) fn set_node(map: &mut BpfHashMap<MapData, Addr, u32>, addresses: &[IpAddr]) -> Result<(), KernelError> {
-    let wrong = |e| KernelError::Map { map: maps::NODE, why: chain(&e) };
     let wanted: Vec<Addr> = addresses.iter().map(|ip| Addr::from(*ip)).collect();
     let there: Vec<Addr> = map.keys().flatten().collect();
     for one in there.iter().filter(|one| !wanted.contains(one)) {
         let _ = map.remove(one);
     }
-    wanted.iter().try_for_each(|one| map.insert(one, 1, 0).map_err(wrong))
+    wanted.iter().try_for_each(|one| map.insert(one, 1, 0).map_err(|e| refused(maps::NODE, &e)))
 }

@@ -87,6 +87,14 @@ impl Sockets {
         Ok(socket)
     }
 
+    /// Whether the application to which this socket connects will be told its client. False where there was no place to
+    /// note it: end the connection, or the application takes the client for somebody on its own host. To be asked once
+    /// `connect` was called.
+    pub fn shows_client(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
+        let mut value = Endpoint::ZERO;
+        Ok(found(element(MAP_LOOKUP_ELEM, &self.0.client, &fd.as_raw_fd(), &mut value), value)?.is_some())
+    }
+
     /// Marks a socket, before it listens or connects, as the agent's.
     pub(super) fn mark(&self, socket: &Socket, role: Role) -> io::Result<()> {
         let mut value = role as u32;

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -110,6 +111,11 @@ impl Source {
     ) -> Result<Connected, UpstreamError> {
         let stream =
             self.tcp(to, limit, |sockets, workload| sockets.socket_to_app(&workload.netns, to, client)).await?;
+        let failed = |source: io::Error| UpstreamError::Connect { to, source: Arc::new(source) };
+        if !self.sockets.shows_client(stream.as_fd()).map_err(failed)? {
+            let why = "too many connections to applications are on their way (peer_full) to show one more its client";
+            return Err(failed(io::Error::other(why)));
+        }
         Ok(in_the_open(stream, to))
     }
 
