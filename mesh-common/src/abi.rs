@@ -5,7 +5,7 @@
 use crate::addr::{Addr, Endpoint};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
@@ -55,11 +55,9 @@ pub mod maps {
     pub const PEER: &str = "PEER";
     /// netns cookie (u64) → [`Share`](super::Share). The agent makes and removes entries, the programs count in them.
     pub const SHARES: &str = "SHARES";
-    /// socket → [`Endpoint`](super::Endpoint), where it really wanted to go.
-    pub const ORIGIN: &str = "ORIGIN";
-    /// socket → [`Endpoint`](super::Endpoint), who is really at the other end.
-    pub const CLIENT: &str = "CLIENT";
-    /// socket → [`Role`](super::Role) as u32; inherited by accepted sockets.
+    /// socket of an application → [`Endpoint`](super::Endpoint), who is really at the other end.
+    pub const FAR: &str = "FAR";
+    /// socket of the agent → [`Agent`](super::Agent); inherited by accepted sockets.
     pub const AGENT: &str = "AGENT";
     /// [`PortKey`](super::PortKey) → [`Mode`](super::Mode) as u32. Written by the agent only.
     pub const PORT_MODES: &str = "PORT_MODES";
@@ -80,9 +78,9 @@ pub mod maps {
     /// [`Event`](super::Event)s.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that is shared by all instances of the programs, by a pin.
-    pub const ALL: [&str; 16] = [
-        WORKLOADS, AGENTS, FLOW, PEER, SHARES, PORT_MODES, PROBED, NODE, KEPT, ORIGIN, CLIENT, AGENT, VERDICT, DNS,
-        METRICS, EVENTS,
+    pub const ALL: [&str; 15] = [
+        WORKLOADS, AGENTS, FLOW, PEER, SHARES, PORT_MODES, PROBED, NODE, KEPT, FAR, AGENT, VERDICT, DNS, METRICS,
+        EVENTS,
     ];
 }
 
@@ -211,7 +209,18 @@ pub struct DnsPlace {
     pub zero: u32,
 }
 
-/// What a socket of the agent is for. The value of its AGENT storage.
+/// What the programs and the agent know of a socket of the agent's. The value of its AGENT storage.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// Its [`Role`] as u32.
+    pub role: u32,
+    /// Of an accepted outbound connection: where the application wanted to go. Of one to an application: the client on
+    /// whose behalf it is. Else [`Endpoint::ZERO`].
+    pub far: Endpoint,
+}
+
+/// What a socket of the agent is for.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -341,6 +350,7 @@ const _: () = {
     assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
     assert!(size_of::<Tuple>() == 48 && align_of::<Tuple>() == 8);
     assert!(core::mem::offset_of!(Tuple, client) == 8 && core::mem::offset_of!(Tuple, server) == 28);
+    assert!(size_of::<Agent>() == 24 && align_of::<Agent>() == 4);
     assert!(size_of::<DnsPlace>() == 32 && core::mem::offset_of!(DnsPlace, zero) == 28);
     assert!(size_of::<Workload>() == 8 + 32 + 16 * MAX_ADDRESSES + 8 && align_of::<Workload>() == 4);
     assert!(core::mem::offset_of!(Workload, outbound_port) == 40 + 16 * MAX_ADDRESSES);

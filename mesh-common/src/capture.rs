@@ -160,10 +160,16 @@ pub fn may_have_more(on_their_way: i64) -> bool {
 /// agent's listener in the name of the unspecified address.
 #[inline(always)]
 pub fn lookup(workload: &Workload, remote: &Addr, local: &Addr, port: u16) -> Option<Inbound> {
-    if remote.is_unspecified() || remote.is_loopback() || remote.same(local) || is_own(workload, remote) {
+    if is_inside(remote, local) || is_own(workload, remote) {
         return None;
     }
     Some(listener(workload, port))
+}
+
+/// Whether addresses alone tell that a connection is none from the wire: the part of [`lookup`] that needs no workload.
+#[inline(always)]
+pub fn is_inside(remote: &Addr, local: &Addr) -> bool {
+    remote.is_unspecified() || remote.is_loopback() || remote.same(local)
 }
 
 #[inline(always)]

@@ -1,5 +1,5 @@
 //! cgroup/connect4 and connect6. In: the socket and the address that the application asks for. Out: the address that it
-//! gets, and ORIGIN with the one it asked for. TCP of enrolled namespaces; never the agent's sockets. UDP is `sendmsg`'s.
+//! gets, and FAR with the one it asked for. TCP of enrolled namespaces; never the agent's sockets. UDP is `sendmsg`'s.
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_set_retval};
@@ -8,7 +8,7 @@ use mesh_common::abi::{Counter, Role, Tuple, Verdict, Workload};
 use mesh_common::addr::Endpoint;
 use mesh_common::capture::{self, Outbound};
 
-use crate::maps::{AGENT, AGENTS, ORIGIN, VERDICT, WORKLOADS};
+use crate::maps::{AGENT, AGENTS, FAR, VERDICT, WORKLOADS};
 use crate::report::{count, tell};
 use crate::sendmsg;
 use crate::socket::{agent_listens, netns, of_sock_addr, set_user4, set_user6, user4, user6};
@@ -79,7 +79,7 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
     match capture::outbound(workload, to, device, random) {
         Outbound::Pass => {
             // An earlier, failed connect of the same socket may have been redirected.
-            ORIGIN.delete(sk);
+            FAR.delete(sk);
             count(Counter::OutboundExempt);
             release(sk, workload, netns, to, Verdict::Exempt)
         }
@@ -88,7 +88,7 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
                 return without_agent(sk, workload, netns, to);
             }
             VERDICT.delete(sk);
-            if ORIGIN.set(sk, *to) {
+            if FAR.set(sk, *to) {
                 count(Counter::OutboundCaptured);
                 return Ok(Some(listener));
             }
@@ -124,7 +124,7 @@ fn release(
 #[inline(always)]
 fn without_agent(sk: *mut bpf_sock, workload: &Workload, netns: u64, to: &Endpoint) -> Result<Option<Endpoint>, ()> {
     if capture::passes_without_agent(workload, false) {
-        ORIGIN.delete(sk);
+        FAR.delete(sk);
         tell(Counter::OutboundNoAgent, workload.id, &toward(netns, to));
         return release(sk, workload, netns, to, Verdict::NoAgent);
     }

@@ -6,7 +6,7 @@ use aya_ebpf::programs::SockAddrContext;
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture;
 
-use crate::maps::{AGENT, CLIENT, ORIGIN, WORKLOADS};
+use crate::maps::{AGENT, FAR, WORKLOADS};
 use crate::sendmsg;
 use crate::socket::{netns, of_sock_addr, set_user4, set_user6, user4, user6};
 
@@ -41,31 +41,34 @@ pub fn own6(ctx: &SockAddrContext) -> i32 {
     OK
 }
 
-/// Who is at the other end, if the kernel would say something else.
+/// Who is at the other end, if the kernel would say something else. The agent's sockets never have FAR.
 #[inline(always)]
 fn peer(ctx: &SockAddrContext, told: impl Fn(&SockAddrContext) -> Endpoint) -> Option<Endpoint> {
-    let sk = application(ctx)?;
+    let sk = of_sock_addr(ctx);
+    if sk.is_null() {
+        return None;
+    }
     if sendmsg::is_udp(ctx) {
-        return sendmsg::server(ctx, &told(ctx));
+        return asked(ctx, sk, &told(ctx));
     }
-    match ORIGIN.get(sk) {
-        Some(origin) => Some(origin),
-        None => CLIENT.get(sk),
-    }
+    FAR.get(sk)
 }
 
 /// The socket's own address, if the kernel would say loopback for a connection that was redirected there.
 #[inline(always)]
 fn own(ctx: &SockAddrContext, told: impl Fn(&SockAddrContext) -> Endpoint) -> Option<Endpoint> {
-    let sk = application(ctx)?;
+    let sk = of_sock_addr(ctx);
+    if sk.is_null() {
+        return None;
+    }
     let told = told(ctx);
     if !told.addr.is_loopback() {
         return None;
     }
     if sendmsg::is_udp(ctx) {
-        sendmsg::server(ctx, &sendmsg::connected(sk)?)?;
+        asked(ctx, sk, &sendmsg::connected(sk)?)?;
     } else {
-        ORIGIN.get(sk)?;
+        FAR.get(sk)?;
     }
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
     let workload = unsafe { WORKLOADS.get(netns(ctx)) }?;
@@ -73,12 +76,9 @@ fn own(ctx: &SockAddrContext, told: impl Fn(&SockAddrContext) -> Endpoint) -> Op
     if addr.same(&Addr::ZERO) { None } else { Some(Endpoint { addr, port: told.port }) }
 }
 
-/// The context's socket, unless it is the agent's.
+/// The DNS server that a UDP socket is connected to, if the agent's listener stands for it; unless it is the agent's.
 #[inline(always)]
-fn application(ctx: &SockAddrContext) -> Option<*mut bpf_sock> {
-    let sk = of_sock_addr(ctx);
-    if sk.is_null() {
-        return None;
-    }
-    if AGENT.get(sk).is_some() { None } else { Some(sk) }
+fn asked(ctx: &SockAddrContext, sk: *mut bpf_sock, at: &Endpoint) -> Option<Endpoint> {
+    let server = sendmsg::server(ctx, at)?;
+    if AGENT.get(sk).is_some() { None } else { Some(server) }
 }

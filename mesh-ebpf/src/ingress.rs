@@ -20,11 +20,11 @@ use mesh_common::egress::{ACK, SYN};
 
 use crate::maps::{AGENT, INGRESS_NETNS, NODE, PROBED, WORKLOADS};
 use crate::packet::{
-    self, Behind, Content, Datagram, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Packet, find, is_strict,
+    self, Behind, Content, Datagram, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Packet, find, find_or, is_strict,
     sock_tuple,
 };
 use crate::report::{count, tell};
-use crate::socket::{BPF_F_CURRENT_NETNS, TCP_LISTEN};
+use crate::socket::{self, BPF_F_CURRENT_NETNS, TCP_LISTEN};
 
 /// Go on with the next program, or to the stack if there is none.
 const NEXT: i32 = -1;
@@ -103,8 +103,23 @@ fn steer<const V4: bool>(ctx: &TcContext, packet: &Packet) -> i32 {
     let port = packet.destination.port as u16;
     let strict = is_strict(netns, workload, port);
     let own = packet.answered(netns);
-    let found = find::<V4>(ctx, &packet.source, &packet.destination, if strict { Some(&own) } else { None });
     let syn = packet.flags & (SYN | ACK) == SYN;
+    let probe = syn && is_probe(workload, netns, packet);
+    let mut assigned = false;
+    // The kernel's search asks `lookup`, and so mostly ends at the agent's listener already.
+    let offer = |listener: *mut bpf_sock| {
+        if let Arriving::Steer(to) = capture::inbound(workload, port, Found::Nobody, strict)
+            && !probe
+        {
+            assigned = matches!(give(ctx, listener, place(to).1), Assigned::Done);
+        }
+    };
+    let own = if strict { Some(&own) } else { None };
+    let found = find_or::<V4>(ctx, &packet.source, &packet.destination, own, offer);
+    if assigned {
+        count(Counter::InboundAssigned);
+        return NEXT;
+    }
     if syn && matches!(found, Found::TimeWait) {
         count(Counter::InboundTimeWait);
     }
@@ -114,9 +129,7 @@ fn steer<const V4: bool>(ctx: &TcContext, packet: &Packet) -> i32 {
             tell(Counter::InboundForeign, workload.id, &packet.sent(netns));
             DROP
         }
-        Arriving::Steer(_)
-            if syn && is_probe(workload, netns, packet) && !app_listens::<V4>(ctx, &packet.destination) =>
-        {
+        Arriving::Steer(_) if probe && !app_listens::<V4>(ctx, &packet.destination) => {
             tell(Counter::ProbeUnanswered, workload.id, &packet.sent(netns));
             DROP
         }
@@ -189,29 +202,37 @@ enum Assigned {
     Gone,
 }
 
+/// Port and role of a listener.
 #[inline(always)]
-fn assign<const V4: bool>(ctx: &TcContext, to: Inbound) -> Assigned {
-    let (port, role) = match to {
+fn place(to: Inbound) -> (u16, Role) {
+    match to {
         Inbound::Plain(port) => (port, Role::Inbound),
         Inbound::Tunnel(port) => (port, Role::Tunnel),
-    };
+    }
+}
+
+#[inline(always)]
+fn assign<const V4: bool>(ctx: &TcContext, to: Inbound) -> Assigned {
+    let (port, role) = place(to);
     let nobody = if V4 { NOBODY4 } else { Endpoint::ZERO };
     let sk = listener_at::<V4>(ctx, &Endpoint { port: port.into(), ..nobody });
     if sk.is_null() {
         return Assigned::Gone;
     }
-    // An application may have bound the port of an agent that died.
-    // SAFETY: sk came from the lookup, is not null, and is released below.
-    let listens = unsafe { (*sk).state } == TCP_LISTEN && AGENT.get(sk) == Some(role as u32);
-    let assigned = if !listens {
-        Assigned::Gone
-    // SAFETY: as above.
-    } else if unsafe { bpf_sk_assign(ctx.as_ptr(), sk.cast(), 0) } == 0 {
-        Assigned::Done
-    } else {
-        Assigned::Failed
-    };
-    // SAFETY: as above; this is the one release of this reference.
+    let assigned = give(ctx, sk, role);
+    // SAFETY: sk came from the lookup and is not null; this is the one release of this reference.
     unsafe { bpf_sk_release(sk.cast()) };
     assigned
+}
+
+/// Gives the packet to a listener, if it is the agent's: an application may have bound the port of an agent that died.
+/// `sk` is not null.
+#[inline(always)]
+fn give(ctx: &TcContext, sk: *mut bpf_sock, role: Role) -> Assigned {
+    // SAFETY: the caller's socket, not null and not yet released.
+    if unsafe { (*sk).state } != TCP_LISTEN || socket::role(sk) != Some(role as u32) {
+        return Assigned::Gone;
+    }
+    // SAFETY: as above.
+    if unsafe { bpf_sk_assign(ctx.as_ptr(), sk.cast(), 0) } == 0 { Assigned::Done } else { Assigned::Failed }
 }

@@ -41,6 +41,9 @@ pub fn run(ctx: &SkLookupContext) -> u32 {
         let local = if v4 { Addr::from_v4_wire(local4) } else { local6 };
         (v4, remote, local, ptr::read_volatile(&raw const (*c).local_port))
     };
+    if capture::is_inside(&remote, &local) {
+        return PASS;
+    }
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
     let Some(workload) = (unsafe { WORKLOADS.get(INGRESS_NETNS.load()) }) else { return PASS };
     let listener = match (capture::lookup(workload, &remote, &local, port as u16), v4) {

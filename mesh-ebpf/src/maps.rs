@@ -56,19 +56,15 @@ pub static KEPT: HashMap<abi::Tuple, u32, { abi::MAX_KEPT as usize }, NO_PREALLO
 #[btf_map]
 pub static DNS: HashMap<abi::DnsPlace, Endpoint, { abi::MAX_DNS_PLACES as usize }, NO_PREALLOC> = HashMap::new();
 
-/// Where a socket really wanted to go: on a redirected socket of an application, and on the agent's accepted socket.
-/// Lives as long as its socket. Writers: connect, sock_ops.
+/// Who is really at the other end of an application's socket: where a redirected one wanted to go, or the client of an
+/// accepted one. Never on the agent's sockets. Lives as long as its socket. Writers: connect, sock_ops.
 #[btf_map]
-pub static ORIGIN: SkStorage<Endpoint, NO_PREALLOC> = SkStorage::new();
+pub static FAR: SkStorage<Endpoint, NO_PREALLOC> = SkStorage::new();
 
-/// Who is really at the other end: on the agent's socket to an application, and on the socket that the application
-/// accepts. Lives as long as its socket. Writers: the agent by descriptor, sock_ops.
+/// Marks a socket as the agent's, and holds for it what FAR does for others: so that an accepted one, which inherits it,
+/// needs no storage more. Writers: the agent by descriptor, sock_ops (the far end only).
 #[btf_map]
-pub static CLIENT: SkStorage<Endpoint, NO_PREALLOC> = SkStorage::new();
-
-/// Marks a socket as the agent's; the value is its `Role`. Accepted sockets inherit it. Writer: the agent by descriptor.
-#[btf_map]
-pub static AGENT: SkStorage<u32, CLONE> = SkStorage::new();
+pub static AGENT: SkStorage<abi::Agent, CLONE> = SkStorage::new();
 
 /// Lets a socket of an application send to the wire by itself; the value is a `Verdict`. Not inherited by accepted
 /// sockets. Writers: connect, sock_ops.

@@ -31,6 +31,8 @@ const MOBILITY: u8 = 135;
 /// Extension headers that are looked into. A packet with more hides something.
 const MAX_EXTENSIONS: usize = 6;
 const IPV6_HEADER: u32 = 40;
+/// Version and length of an IPv4 header without options.
+const PLAIN_IPV4: u8 = 0x45;
 /// "More fragments" and the offset, in IPv4's fragment word.
 const FRAGMENT: u16 = 0x3fff;
 /// The offset alone.
@@ -103,6 +105,20 @@ struct Piece {
     offset: u16,
 }
 
+/// Both headers where nothing stands between them: one copy instead of two.
+#[repr(C)]
+struct Ipv4Tcp {
+    ip: Ipv4,
+    tcp: Tcp,
+}
+
+/// As [`Ipv4Tcp`].
+#[repr(C)]
+struct Ipv6Tcp {
+    ip: Ipv6,
+    tcp: Tcp,
+}
+
 /// What stands behind an IP header.
 pub enum Content {
     /// A whole TCP header.
@@ -164,6 +180,13 @@ pub fn carries(ctx: &TcContext) -> Option<u32> {
 /// An IPv4 packet; `None` if it is cut off, or none.
 #[inline(always)]
 pub fn v4(ctx: &TcContext) -> Option<Content> {
+    if let Some(Ipv4Tcp { ip, tcp }) = load(ctx, 0)
+        && ip.version_length == PLAIN_IPV4
+        && ip.protocol == IPPROTO_TCP
+        && u16::from_be(ip.fragment) & FRAGMENT == 0
+    {
+        return Some(Content::Tcp(packet4(&ip, &tcp)));
+    }
     let ip: Ipv4 = load(ctx, 0)?;
     if ip.version_length >> 4 != 4 {
         return None;
@@ -176,13 +199,25 @@ pub fn v4(ctx: &TcContext) -> Option<Content> {
     }
     let header = u32::from(ip.version_length & 0x0f) * 4;
     let tcp: Tcp = load(ctx, header)?;
+    Some(Content::Tcp(packet4(&ip, &tcp)))
+}
+
+#[inline(always)]
+fn packet4(ip: &Ipv4, tcp: &Tcp) -> Packet {
+    let header = u32::from(ip.version_length & 0x0f) * 4;
     let data = u32::from(u16::from_be(ip.total)).wrapping_sub(header);
-    Some(Content::Tcp(packet(&tcp, Addr::from_v4_wire(ip.source), Addr::from_v4_wire(ip.destination), data)))
+    packet(tcp, Addr::from_v4_wire(ip.source), Addr::from_v4_wire(ip.destination), data)
 }
 
 /// An IPv6 packet; `None` if it is cut off, or none.
 #[inline(always)]
 pub fn v6(ctx: &TcContext) -> Option<Content> {
+    if let Some(Ipv6Tcp { ip, tcp }) = load(ctx, 0)
+        && u32::from_be(ip.head) >> 28 == 6
+        && ip.next == IPPROTO_TCP
+    {
+        return Some(Content::Tcp(packet6(&ip, &tcp)));
+    }
     let ip: Ipv6 = load(ctx, 0)?;
     if u32::from_be(ip.head) >> 28 != 6 {
         return None;
@@ -191,8 +226,12 @@ pub fn v6(ctx: &TcContext) -> Option<Content> {
         return Some(Content::Else(ip.next));
     }
     let tcp: Tcp = load(ctx, size_of::<Ipv6>() as u32)?;
-    let data = u32::from(u16::from_be(ip.length));
-    Some(Content::Tcp(packet(&tcp, Addr(ip.source), Addr(ip.destination), data)))
+    Some(Content::Tcp(packet6(&ip, &tcp)))
+}
+
+#[inline(always)]
+fn packet6(ip: &Ipv6, tcp: &Tcp) -> Packet {
+    packet(tcp, Addr(ip.source), Addr(ip.destination), u16::from_be(ip.length).into())
 }
 
 /// The ends of an IPv4 packet whose protocol is UDP, UDP-Lite or TCP; `None` if it is cut off.
@@ -306,6 +345,18 @@ pub fn sock_tuple<const V4: bool>(source: &Endpoint, destination: &Endpoint) -> 
 /// What the kernel would find for a packet from `source` to `destination`. Only with `own`, whose the connection is.
 #[inline(always)]
 pub fn find<const V4: bool>(ctx: &TcContext, source: &Endpoint, destination: &Endpoint, own: Option<&Tuple>) -> Found {
+    find_or::<V4>(ctx, source, destination, own, |_| {})
+}
+
+/// As [`find`]. Where the kernel's search ends at a listener, `listener` gets it, before it is released.
+#[inline(always)]
+pub fn find_or<const V4: bool>(
+    ctx: &TcContext,
+    source: &Endpoint,
+    destination: &Endpoint,
+    own: Option<&Tuple>,
+    listener: impl FnOnce(*mut bpf_sock),
+) -> Found {
     let (mut tuple, size) = sock_tuple::<V4>(source, destination);
     // SAFETY: the tuple is initialised in its first `size` bytes, which is what the helper reads.
     let sk = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, BPF_F_CURRENT_NETNS, 0) };
@@ -315,7 +366,10 @@ pub fn find<const V4: bool>(ctx: &TcContext, source: &Endpoint, destination: &En
     // SAFETY: sk came from the lookup and is not null.
     let state = unsafe { (*sk).state };
     let found = match (state, own) {
-        (TCP_LISTEN, _) => Found::Nobody,
+        (TCP_LISTEN, _) => {
+            listener(sk);
+            Found::Nobody
+        }
         (TCP_TIME_WAIT, _) => Found::TimeWait,
         (_, Some(tuple)) if is_foreign(sk, tuple) => Found::Foreign,
         _ => Found::Live,

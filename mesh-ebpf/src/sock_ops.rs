@@ -1,21 +1,22 @@
-//! cgroup/sock_ops. In: a TCP socket's life. Out: ORIGIN travels by FLOW from the application's socket to the one that
-//! the agent accepts, CLIENT by PEER from the agent's socket to the one that the application accepts. An entry lives
-//! from just before the SYN until the connection is accepted or its socket closes, so a stale one can never lie. SHARES
-//! counts them, so that no workload takes all places. What the agent dials on the wire repeats its SYN sooner than the
-//! kernel would.
+//! cgroup/sock_ops. In: a TCP socket's life. Out: where an application wanted to go travels by FLOW from its socket's FAR
+//! to the AGENT of the one that the agent accepts, the client by PEER from the AGENT of the agent's socket to the FAR of the
+//! one that the application accepts. An entry lives from just before the SYN until the connection is accepted or its
+//! socket closes, so a stale one can never lie. Addresses decide first which of these it can be, so that a socket outside
+//! the mesh costs one look. SHARES counts them, so that no workload takes all places. What the agent dials on the wire
+//! repeats its SYN sooner than the kernel would.
 
 use core::arch::asm;
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::btf_maps::HashMap;
 use aya_ebpf::programs::SockOpsContext;
-use mesh_common::abi::{Counter, MAX_FLOWS, MAX_PEERS, Role, Share, Tuple, Verdict};
+use mesh_common::abi::{Agent, Counter, MAX_FLOWS, MAX_PEERS, Role, Share, Tuple, Verdict};
 use mesh_common::addr::Endpoint;
 use mesh_common::capture;
 
-use crate::maps::{AGENT, CLIENT, FLOW, ORIGIN, PEER, SHARES, VERDICT, WORKLOADS};
+use crate::maps::{AGENT, FAR, FLOW, PEER, SHARES, VERDICT, WORKLOADS};
 use crate::report::{count, tell};
-use crate::socket::{Ends, of_sock_ops};
+use crate::socket::{Ends, of_sock_ops, role};
 
 /// `enum` in linux/bpf.h: how long is the first SYN to wait for its answer? In jiffies; 0 leaves it at a second.
 const TIMEOUT_INIT: u32 = 1;
@@ -41,21 +42,11 @@ pub fn run(ctx: &SockOpsContext) -> u32 {
     if sk.is_null() {
         return OK;
     }
-    let op = ctx.op();
-    if op == TIMEOUT_INIT {
-        if AGENT.get(sk) == Some(Role::Dial as u32) {
-            ctx.set_reply(SYN_TIMEOUT);
-        }
-        return OK;
-    }
-    if op != TCP_CONNECT_CB && op != PASSIVE_ESTABLISHED_CB && op != STATE_CB {
-        return OK;
-    }
-    let ends = Ends::of(ctx);
-    match op {
-        TCP_CONNECT_CB => connecting(ctx, sk, &ends),
-        PASSIVE_ESTABLISHED_CB => accepted(ctx, sk, &ends),
-        _ if ctx.arg(1) == TCP_CLOSE => closed(ctx, sk, &ends),
+    match ctx.op() {
+        TIMEOUT_INIT if role(sk) == Some(Role::Dial as u32) => ctx.set_reply(SYN_TIMEOUT),
+        TCP_CONNECT_CB => connecting(ctx, sk, &Ends::of(ctx)),
+        PASSIVE_ESTABLISHED_CB => accepted(ctx, sk, &Ends::of(ctx)),
+        STATE_CB if ctx.arg(1) == TCP_CLOSE => closed(ctx, &Ends::of(ctx)),
         _ => {}
     }
     OK
@@ -75,16 +66,26 @@ const TO_APP: Way<{ MAX_PEERS as usize }> =
     // SAFETY: as above.
     Way { map: &PEER, part: |share| unsafe { &raw mut (*share).peers }, full: Counter::PeerFull };
 
+/// Whether these are the ends of a connection of the agent's to an application: from a loopback address to one that is
+/// none. Nobody is redirected that way.
+#[inline(always)]
+fn is_to_app(connecting: &Endpoint, accepting: &Endpoint) -> bool {
+    connecting.addr.is_loopback() && !accepting.addr.is_loopback()
+}
+
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
-    if let Some(origin) = ORIGIN.get(sk) {
+    if is_to_app(&ends.local, &ends.remote) {
+        if let Some(agent) = AGENT.get(sk)
+            && agent.role == Role::DialApp as u32
+            && !TO_APP.note(ctx, ends, &agent.far)
+        {
+            // So that the agent sees that the application will not know its client, and ends the connection.
+            AGENT.set(sk, Agent { role: agent.role, far: Endpoint::ZERO });
+        }
+    } else if let Some(origin) = FAR.get(sk) {
         // If not: the agent finds nothing for the accepted socket and resets it.
         TO_AGENT.note(ctx, ends, &origin);
-    } else if let Some(client) = CLIENT.get(sk)
-        && !TO_APP.note(ctx, ends, &client)
-    {
-        // So that the agent sees that the application will not know its client, and ends the connection.
-        CLIENT.delete(sk);
     }
 }
 
@@ -145,31 +146,46 @@ fn add(counted: *mut i64, n: i64) {
 
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
-    match AGENT.get(sk) {
-        Some(role) if role == Role::Outbound as u32 => {
-            if let Some(origin) = take(ctx, ends, &TO_AGENT) {
-                ORIGIN.set(sk, origin);
-            }
-        }
-        Some(_) => {}
-        // The agent always dials an application from a loopback address.
-        None if ends.remote.addr.is_loopback() => {
-            if let Some(client) = take(ctx, ends, &TO_APP) {
-                CLIENT.set(sk, client);
-            }
-        }
-        None => passed(ctx, sk, ends),
+    if is_to_app(&ends.remote, &ends.local) {
+        dialled(ctx, sk, ends);
+    } else if ends.local.addr.is_loopback() {
+        redirected(ctx, sk, ends);
+    } else {
+        from_outside(ctx, sk, ends);
     }
 }
 
-/// The application itself accepts from the wire: `ingress` has let the connection pass, so its answers may leave.
+/// To a loopback address, or by a socket that is bound to a device: an application that was redirected, if to the agent.
 #[inline(always)]
-fn passed(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
+fn redirected(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
+    if let Some(agent) = AGENT.get(sk)
+        && agent.role == Role::Outbound as u32
+        && let Some(far) = take(ctx, ends, &TO_AGENT)
+    {
+        AGENT.set(sk, Agent { role: agent.role, far });
+    }
+}
+
+/// The agent, on behalf of a client.
+#[inline(always)]
+fn dialled(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
+    if let Some(client) = take(ctx, ends, &TO_APP)
+        && AGENT.get(sk).is_none()
+    {
+        FAR.set(sk, client);
+    }
+}
+
+/// Between addresses of which none is loopback.
+#[inline(always)]
+fn from_outside(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     let tuple = ends.accepted(ctx);
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
-    if let Some(workload) = unsafe { WORKLOADS.get(tuple.netns) }
-        && !VERDICT.set(sk, Verdict::Accepted as u32)
-    {
+    let Some(workload) = (unsafe { WORKLOADS.get(tuple.netns) }) else { return };
+    if AGENT.get(sk).is_some() {
+        redirected(ctx, sk, ends);
+    // The application itself accepts: `ingress` has let the connection pass, so its answers may leave.
+    } else if !VERDICT.set(sk, Verdict::Accepted as u32) {
         tell(Counter::StorageFailed, workload.id, &tuple);
     }
 }
@@ -184,9 +200,10 @@ fn take<const N: usize>(ctx: &SockOpsContext, ends: &Ends, way: &Way<N>) -> Opti
 }
 
 #[inline(always)]
-fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
+fn closed(ctx: &SockOpsContext, ends: &Ends) {
     let key = ends.connected(ctx);
-    let removed = if ORIGIN.get(sk).is_some() { TO_AGENT.remove(&key) } else { TO_APP.remove(&key) };
+    let to_app = is_to_app(&ends.local, &ends.remote);
+    let removed = if to_app { TO_APP.remove(&key) } else { TO_AGENT.remove(&key) };
     if removed {
         count(Counter::Abandoned);
     }

@@ -83,10 +83,16 @@ pub fn agent_answers(ctx: &impl EbpfContext, at: &Endpoint) -> bool {
     if sk.is_null() {
         return false;
     }
-    let found = AGENT.get(sk) == Some(Role::Dns as u32);
+    let found = role(sk) == Some(Role::Dns as u32);
     // SAFETY: sk came from the lookup and is not null; this is the one release of this reference.
     unsafe { bpf_sk_release(sk.cast()) };
     found
+}
+
+/// What a socket of the agent's is for; nothing if it is an application's. `sk` must have been tested for null.
+#[inline(always)]
+pub fn role(sk: *mut bpf_sock) -> Option<u32> {
+    AGENT.get(sk).map(|agent| agent.role)
 }
 
 /// Whether the socket is the agent's, or the process that makes the system call. `sk` must have been tested for null.
@@ -112,7 +118,7 @@ pub fn agent_listens(ctx: &impl EbpfContext, at: &Endpoint, role: Role) -> bool 
         return false;
     }
     // SAFETY: sk came from the lookup and is not null.
-    let found = unsafe { (*sk).state } == TCP_LISTEN && AGENT.get(sk) == Some(role as u32);
+    let found = unsafe { (*sk).state } == TCP_LISTEN && self::role(sk) == Some(role as u32);
     // SAFETY: the one release of this reference.
     unsafe { bpf_sk_release(sk.cast()) };
     found

@@ -34,6 +34,8 @@ mod lookup;
 mod loss;
 #[path = "bpf/mptcp.rs"]
 mod mptcp;
+#[path = "bpf/outside.rs"]
+mod outside;
 #[path = "bpf/packets.rs"]
 mod packets;
 #[path = "bpf/probe.rs"]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::Map;
-use mesh_common::abi::{DnsPlace, Role, maps};
+use mesh_common::abi::{Agent, DnsPlace, Role, maps};
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -22,26 +22,19 @@ pub struct Sockets(Arc<Storages>);
 
 struct Storages {
     agent: OwnedFd,
-    client: OwnedFd,
-    origin: OwnedFd,
     dns: OwnedFd,
 }
 
 impl Sockets {
     pub(super) fn new(object: &Ebpf) -> Result<Sockets, KernelError> {
-        Ok(Sockets(Arc::new(Storages {
-            agent: storage(object, maps::AGENT)?,
-            client: storage(object, maps::CLIENT)?,
-            origin: storage(object, maps::ORIGIN)?,
-            dns: places(object)?,
-        })))
+        Ok(Sockets(Arc::new(Storages { agent: storage(object, maps::AGENT)?, dns: places(object)? })))
     }
 
     /// Where the application wanted to go, for a socket accepted from an outbound listener. `None`: nobody was
     /// redirected, the application dialled the listener by hand (or the hand-over map was full): reset it.
     pub fn original_destination(&self, fd: BorrowedFd<'_>) -> io::Result<Option<SocketAddr>> {
-        let mut value = Endpoint::ZERO;
-        found(element(MAP_LOOKUP_ELEM, &self.0.origin, &fd.as_raw_fd(), &mut value), value)
+        // Nobody can connect to port 0.
+        Ok(self.known(fd)?.filter(|known| known.far.port != 0).map(|known| known.far.into()))
     }
 
     /// The DNS server for which the agent's listener stands at this address of the namespace. `None`: nobody was sent
@@ -49,33 +42,34 @@ impl Sockets {
     pub fn dns_server(&self, ns: &NetNs, at: SocketAddr) -> io::Result<Option<SocketAddr>> {
         let key = DnsPlace { netns: ns.cookie(), at: at.into(), zero: 0 };
         let mut value = Endpoint::ZERO;
-        found(element(MAP_LOOKUP_ELEM, &self.0.dns, &key, &mut value), value)
+        let there = found(element(MAP_LOOKUP_ELEM, &self.0.dns, &key, &mut value))?;
+        Ok(there.then(|| value.into()))
     }
 
     /// Opens a nonblocking UDP socket inside the namespace, of the family of `to`, marked as the agent's.
     pub fn datagrams(&self, ns: &NetNs, to: SocketAddr) -> io::Result<Socket> {
-        self.open(ns, to, Type::DGRAM, Protocol::UDP, Role::Dial)
+        self.open(ns, to, Type::DGRAM, Protocol::UDP, plain(Role::Dial))
     }
 
     /// Opens a raw socket for ICMP of the family of `to` inside the namespace, marked as the agent's. Needs CAP_NET_RAW.
     pub fn icmp(&self, ns: &NetNs, to: SocketAddr) -> io::Result<Socket> {
         let protocol = if to.is_ipv4() { Protocol::ICMPV4 } else { Protocol::ICMPV6 };
-        self.open(ns, to, Type::RAW, protocol, Role::Dial)
+        self.open(ns, to, Type::RAW, protocol, plain(Role::Dial))
     }
 
     /// Opens a nonblocking TCP socket inside the namespace, of the family of `to`, marked as the agent's: a connection
     /// that it makes goes where it says.
     pub fn socket(&self, ns: &NetNs, to: SocketAddr) -> io::Result<Socket> {
-        self.open(ns, to, Type::STREAM, Protocol::TCP, Role::Dial)
+        self.open(ns, to, Type::STREAM, Protocol::TCP, plain(Role::Dial))
     }
 
     /// As [`Sockets::socket`], to dial an application: its `accept()` and `getpeername()` will tell `client`. Bound to a
     /// loopback address, so that the application's closed connections never use up the ports. A client of the other
     /// family can be shown only where the application listens with an AF_INET6 socket.
     pub fn socket_to_app(&self, ns: &NetNs, to: SocketAddr, client: SocketAddr) -> io::Result<Socket> {
-        let socket = self.open(ns, to, Type::STREAM, Protocol::TCP, Role::DialApp)?;
-        let mut value = Endpoint::from(SocketAddr::new(client.ip().to_canonical(), client.port()));
-        element(MAP_UPDATE_ELEM, &self.0.client, &socket.as_raw_fd(), &mut value)?;
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+        let known = Agent { role: Role::DialApp as u32, far: client.into() };
+        let socket = self.open(ns, to, Type::STREAM, Protocol::TCP, known)?;
         let from: IpAddr = match to {
             SocketAddr::V4(_) => Addr::from_v4_wire(capture::spread(rand::random())).into(),
             SocketAddr::V6(to) if to.ip().to_ipv4_mapped().is_some() => Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
@@ -91,22 +85,30 @@ impl Sockets {
     /// note it: end the connection, or the application takes the client for somebody on its own host. To be asked once
     /// `connect` was called.
     pub fn shows_client(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
-        let mut value = Endpoint::ZERO;
-        Ok(found(element(MAP_LOOKUP_ELEM, &self.0.client, &fd.as_raw_fd(), &mut value), value)?.is_some())
+        Ok(self.known(fd)?.is_some_and(|known| known.far != Endpoint::ZERO))
     }
 
     /// Marks a socket, before it listens or connects, as the agent's.
     pub(super) fn mark(&self, socket: &Socket, role: Role) -> io::Result<()> {
-        let mut value = role as u32;
-        element(MAP_UPDATE_ELEM, &self.0.agent, &socket.as_raw_fd(), &mut value)
+        self.note(socket, plain(role))
     }
 
-    fn open(&self, ns: &NetNs, to: SocketAddr, kind: Type, protocol: Protocol, role: Role) -> io::Result<Socket> {
+    fn known(&self, fd: BorrowedFd<'_>) -> io::Result<Option<Agent>> {
+        let mut known = Agent { role: 0, far: Endpoint::ZERO };
+        let there = found(element(MAP_LOOKUP_ELEM, &self.0.agent, &fd.as_raw_fd(), &mut known))?;
+        Ok(there.then_some(known))
+    }
+
+    fn note(&self, socket: &Socket, mut known: Agent) -> io::Result<()> {
+        element(MAP_UPDATE_ELEM, &self.0.agent, &socket.as_raw_fd(), &mut known)
+    }
+
+    fn open(&self, ns: &NetNs, to: SocketAddr, kind: Type, protocol: Protocol, known: Agent) -> io::Result<Socket> {
         let socket = ns.run(|| Socket::new(Domain::for_address(to), kind.nonblocking(), Some(protocol)))??;
         if socket_cookie(&socket)? != ns.cookie() {
             return Err(io::Error::other("a socket was opened outside the workload's namespace"));
         }
-        self.mark(&socket, role)?;
+        self.note(&socket, known)?;
         Ok(socket)
     }
 }
@@ -127,11 +129,16 @@ fn places(object: &Ebpf) -> Result<OwnedFd, KernelError> {
     }
 }
 
-/// What a lookup says: that there is nothing is no error.
-fn found(looked_up: io::Result<()>, value: Endpoint) -> io::Result<Option<SocketAddr>> {
+/// A socket of which only the role is known.
+fn plain(role: Role) -> Agent {
+    Agent { role: role as u32, far: Endpoint::ZERO }
+}
+
+/// Whether a lookup has found something: that there is nothing is no error.
+fn found(looked_up: io::Result<()>) -> io::Result<bool> {
     match looked_up {
-        Ok(()) => Ok(Some(value.into())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),
     }
 }
