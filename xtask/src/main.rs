@@ -38,7 +38,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Measures direct connections, the mesh, nginx and HAProxy in one run; prints ratios, writes JSON.
+    /// Measures direct connections, the mesh, nginx, HAProxy and iptables in one run; prints ratios, writes JSON.
     #[command(disable_help_flag = true)]
     Bench {
         /// Options of `mesh-bench`; try `--help`.

@@ -1,4 +1,4 @@
-//! The benchmark: direct connections against the mesh, with nginx and HAProxy one hop beside them, in one run.
+//! The benchmark: direct connections against the mesh, with nginx, HAProxy and iptables beside them, in one run.
 //!
 //! In: how many rounds of how many seconds. Out: tables of medians and ratios to the direct path, and a JSON file with
 //! every round. Pods that are not enrolled stand beside enrolled ones in the same lab, so that rounds interleave. Then what
@@ -17,12 +17,12 @@ mod peers;
 mod table;
 mod ways;
 
-use measure::{Round, cpu_of};
+use measure::{Cpu, Round};
 use table::{Figure, Results};
 use ways::{ECHO, HTTP, ONCE, SINK, Way};
 
 #[derive(Parser)]
-#[command(about = "Measures the mesh against no mesh, nginx and HAProxy (release builds, root)")]
+#[command(about = "Measures the mesh against no mesh, nginx, HAProxy and iptables (release builds, root)")]
 struct Args {
     /// Rounds of every measurement on every path.
     #[arg(long, default_value_t = 5)]
@@ -70,6 +70,13 @@ const RATE: &[Figure] = &[
     relative("p99_us", "p99 µs"),
     absolute("cpu_us", "proxy CPU µs/op"),
 ];
+const CONNECTIONS: &[Figure] = &[
+    relative("per_second", "per second"),
+    relative("p50_us", "p50 µs"),
+    relative("p99_us", "p99 µs"),
+    absolute("cpu_us", "proxy CPU µs/op"),
+    relative("machine_us", "all CPU µs/op"),
+];
 const BULK: &[Figure] = &[relative("gbit_per_second", "Gbit/s"), absolute("cpu_s_per_gb", "proxy CPU s/GB")];
 
 const MEASUREMENTS: &[Measurement] = &[
@@ -82,7 +89,7 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { title: "TCP bulk, 64 KiB writes, 1 connection", figures: BULK, port: SINK, arguments: &["bulk"] },
     Measurement {
         title: "New TCP connections, 16 clients",
-        figures: RATE,
+        figures: CONNECTIONS,
         port: ONCE,
         arguments: &["connect", "--connections", "16"],
     },
@@ -128,6 +135,9 @@ fn main() -> Result<()> {
         .with_context(|| format!("writing {}", args.json.display()))?;
     println!("\nEvery round: {}", args.json.display());
     println!("Ratios are to the direct path of the same round (medians). All of it shares this machine's cores.");
+    println!(
+        "Proxy CPU: the proxies' processes. All CPU: the machine, with client, server and what the kernel does for packets."
+    );
     Ok(())
 }
 
@@ -162,7 +172,7 @@ fn run(lab: &Lab, way: &Way, measurement: &Measurement, load: &str, seconds: f64
     let mut argv = vec![load];
     argv.extend(measurement.arguments);
     argv.extend(["--connect", &to, "--seconds", &seconds]);
-    let before = cpu_of(&way.proxies)?;
+    let before = Cpu::now(&way.proxies)?;
     let output = lab.pod(way.pod)?.run(&argv)?;
-    Round::parse(&output.text(), cpu_of(&way.proxies)?.saturating_sub(before))
+    Round::parse(&output.text(), Cpu::now(&way.proxies)?.since(before))
 }

@@ -14,13 +14,49 @@ use serde_json::Value;
 pub struct Round {
     /// Named values as the load generator printed them.
     pub values: BTreeMap<String, f64>,
-    /// CPU time that the proxies of the path used.
-    pub cpu: Duration,
+    /// CPU time that was used.
+    pub cpu: Cpu,
+}
+
+/// CPU time of a run, with its warm-up.
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub struct Cpu {
+    /// Of the proxies of the path, as they are accounted for it.
+    pub proxies: Duration,
+    /// Of the whole machine, all that was not idle: what the kernel does for a packet is often put down to nobody, or to
+    /// whoever happened to run.
+    pub machine: Duration,
+}
+
+impl Cpu {
+    /// What was used until now.
+    pub fn now(proxies: &[u32]) -> anyhow::Result<Cpu> {
+        let text = std::fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+        let machine = busy(&text).context("/proc/stat has no line `cpu`")?;
+        Ok(Cpu { proxies: cpu_of(proxies)?, machine })
+    }
+
+    /// What was used since.
+    pub fn since(self, earlier: Cpu) -> Cpu {
+        Cpu {
+            proxies: self.proxies.saturating_sub(earlier.proxies),
+            machine: self.machine.saturating_sub(earlier.machine),
+        }
+    }
+}
+
+/// The time that the processors were not idle (proc_stat(5), in hundredths of a second; nobody steals from idle ones).
+fn busy(stat: &str) -> Option<Duration> {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let fields: Vec<u64> = line.split_whitespace().map_while(|field| field.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq; guests are in user already.
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = fields.as_slice() else { return None };
+    Some(Duration::from_millis((user + nice + system + irq + softirq) * 10))
 }
 
 impl Round {
     /// Reads the load generator's line.
-    pub fn parse(output: &str, cpu: Duration) -> anyhow::Result<Self> {
+    pub fn parse(output: &str, cpu: Cpu) -> anyhow::Result<Self> {
         let line = output.lines().last().context("the load generator printed nothing")?;
         let value: Value =
             serde_json::from_str(line).with_context(|| format!("the load generator printed {line:?}"))?;
@@ -33,17 +69,16 @@ impl Round {
         }
     }
 
-    /// A value by name; `cpu_us` is the proxies' CPU time in microseconds an operation.
+    /// A value by name; `cpu_us` and `machine_us` are the proxies' and the machine's CPU time in microseconds an operation.
     pub fn get(&self, name: &str) -> Option<f64> {
+        let share = |cpu: Duration, of: &str, unit: f64| {
+            let count = self.values.get(of)?;
+            (cpu > Duration::ZERO && *count > 0.0).then(|| cpu.as_secs_f64() * unit / count)
+        };
         match name {
-            "cpu_us" => {
-                let operations = self.values.get("operations")?;
-                (self.cpu > Duration::ZERO && *operations > 0.0).then(|| self.cpu.as_secs_f64() * 1e6 / operations)
-            }
-            "cpu_s_per_gb" => {
-                let bytes = self.values.get("bytes")?;
-                (self.cpu > Duration::ZERO && *bytes > 0.0).then(|| self.cpu.as_secs_f64() / (bytes / 1e9))
-            }
+            "cpu_us" => share(self.cpu.proxies, "with_warm_up", 1e6),
+            "machine_us" => share(self.cpu.machine, "with_warm_up", 1e6),
+            "cpu_s_per_gb" => share(self.cpu.proxies, "bytes", 1e9),
             _ => self.values.get(name).copied(),
         }
     }
@@ -96,14 +131,23 @@ mod tests {
 
     #[test]
     fn a_run_with_errors_is_refused() {
-        assert!(Round::parse(r#"{"operations": 5, "errors": 1}"#, Duration::ZERO).is_err());
-        assert!(Round::parse("", Duration::ZERO).is_err());
+        assert!(Round::parse(r#"{"operations": 5, "errors": 1}"#, Cpu::default()).is_err());
+        assert!(Round::parse("", Cpu::default()).is_err());
     }
 
     #[test]
     fn cpu_is_shared_among_operations() {
-        let round = Round::parse(r#"{"operations": 5, "errors": 0}"#, Duration::from_micros(50)).unwrap();
-        assert_eq!(round.get("cpu_us"), Some(10.0));
+        let cpu = Cpu { proxies: Duration::from_micros(50), machine: Duration::from_micros(100) };
+        let round = Round::parse(r#"{"operations": 4, "with_warm_up": 5, "errors": 0}"#, cpu).unwrap();
+        assert_eq!((round.get("cpu_us"), round.get("machine_us")), (Some(10.0), Some(20.0)));
+        assert_eq!(round.get("cpu_s_per_gb"), None);
+    }
+
+    #[test]
+    fn the_machine_is_busy_when_it_is_not_idle() {
+        let text = "cpu  1 2 3 1000 2000 4 5 7 0 0\ncpu0 9 9 9 9 9 9 9 9 9 9\n";
+        assert_eq!(busy(text), Some(Duration::from_millis(150)));
+        assert_eq!(busy("intr 1"), None);
     }
 
     #[test]

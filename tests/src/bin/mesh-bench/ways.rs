@@ -20,6 +20,8 @@ pub const ECHO: u16 = 7001;
 pub const SINK: u16 = 7002;
 /// Gives back one byte and closes.
 pub const ONCE: u16 = 7003;
+/// A port to which nobody listens: iptables redirects it.
+const REDIRECTED: u16 = 7013;
 /// UDP: an answer to every question.
 pub const DNS: u16 = 53;
 /// Address of the Service in front of the enrolled server.
@@ -41,13 +43,16 @@ pub struct Way {
     pub compared: bool,
 }
 
-/// Two nodes, each with an enrolled pod and one that is not.
+/// Two nodes, each with an enrolled pod, one that is not, and one with rules of iptables.
 pub fn topology() -> Topology {
     Topology::of_nodes(&["near", "far"])
         .pod(PodSpec::new("client", "near"))
         .pod(PodSpec::new("plain-client", "near").unenrolled())
         .pod(PodSpec::new("server", "far"))
         .pod(PodSpec::new("plain-server", "far").unenrolled())
+        // What iptables does costs every connection of a namespace something.
+        .pod(PodSpec::new("redirect-client", "near").unenrolled())
+        .pod(PodSpec::new("redirect-server", "far").unenrolled())
 }
 
 /// Services in front of the servers.
@@ -76,7 +81,7 @@ spec:
 pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
     let mut processes = Vec::new();
     let load = sys::binary("mesh-load")?.display().to_string();
-    for name in ["server", "plain-server"] {
+    for name in ["server", "plain-server", "redirect-server"] {
         let pod = lab.pod(name)?;
         let [echo, sink, once, dns] = [ECHO, SINK, ONCE, DNS].map(|port| format!("0.0.0.0:{port}"));
         let argv = [&load, "serve", "--echo", &echo, "--sink", &sink, "--once", &once, "--dns", &dns];
@@ -93,6 +98,8 @@ pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
     let (nginx, haproxy) = (dir.join("nginx.conf"), dir.join("haproxy.cfg"));
     std::fs::write(&nginx, peers::nginx(&dir, plain_to(HTTP)))?;
     std::fs::write(&haproxy, peers::haproxy(plain_to(HTTP), plain_to(ECHO), plain_to(SINK), plain_to(ONCE)))?;
+    let redirecting = redirect(lab, &mut processes, plain_to(HTTP), [ECHO, SINK, ONCE].map(plain_to))?;
+    let redirect_to = |address| [(ONCE, SocketAddr::new(address, REDIRECTED))].into();
     let nginx = pod.serve(&["nginx", "-c", &nginx.display().to_string()], peers::NGINX_HTTP)?;
     let haproxy = pod.serve(&["haproxy", "-f", &haproxy.display().to_string()], peers::HAPROXY_HTTP)?;
     let all = |address: &str| -> Result<BTreeMap<u16, SocketAddr>> {
@@ -148,9 +155,45 @@ pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
             proxies: haproxy.id().map(family).unwrap_or_default(),
             compared: true,
         },
+        Way {
+            name: "iptables REDIRECT, no proxy",
+            pod: "plain-client",
+            to: redirect_to(lab.pod("redirect-server")?.address()),
+            proxies: Vec::new(),
+            compared: true,
+        },
+        Way {
+            name: "iptables REDIRECT to HAProxy, TCP",
+            pod: "redirect-client",
+            to: redirect_to(plain),
+            proxies: redirecting,
+            compared: true,
+        },
     ];
     processes.extend([nginx, haproxy]);
     Ok((ways, processes))
+}
+
+/// Redirects connections with iptables, inside two pods: those that arrive at a server's, without anything else; and those
+/// that leave a client's, to HAProxy, as meshes with sidecars do. Returns that HAProxy's processes.
+fn redirect(
+    lab: &Lab,
+    processes: &mut Vec<Process>,
+    http: SocketAddr,
+    [echo, sink, once]: [SocketAddr; 3],
+) -> Result<Vec<u32>> {
+    let (port, server, client) = (REDIRECTED.to_string(), lab.pod("redirect-server")?, lab.pod("redirect-client")?);
+    for (pod, chain, to) in [(server, "PREROUTING", ONCE), (client, "OUTPUT", peers::HAPROXY_ONCE)] {
+        let to = to.to_string();
+        let matching = ["iptables", "-t", "nat", "-A", chain, "-p", "tcp", "--dport", &port];
+        pod.run(&[&matching[..], &["-j", "REDIRECT", "--to-ports", &to]].concat())?;
+    }
+    let file = client.scratch()?.join("haproxy.cfg");
+    std::fs::write(&file, peers::haproxy(http, echo, sink, once))?;
+    let haproxy = client.serve(&["haproxy", "-f", &file.display().to_string()], peers::HAPROXY_ONCE)?;
+    let all = haproxy.id().map(family).unwrap_or_default();
+    processes.push(haproxy);
+    Ok(all)
 }
 
 /// The processes of a node's agent, by its cgroup.
