@@ -164,6 +164,8 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
     workloads.reconcile(&settings.workloads).await;
     let followed = lock(&kernel).take_events();
     let followed = followed.map(|events| watch.spawn("kernel-events", events::follow(events)));
+    let debug_log = lock(&kernel).take_debug_log();
+    let debug_log = debug_log.map(|log| watch.spawn("kernel-log", events::print(log)));
     let mut successor = handover::serve(&settings, pins)
         .map_err(|source| AppError::Start { what: "the node's socket (settings: nodeSocket)", source })?;
 
@@ -178,7 +180,7 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
         started: SystemTime::now(),
         shutdown: watch.clone(),
     });
-    let mut tasks: Vec<JoinHandle<()>> = followed.into_iter().collect();
+    let mut tasks: Vec<JoinHandle<()>> = followed.into_iter().chain(debug_log).collect();
     let about = [("admin", Page::ADMIN), ("metrics", Page::METRICS), ("ready", Page::READY)];
     for ((name, content), listener) in about.into_iter().zip(&pages) {
         let listener = listener.try_clone().and_then(TcpListener::from_std);

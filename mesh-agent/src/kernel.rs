@@ -11,6 +11,7 @@ mod attach;
 pub mod bpf;
 pub mod capabilities;
 mod cgroups;
+pub mod debug_log;
 mod enrol;
 pub mod hooks;
 mod kept;
@@ -62,6 +63,7 @@ pub struct Kernel {
     agents: BpfHashMap<MapData, u64, u32>,
     metrics: PerCpuArray<MapData, u64>,
     events: Option<Map>,
+    debug_log: Option<debug_log::DebugLog>,
     sockets: Sockets,
     /// Makes every workload an instance of the programs for one pod.
     loader: load::Loader,
@@ -418,6 +420,11 @@ impl Kernel {
     pub fn take_events(&mut self) -> Option<Events> {
         let events = RingBuf::try_from(self.events.take()?);
         events.inspect_err(|e| warn!(error = chain(e), "the kernel's events cannot be read")).ok().map(Events)
+    }
+
+    /// What a debugging build of the programs tells, once; nothing of any other build.
+    pub fn take_debug_log(&mut self) -> Option<debug_log::DebugLog> {
+        self.debug_log.take()
     }
 
     /// Connections in the hand-over maps: redirected but not yet accepted by the agent, and dialled by the agent but not

@@ -65,6 +65,22 @@ impl Addr {
         }
     }
 
+    /// As on the wire, IPv4 as an IPv4-mapped address.
+    #[inline(always)]
+    pub const fn octets(&self) -> [u8; 16] {
+        let mut octets = [0; 16];
+        let mut i = 0;
+        while i < 4 {
+            let word = self.0[i].to_ne_bytes();
+            octets[4 * i] = word[0];
+            octets[4 * i + 1] = word[1];
+            octets[4 * i + 2] = word[2];
+            octets[4 * i + 3] = word[3];
+            i += 1;
+        }
+        octets
+    }
+
     /// 224.0.0.0/4, the broadcast address 255.255.255.255, or ff00::/8.
     #[inline(always)]
     pub const fn is_multicast_or_broadcast(&self) -> bool {

@@ -9,7 +9,7 @@ use mesh_common::addr::Endpoint;
 use mesh_common::capture::{self, Outbound};
 
 use crate::maps::{AGENT, AGENTS, FAR, VERDICT, WORKLOADS};
-use crate::report::{count, tell};
+use crate::report::{decided, tell};
 use crate::sendmsg;
 use crate::socket::{agent_listens, netns, of_sock_addr, set_user4, set_user6, user4, user6};
 
@@ -80,7 +80,7 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
         Outbound::Pass => {
             // An earlier, failed connect of the same socket may have been redirected.
             FAR.delete(sk);
-            count(Counter::OutboundExempt);
+            decided(Counter::OutboundExempt, || toward(netns, to));
             release(sk, workload, netns, to, Verdict::Exempt)
         }
         Outbound::Redirect(listener) => {
@@ -89,7 +89,7 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
             }
             VERDICT.delete(sk);
             if FAR.set(sk, *to) {
-                count(Counter::OutboundCaptured);
+                decided(Counter::OutboundCaptured, || toward(netns, to));
                 return Ok(Some(listener));
             }
             tell(Counter::StorageFailed, workload.id, &toward(netns, to));

@@ -23,7 +23,7 @@ use crate::packet::{
     self, Behind, Content, Datagram, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Packet, find, find_or, is_strict,
     sock_tuple,
 };
-use crate::report::{count, tell};
+use crate::report::{decided, tell};
 use crate::socket::{self, BPF_F_CURRENT_NETNS, TCP_LISTEN};
 
 /// Go on with the next program, or to the stack if there is none.
@@ -117,11 +117,11 @@ fn steer<const V4: bool>(ctx: &TcContext, packet: &Packet) -> i32 {
     let own = if strict { Some(&own) } else { None };
     let found = find_or::<V4>(ctx, &packet.source, &packet.destination, own, offer);
     if assigned {
-        count(Counter::InboundAssigned);
+        decided(Counter::InboundAssigned, || packet.sent(netns));
         return NEXT;
     }
     if syn && matches!(found, Found::TimeWait) {
-        count(Counter::InboundTimeWait);
+        decided(Counter::InboundTimeWait, || packet.sent(netns));
     }
     match capture::inbound(workload, port, found, strict) {
         Arriving::Pass => NEXT,
@@ -135,7 +135,7 @@ fn steer<const V4: bool>(ctx: &TcContext, packet: &Packet) -> i32 {
         }
         Arriving::Steer(to) => match assign::<V4>(ctx, to) {
             Assigned::Done => {
-                count(Counter::InboundAssigned);
+                decided(Counter::InboundAssigned, || packet.sent(netns));
                 NEXT
             }
             Assigned::Failed => {

@@ -16,10 +16,33 @@ pub fn count(counter: Counter) {
     }
 }
 
+/// Counts what is decided on every ordinary connection, of which nobody wants to hear but in a debugging build.
+#[inline(always)]
+pub fn decided(counter: Counter, tuple: impl FnOnce() -> Tuple) {
+    count(counter);
+    if cfg!(feature = "log") {
+        line(counter, &tuple());
+    }
+}
+
+/// A line of the debugging build's log: the counter's number, who, to where, in which namespace.
+#[cfg(feature = "log")]
+#[inline(never)]
+fn line(counter: Counter, tuple: &Tuple) {
+    let Tuple { netns, client, server } = tuple;
+    let (from, to) = (client.addr.octets(), server.addr.octets());
+    aya_log_ebpf::info!((), "{} {:i} {} {:i} {} {}", counter as u32, from, client.port, to, server.port, *netns);
+}
+
+#[cfg(not(feature = "log"))]
+#[inline(always)]
+fn line(_counter: Counter, _tuple: &Tuple) {}
+
 /// Counts, and tells the agent about this connection.
 #[inline(always)]
 pub fn tell(counter: Counter, workload: u32, tuple: &Tuple) {
     count(counter);
+    line(counter, tuple);
     match EVENTS.reserve(0) {
         Some(mut entry) => {
             // SAFETY: the helper has no arguments and no precondition.

@@ -15,7 +15,7 @@ use mesh_common::dns;
 use mesh_common::udp::{self, Verdict};
 
 use crate::maps::{DNS, VERDICT, WORKLOADS};
-use crate::report::{count, tell};
+use crate::report::{count, decided, tell};
 use crate::socket::{AF_INET, agent_answers, is_agents, netns, of_sock_addr, set_user4, set_user6, user4, user6};
 
 const SOCK_DGRAM: u32 = 2;
@@ -90,7 +90,7 @@ fn dns(
     // From a socket that is bound to a device there is no way to loopback; the agent listens for UDP only.
     if device == 0 && protocol == IPPROTO_UDP && agent_answers(ctx, &dns::place(server, 0, workload.dns_port)) {
         if let Some(at) = place(netns, server, workload.dns_port) {
-            count(Counter::DnsCaptured);
+            decided(Counter::DnsCaptured, || toward(netns, server));
             return Ok(Some(at));
         }
         count(Counter::DnsFull);

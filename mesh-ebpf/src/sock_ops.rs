@@ -15,7 +15,7 @@ use mesh_common::addr::Endpoint;
 use mesh_common::capture;
 
 use crate::maps::{AGENT, FAR, FLOW, PEER, SHARES, VERDICT, WORKLOADS};
-use crate::report::{count, tell};
+use crate::report::{decided, tell};
 use crate::socket::{Ends, of_sock_ops, role};
 
 /// `enum` in linux/bpf.h: how long is the first SYN to wait for its answer? In jiffies; 0 leaves it at a second.
@@ -205,6 +205,6 @@ fn closed(ctx: &SockOpsContext, ends: &Ends) {
     let to_app = is_to_app(&ends.local, &ends.remote);
     let removed = if to_app { TO_APP.remove(&key) } else { TO_AGENT.remove(&key) };
     if removed {
-        count(Counter::Abandoned);
+        decided(Counter::Abandoned, || key);
     }
 }

@@ -8,6 +8,8 @@
 mod bypass;
 #[path = "bpf/connect.rs"]
 mod connect;
+#[path = "bpf/debug_log.rs"]
+mod debug_log;
 #[path = "bpf/egress.rs"]
 mod egress;
 #[path = "bpf/egress_frames.rs"]

@@ -26,12 +26,12 @@ enum Compiler {
     Debian,
 }
 
-/// Builds the object and returns its path.
-pub fn run() -> Result<PathBuf> {
+/// Builds the object and returns its path. With `debug_log` it is one that tells of every decision, under another name.
+pub fn run(debug_log: bool) -> Result<PathBuf> {
     let root = root();
     let (compiler, linker) = tools(&root)?;
-    let built = build(&root, &compiler, &linker)?;
-    let object = root.join("target/bpf/mesh-ebpf.o");
+    let built = build(&root, &compiler, &linker, debug_log)?;
+    let object = root.join(if debug_log { "target/bpf/mesh-ebpf-log.o" } else { "target/bpf/mesh-ebpf.o" });
     copy_if_changed(&built, &object)?;
     Ok(object)
 }
@@ -143,9 +143,12 @@ fn install_linker(root: &Path) -> Result<()> {
     succeed(cargo)
 }
 
-fn build(root: &Path, compiler: &Compiler, linker: &Path) -> Result<PathBuf> {
+fn build(root: &Path, compiler: &Compiler, linker: &Path, debug_log: bool) -> Result<PathBuf> {
     let mut cargo = compiler.run("build");
     cargo.arg("--quiet");
+    if debug_log {
+        cargo.args(["--features", "log"]);
+    }
     let target_dir = arguments(&mut cargo, root, linker);
     if !target_dir.join(TARGET).exists() {
         step("building the kernel programs and the core library for them (the first time takes about a minute)");

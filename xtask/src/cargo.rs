@@ -44,7 +44,7 @@ pub fn line(command: &Command) -> String {
 /// Builds the programs that a lab runs, and the kernel programs unless the mesh stays off.
 pub fn build_programs(release: bool, kernel: bool) -> Result<()> {
     if kernel {
-        crate::build_ebpf::run()?;
+        crate::build_ebpf::run(false)?;
     }
     let mut command = if release {
         cargo(&["build", "--release", "--bins", "-p", "mesh-agent", "-p", "mesh-control", "-p", "mesh-tests"])

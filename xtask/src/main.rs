@@ -26,7 +26,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Builds the kernel programs into target/bpf/mesh-ebpf.o; finds or installs what that takes.
-    BuildEbpf,
+    BuildEbpf {
+        /// With a log of every decision, for debugging, into target/bpf/mesh-ebpf-log.o.
+        #[arg(long)]
+        debug_log: bool,
+    },
     /// Checks format, lints, documentation and tidiness.
     Check,
     /// Runs all tests: format, clippy, unit, kernel, end to end.
@@ -58,7 +62,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::BuildEbpf => build_ebpf::run().map(|object| println!("{}", object.display())),
+        Command::BuildEbpf { debug_log } => build_ebpf::run(debug_log).map(|object| println!("{}", object.display())),
         Command::Check => check::all(),
         Command::Test(options) => test::run(&options),
         Command::Demo { arguments } => demo::run(&arguments),

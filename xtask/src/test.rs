@@ -61,7 +61,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     if privileged {
         steps.run("packages", || packages::ensure(Use::Test))?;
-        steps.run("kernel programs", build_ebpf::run)?;
+        steps.run("kernel programs", || build_ebpf::run(true).and_then(|_| build_ebpf::run(false)))?;
     }
     let all = steps.run("build", programs::build)?;
     let of = |part| all.iter().filter(|p| p.part() == part).cloned().collect::<Vec<Program>>();

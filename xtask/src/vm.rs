@@ -42,7 +42,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let mut steps = Steps::new();
     steps.run("packages", || packages::ensure(Use::Vm))?;
-    let object = steps.run("kernel programs", build_ebpf::run)?;
+    let debug_object = steps.run("kernel programs with a log", || build_ebpf::run(true))?;
+    let object = steps.run("kernel programs", || build_ebpf::run(false))?;
     let tests = steps.run("build", test::kernel_tests)?;
     let place = cargo::target()?.join("vm");
     std::fs::create_dir_all(&place).with_context(|| format!("creating {}", place.display()))?;
@@ -55,6 +56,7 @@ pub fn run(options: &Options) -> Result<()> {
                 agent: cargo::target()?.join("debug/mesh-agent"),
                 tests: tests.clone(),
                 object: object.clone(),
+                debug_object: debug_object.clone(),
             };
             let image = place.join(format!("{}.cpio", kernel.release));
             initramfs::write(&image, &kernel, &programs, &plan(options))?;

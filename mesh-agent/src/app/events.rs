@@ -7,6 +7,7 @@ use std::time::Duration;
 use mesh_common::abi::{Counter, Event};
 
 use crate::kernel::Events;
+use crate::kernel::debug_log::DebugLog;
 use crate::telemetry::Budget;
 
 /// How often the ring buffer is emptied. Nothing waits for it: what does not fit meanwhile is counted by the kernel.
@@ -24,6 +25,17 @@ pub(super) async fn follow(mut events: Events) {
             if let Some(skipped) = budget.take(now) {
                 tell(&event, skipped);
             }
+        }
+    }
+}
+
+/// Writes what a debugging build of the programs tells to the agent's log, for ever.
+pub(super) async fn print(mut log: DebugLog) {
+    let mut ticks = tokio::time::interval(PERIOD);
+    loop {
+        ticks.tick().await;
+        for line in log.lines() {
+            tracing::info!(target: "mesh_ebpf", "{line}");
         }
     }
 }

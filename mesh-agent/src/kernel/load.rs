@@ -12,7 +12,7 @@ use mesh_common::abi::{INGRESS_NETNS, maps};
 use tracing::{debug, warn};
 
 use super::cgroups::Cgroups;
-use super::{Kernel, KernelError, attach, chain, hooks, pins::Pins, probe, sockets::Sockets};
+use super::{Kernel, KernelError, attach, chain, debug_log, hooks, pins::Pins, probe, sockets::Sockets};
 use crate::settings::KernelSettings;
 
 /// The object's bytes, and what makes programs of them again and again.
@@ -32,7 +32,7 @@ impl Loader {
         let mut loader = EbpfLoader::new();
         // Our programs read no structure of the kernel's own. Parsing its types takes longer than all the rest.
         loader.btf(None);
-        for name in maps::ALL {
+        for name in maps::ALL.into_iter().chain([debug_log::MAP]) {
             loader.map_pin_path(name, maps_at.join(name));
         }
         Ok(Loader { loader, object, path })
@@ -135,7 +135,7 @@ pub(super) fn offer(settings: &KernelSettings, bpffs: &Path) -> Vec<(&'static st
         }
         Err(e) => vec![("the object", Err(e))],
     };
-    for name in maps::ALL {
+    for name in maps::ALL.into_iter().chain([debug_log::MAP]) {
         // Not there if the object could not be loaded.
         let _ = fs::remove_file(maps_at.join(name));
     }
@@ -158,6 +158,7 @@ fn build(object: PathBuf, cgroups: Cgroups, pins: Pins) -> Result<Kernel, Kernel
     let places = take(&mut base, maps::DNS, BpfHashMap::try_from)?;
     let agents = take(&mut base, maps::AGENTS, BpfHashMap::try_from)?;
     let events = take(&mut base, maps::EVENTS, Ok)?;
+    let debug_log = debug_log::DebugLog::of(&mut base);
     attach::load(&mut base, hooks::cgroup())?;
     Ok(Kernel {
         pods: Default::default(),
@@ -171,6 +172,7 @@ fn build(object: PathBuf, cgroups: Cgroups, pins: Pins) -> Result<Kernel, Kernel
         agents,
         metrics,
         events: Some(events),
+        debug_log,
         sockets,
         loader,
         base: Some(base),

@@ -20,6 +20,8 @@ pub struct Programs {
     pub tests: PathBuf,
     /// The kernel programs.
     pub object: PathBuf,
+    /// The same of a debugging build.
+    pub debug_object: PathBuf,
 }
 
 /// Modules that the mesh and its tests need where the kernel has them as modules.
@@ -54,6 +56,7 @@ pub fn write(to: &Path, kernel: &Kernel, programs: &Programs, plan: &[String]) -
     let object = read(&programs.object)?;
     files.insert(programs.object.display().to_string(), (FILE, object.clone()));
     files.insert("/mesh-ebpf.o".to_owned(), (FILE, object));
+    files.insert(programs.debug_object.display().to_string(), (FILE, read(&programs.debug_object)?));
     let tests_crate = cargo::root().join("tests");
     std::fs::write(to, archive(&files, &[&tests_crate.display().to_string(), "/tmp", "/dev", "/proc", "/sys", "/run"]))
         .with_context(|| format!("writing {}", to.display()))
