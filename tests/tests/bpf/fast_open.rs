@@ -2,10 +2,12 @@
 
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use mesh_agent::net::netns::NetNs;
 use mesh_common::abi::Counter;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use socket2::Socket;
 
 use super::support::*;
@@ -40,11 +42,21 @@ fn application(ns: &NetNs, on: &str) -> TcpListener {
     app
 }
 
-/// A client that says something in its SYN, if it may; it does not wait for an answer.
+/// A client that says something in its SYN, if it may, and otherwise as soon as it can. Without waiting in the system call,
+/// which a signal would end.
 fn client(ns: &NetNs, to: &str) -> Socket {
     let socket = socket_in(ns, to);
-    socket.set_write_timeout(Some(PATIENCE)).unwrap();
-    assert_eq!(socket.send_to_with_flags(SAID, &at(to).into(), libc::MSG_FASTOPEN).unwrap(), SAID.len());
+    socket.set_nonblocking(true).unwrap();
+    let sent = match socket.send_to_with_flags(SAID, &at(to).into(), libc::MSG_FASTOPEN) {
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {
+            let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
+            while poll(&mut polled, PATIENCE.as_millis() as u16) == Err(Errno::EINTR) {}
+            socket.send(SAID)
+        }
+        sent => sent,
+    };
+    assert_eq!(sent.unwrap(), SAID.len());
+    socket.set_nonblocking(false).unwrap();
     socket
 }
 
