@@ -381,6 +381,7 @@ impl Kernel {
             flags: loss | udp,
         };
         let mut prepared = enrol::prepare(self, &subject, listeners)?;
+        prepared.pod.existing = workload.existing_connections;
         prepared.probed = workload.probes.iter().filter_map(Probe::tcp_port).collect();
         Ok(prepared)
     }

@@ -7,3 +7,4 @@ pub mod listen;
 pub mod netlink;
 pub mod netns;
 pub mod peek;
+pub mod process;

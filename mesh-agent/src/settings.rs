@@ -180,6 +180,9 @@ pub struct WorkloadSettings {
     /// What happens to its new connections while no agent is there. STRICT ports are closed in any case.
     #[serde(default)]
     pub on_agent_loss: OnAgentLoss,
+    /// What becomes of connections that it has when it is enrolled.
+    #[serde(default)]
+    pub existing_connections: ExistingConnections,
     /// Which UDP may leave it.
     #[serde(default)]
     pub udp: Udp,
@@ -210,6 +213,17 @@ pub enum OnAgentLoss {
     Closed,
     /// They pass without the mesh, and are counted.
     Open,
+}
+
+/// What becomes of TCP connections that are older than their workload's enrolment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExistingConnections {
+    /// They go on as they are, without the mesh; but those that were opened to a STRICT port are ended.
+    #[default]
+    Keep,
+    /// They are ended.
+    Close,
 }
 
 /// What is wrong with a settings file.

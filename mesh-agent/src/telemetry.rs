@@ -10,7 +10,7 @@ pub mod logs;
 mod peer;
 mod registry;
 
-pub use budget::Budget;
+pub use budget::{Budget, MAX_LINES, WINDOW};
 pub use exposition::{Kind, Text};
 pub use histogram::BUCKETS;
 pub use labels::{ConnLabels, Protocol, Reporter, Security};

@@ -9,7 +9,7 @@ use mesh_core::identity::{IdentityError, SpiffeId};
 
 use crate::net::netns::NetNs;
 use crate::settings::probes::Probe;
-use crate::settings::{OnAgentLoss, Udp, WorkloadSettings};
+use crate::settings::{ExistingConnections, OnAgentLoss, Udp, WorkloadSettings};
 use crate::telemetry::Peer;
 
 /// A local workload: a pod, or a process group with a network namespace of its own.
@@ -35,6 +35,8 @@ pub struct Workload {
     pub peer: Arc<Peer>,
     /// What happens to its new connections while no agent is there.
     pub on_agent_loss: OnAgentLoss,
+    /// What becomes of connections that it has when it is enrolled.
+    pub existing_connections: ExistingConnections,
     /// Which UDP may leave it.
     pub udp: Udp,
     /// What the orchestrator asks it in the open, from the node.
@@ -64,6 +66,7 @@ impl Workload {
             addresses,
             peer,
             on_agent_loss: settings.on_agent_loss,
+            existing_connections: settings.existing_connections,
             udp: settings.udp,
             // All of them: the settings were checked.
             probes: settings.probes.iter().filter_map(|probe| probe.get().ok()).collect(),
@@ -109,6 +112,7 @@ mod tests {
             workload_name: workload_name.map(Into::into),
             on_agent_loss: OnAgentLoss::Closed,
             probes: Vec::new(),
+            existing_connections: ExistingConnections::Keep,
             udp: Udp::Allow,
         };
         peer(&settings, &"c1".into(), &SpiffeId::new("cluster.local", "shop", "reviews").unwrap())

@@ -1,7 +1,9 @@
 //! Which connections the agent takes. In: the workload's entry and what a hook knows of the connection. Out: what the
 //! hook is to do. Reads no map, touches no socket; randomness is an argument.
 
-use crate::abi::{HAS_PORT_MODES, LOSS_OPEN, MAX_ADDRESSES, MAX_SHARE, Mode, STRICT, TUNNEL_PORT, Workload};
+use crate::abi::{
+    HAS_PORT_MODES, KEPT_OUTBOUND, LOSS_OPEN, MAX_ADDRESSES, MAX_SHARE, Mode, STRICT, TUNNEL_PORT, Verdict, Workload,
+};
 use crate::addr::{Addr, Endpoint};
 
 /// What to do with an outbound connection.
@@ -121,6 +123,18 @@ pub fn inbound(workload: &Workload, port: u16, found: Found, strict: bool) -> Ar
         Found::Foreign => Arriving::Pass,
         Found::Nobody => Arriving::Steer(listener(workload, port)),
     }
+}
+
+/// Whether a connection that a socket of this pod has is the application's own, without a word of anybody for it.
+/// `agents`: the socket is the agent's. `verdict`: what a hook noted on it. `kept` finds what the agent has noted of an
+/// older connection.
+#[inline(always)]
+pub fn is_foreign(agents: bool, verdict: Option<u32>, kept: impl FnOnce() -> Option<u32>) -> bool {
+    if agents || verdict.is_some_and(|verdict| verdict != Verdict::Accepted as u32) {
+        return false;
+    }
+    // What was opened to the application has no identity, however old it is.
+    kept() != Some(KEPT_OUTBOUND)
 }
 
 /// Decides on a packet from the wire of which nobody can tell whether it is TCP, and of which connection: it may be of
@@ -323,6 +337,49 @@ pub(crate) mod tests {
             prop_assert!(ip.is_loopback());
             prop_assert_ne!(ip, Ipv4Addr::new(127, 0, 0, 0));
             prop_assert_ne!(ip, Ipv4Addr::new(127, 255, 255, 255));
+        }
+
+        /// Where a port is STRICT, no packet passes for a connection of the application's own, in whatever packing, and no
+        /// connection without the agent.
+        #[test]
+        fn strict_is_never_got_around(flags in 0_u32..64, exception in proptest::option::of(0_u32..4), port: u16) {
+            let mut w = workload();
+            w.flags = flags;
+            let strict = is_strict(&w, || exception);
+            prop_assert_eq!(inbound(&w, port, Found::Foreign, strict) == Arriving::Drop, strict);
+            if strict {
+                prop_assert_eq!(hidden(&w), Arriving::Drop);
+                prop_assert!(!passes_without_agent(&w, strict));
+            }
+            if flags & LOSS_OPEN == 0 {
+                prop_assert!(!passes_without_agent(&w, strict));
+            }
+        }
+
+        /// A new connection is the agent's, by whichever of the two hooks it comes; what is open stays where it is.
+        #[test]
+        fn both_hooks_lead_to_the_same_listener(octets: [u8; 16], v4: bool, port: u16, strict: bool, flags in 0_u32..64) {
+            let mut w = workload();
+            w.flags = flags;
+            let ip: IpAddr = if v4 { Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]).into() } else { octets.into() };
+            let (remote, local) = (Addr::from(ip), if v4 { w.source4 } else { w.source6 });
+            let steered = inbound(&w, port, Found::Nobody, strict);
+            match lookup(&w, &remote, &local, port) {
+                Some(listener) => prop_assert_eq!(steered, Arriving::Steer(listener)),
+                None => prop_assert!(remote.is_unspecified() || remote.is_loopback() || is_own(&w, &remote)),
+            }
+            for found in [Found::Live, Found::TimeWait] {
+                prop_assert_eq!(inbound(&w, port, found, strict), Arriving::Pass);
+            }
+        }
+
+        /// Somebody has spoken for what is not foreign: the agent, a hook that let it go out, or the list of old ones.
+        #[test]
+        fn foreign_is_what_nobody_spoke_for(agents: bool, verdict in proptest::option::of(0_u32..6), kept in proptest::option::of(0_u32..4)) {
+            let spoken = agents
+                || verdict.is_some_and(|verdict| verdict != Verdict::Accepted as u32)
+                || kept == Some(KEPT_OUTBOUND);
+            prop_assert_eq!(is_foreign(agents, verdict, || kept), !spoken);
         }
 
         /// Whatever the destination, a redirected connection goes to the agent on this host and can never be caught

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_sk_release, bpf_skb_load_bytes_relative, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
-use mesh_common::abi::{KEPT_OUTBOUND, PortKey, Tuple, Verdict, Workload};
+use mesh_common::abi::{PortKey, Tuple, Workload};
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture::{self, Found};
 
@@ -384,14 +384,12 @@ pub fn find_or<const V4: bool>(
 fn is_foreign(sk: *mut bpf_sock, tuple: &Tuple) -> bool {
     // SAFETY: sk came from a lookup, is not null and not yet released.
     let full = unsafe { bpf_sk_fullsock(sk) };
-    if full.is_null() || AGENT.get(full).is_some() {
-        return false;
-    }
-    if VERDICT.get(full).is_some_and(|verdict| verdict != Verdict::Accepted as u32) {
+    if full.is_null() {
         return false;
     }
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
-    unsafe { KEPT.get(tuple) }.copied() != Some(KEPT_OUTBOUND)
+    let kept = || unsafe { KEPT.get(tuple) }.copied();
+    capture::is_foreign(AGENT.get(full).is_some(), VERDICT.get(full), kept)
 }
 
 /// Whether a port of this workload takes nothing in the open.

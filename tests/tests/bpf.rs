@@ -50,6 +50,8 @@ mod sock_ops;
 mod support;
 #[path = "bpf/survival.rs"]
 mod survival;
+#[path = "bpf/test_run.rs"]
+mod test_run;
 #[path = "bpf/udp_ways.rs"]
 mod udp_ways;
 #[path = "bpf/uring.rs"]

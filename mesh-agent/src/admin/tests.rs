@@ -40,6 +40,7 @@ fn enrolled() -> Enrolled {
         pid: None,
         workload_name: None,
         on_agent_loss: Default::default(),
+        existing_connections: Default::default(),
         udp: Default::default(),
         probes: Vec::new(),
     };

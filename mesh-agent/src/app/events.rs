@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_common::abi::{Counter, Event};
+use tokio::time::Instant;
 
 use crate::kernel::Events;
 use crate::kernel::debug_log::DebugLog;
@@ -21,10 +22,14 @@ pub(super) async fn follow(mut events: Events) {
     let mut ticks = tokio::time::interval(PERIOD);
     loop {
         let now = ticks.tick().await;
-        for event in events.by_ref().take(MAX_EVENTS) {
-            if let Some(skipped) = budget.take(now) {
-                tell(&event, skipped);
-            }
+        report(events.by_ref(), &mut budget, now);
+    }
+}
+
+fn report(events: impl Iterator<Item = Event>, budget: &mut Budget, now: Instant) {
+    for event in events.take(MAX_EVENTS) {
+        if let Some(skipped) = budget.take(now) {
+            tell(&event, skipped);
         }
     }
 }
@@ -78,5 +83,71 @@ fn meaning(reason: u32) -> &'static str {
         Some(Counter::UdpDenied) => "refused: the workload's setting `udp` forbids it",
         Some(Counter::ProbeUnanswered) => "a TCP probe found no application listening",
         _ => "the kernel programs met a problem",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use mesh_common::abi::Tuple;
+    use mesh_common::addr::Endpoint;
+
+    use super::*;
+    use crate::telemetry::{MAX_LINES, WINDOW};
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(say: impl FnOnce()) -> Vec<serde_json::Value> {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, say);
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn event(reason: u32) -> Event {
+        let end = |text: &str| Endpoint::from(text.parse::<SocketAddr>().unwrap());
+        let tuple = Tuple { netns: 7, client: end("10.0.0.2:4000"), server: end("[fd00::3]:53") };
+        Event { time: 1, tuple, workload: 42, reason }
+    }
+
+    #[test]
+    fn a_flood_becomes_a_few_lines_and_a_number() {
+        let (mut budget, start) = (Budget::default(), Instant::now());
+        let flood = || std::iter::repeat_n(event(Counter::EgressUnexplained as u32), 100);
+        let lines = logged(|| report(flood(), &mut budget, start));
+        assert_eq!(lines.len(), MAX_LINES as usize);
+        let fields = &lines[0]["fields"];
+        assert_eq!(lines[0]["level"], "WARN");
+        assert_eq!((&fields["reason"], &fields["workload_id"]), (&"egress_unexplained".into(), &42.into()));
+        assert_eq!((&fields["client"], &fields["server"]), (&"10.0.0.2:4000".into(), &"[fd00::3]:53".into()));
+        assert!(fields["message"].as_str().unwrap().contains("dropped"), "{fields}");
+        let later = logged(|| report(flood(), &mut budget, start + WINDOW));
+        assert_eq!(later[0]["fields"]["skipped"], 100 - MAX_LINES);
+        assert_eq!(later[1]["fields"]["skipped"], 0);
+    }
+
+    #[test]
+    fn every_reason_has_a_name_and_those_that_are_told_a_meaning() {
+        for (counter, name) in Counter::ALL {
+            let lines = logged(|| tell(&event(counter as u32), 0));
+            assert_eq!(lines[0]["fields"]["reason"], name);
+        }
+        // What another version of the programs says.
+        assert_eq!(logged(|| tell(&event(4711), 0))[0]["fields"]["reason"], "unknown");
     }
 }

@@ -22,6 +22,7 @@ use crate::identity::Identities;
 use crate::kernel::{Kernel, KernelError, Left, Listeners};
 use crate::live::Live;
 use crate::net::netns::NetNs;
+use crate::net::process::Process;
 use crate::proxy::Workers;
 use crate::settings::{Settings, WorkloadSettings};
 use crate::shutdown::Watch;
@@ -58,6 +59,9 @@ pub(super) struct Workloads {
     left: Vec<Left>,
     /// The agent's own namespace: enrolling it would catch the node's own traffic.
     own_netns: Option<u64>,
+    /// The processes by whose pids workloads were enrolled, by this agent or by one before: a pid that is another process
+    /// by now is not the workload any more.
+    processes: HashMap<String, Process>,
     roster: watch::Sender<Arc<Roster>>,
     gauges: Arc<Gauges>,
     /// Until every workload that was listed at the start has been tried once.
@@ -94,7 +98,8 @@ impl Waiting {
     fn failed(&mut self, key: &str, error: &EnrolError) {
         self.tried = true;
         // A pid that is gone never comes back as the same process.
-        self.retry_at = (!matches!(error, EnrolError::Process { .. })).then(|| Instant::now() + self.pause);
+        self.retry_at = (!matches!(error, EnrolError::Process { .. } | EnrolError::Reused { .. }))
+            .then(|| Instant::now() + self.pause);
         let again = self.retry_at.map_or_else(|| "at the next reload".to_owned(), |_| format!("in {:?}", self.pause));
         self.pause = (self.pause * 2).min(LAST_RETRY);
         let reason = error.to_string();
@@ -121,6 +126,11 @@ enum EnrolError {
     Namespace { path: String, source: io::Error },
     #[error("no process {pid}, or not one whose network namespace can be opened: {source}")]
     Process { pid: u32, source: io::Error },
+    #[error(
+        "process {pid} is another one than the workload's, which has ended: give its pid of now, or its namespace as netns; \
+         if this is the workload after all, remove it from the settings, reload, and list it again"
+    )]
+    Reused { pid: u32 },
     #[error("cannot read the addresses of its network namespace: {0}")]
     Addresses(io::Error),
     #[error("cannot copy its listeners: {0}")]
@@ -140,8 +150,10 @@ enum EnrolError {
 impl Workloads {
     pub fn new(parts: Parts) -> Workloads {
         let left = lock(&parts.kernel).left();
+        let processes = left.iter().filter_map(|left| Some((left.workload.clone()?, left.process?))).collect();
         Workloads {
             left,
+            processes,
             parts,
             next_id: 1,
             running: BTreeMap::new(),
@@ -204,6 +216,7 @@ impl Workloads {
             self.withdraw(&key).await;
         }
         self.waiting.clear();
+        self.processes.retain(|key, _| wanted.contains_key(key));
         for (key, settings) in wanted {
             if !self.running.contains_key(&key) {
                 self.waiting.insert(key, Waiting::new(settings.clone()));
@@ -313,15 +326,29 @@ impl Workloads {
     ) -> Result<Running, EnrolError> {
         let netns = match netns {
             Some(netns) => netns.clone(),
-            None => netns.insert(Arc::new(open(settings)?)).clone(),
+            None => netns.insert(Arc::new(self.open(key, settings)?)).clone(),
         };
+        let process = netns.process();
         let workload = self.describe(settings, netns)?;
         let listeners = lock(&self.parts.kernel).enrol(&workload)?;
         let copies = listeners.try_clone().map_err(EnrolError::Listeners)?;
         let (xds, stream) = self.begin(&workload);
         self.parts.workers.enrol(workload.clone(), listeners).await;
+        match process {
+            Some(process) => self.processes.insert(key.to_owned(), process),
+            None => self.processes.remove(key),
+        };
         tracing::info!(workload = key, identity = %workload.identity, addresses = ?workload.addresses, "enrolled");
         Ok(Running { settings: settings.clone(), workload, xds, stream, listeners: copies })
+    }
+
+    /// Its namespace, unless that is somebody else's by now.
+    fn open(&self, key: &str, settings: &WorkloadSettings) -> Result<NetNs, EnrolError> {
+        let netns = open(settings)?;
+        match (netns.process(), self.processes.get(key)) {
+            (Some(now), Some(was)) if now.took_the_pid_of(was) => Err(EnrolError::Reused { pid: now.pid }),
+            _ => Ok(netns),
+        }
     }
 
     /// The workload as it is found in its namespace, with a number of its own.
@@ -438,6 +465,7 @@ mod tests {
             pid: None,
             workload_name: None,
             on_agent_loss: OnAgentLoss::Closed,
+            existing_connections: Default::default(),
             udp: Default::default(),
             probes: Vec::new(),
         })

@@ -20,6 +20,7 @@ use crate::net::connections::Connection;
 use crate::net::datagram;
 use crate::net::listen::listen;
 use crate::net::netns::NetNs;
+use crate::settings::ExistingConnections;
 
 /// The ports that Istio uses, taken if the workload does not use them itself.
 const OUTBOUND_PORT: u16 = 15001;
@@ -52,12 +53,14 @@ pub(super) struct Pod {
     pub(super) probed: BTreeSet<u16>,
     /// Its connections in KEPT.
     pub(super) kept: HashSet<Connection>,
+    /// What becomes of those that it has when it is enrolled.
+    pub(super) existing: ExistingConnections,
 }
 
 /// A workload of which everything is ready and nothing is in force yet.
 pub struct Prepared {
     id: u32,
-    pod: Pod,
+    pub(super) pod: Pod,
     interfaces: Vec<String>,
     programs: Ebpf,
     listeners: Listeners,
@@ -127,6 +130,7 @@ pub(super) fn prepare(
         modes: BTreeSet::new(),
         probed: BTreeSet::new(),
         kept: HashSet::new(),
+        existing: ExistingConnections::Keep,
     };
     Ok(Prepared { id, pod, interfaces, programs, listeners, probed: Vec::new() })
 }
@@ -163,7 +167,7 @@ fn put_in_force(
     new: bool,
 ) -> Result<(), KernelError> {
     let cookie = pod.netns.cookie();
-    let pins = kernel.pins.make_pod(cookie, &pod.key).map_err(|e| KernelError::Pins {
+    let pins = kernel.pins.make_pod(&pod.netns, &pod.key).map_err(|e| KernelError::Pins {
         path: kernel.pins.root().to_owned(),
         why: format!("cannot make a directory for workload {}: {e}", pod.key),
     })?;
@@ -185,14 +189,22 @@ fn put_in_force(
     kernel.workloads.insert(cookie, pod.entry, 0).map_err(|e| refused(maps::WORKLOADS, &e))?;
     // From here on every connection is noted by the hooks, so what is there without a note is older.
     if new {
-        kept::keep(&mut kernel.kept, pod, id);
+        old_connections(kernel, pod, id);
     }
     let attached = attach::attach_pod(programs, &pod.netns, interfaces, &pins, kernel.pins.links_of(cookie));
     if new {
         // Those that were opened from outside while the programs were being attached.
-        kept::keep(&mut kernel.kept, pod, id);
+        old_connections(kernel, pod, id);
     }
     attached
+}
+
+/// What becomes of connections that are older than the enrolment.
+fn old_connections(kernel: &mut Kernel, pod: &mut Pod, id: u32) {
+    match pod.existing {
+        ExistingConnections::Keep => kept::keep(&mut kernel.kept, pod, id),
+        ExistingConnections::Close => kept::close(pod, id),
+    }
 }
 
 /// Stops catching a workload's connections: detaches its programs and removes its entries.

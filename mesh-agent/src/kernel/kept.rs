@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use mesh_common::abi::{KEPT_INBOUND, KEPT_OUTBOUND, Tuple};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::enrol::Pod;
 use crate::net::connections::{Connection, connections, destroy};
@@ -57,6 +57,31 @@ pub(super) fn keep(map: &mut Kept, pod: &mut Pod, workload: u32) {
             return;
         }
         pod.kept.insert(connection);
+    }
+}
+
+/// Ends the connections that a workload has now. What cannot be ended is cut off: nothing lets its packets out.
+pub(super) fn close(pod: &Pod, workload: u32) {
+    let found = match connections(&pod.netns) {
+        Ok(found) => found,
+        Err(error) => {
+            warn!(workload, %error, "cannot read the connections from before the enrolment: they are cut off");
+            return;
+        }
+    };
+    let mut failed = None;
+    for connection in &found {
+        failed = destroy(&pod.netns, connection).err().or(failed);
+    }
+    if !found.is_empty() {
+        info!(
+            workload,
+            count = found.len(),
+            "closed connections from before the enrolment, as existingConnections says"
+        );
+    }
+    if let Some(error) = failed {
+        warn!(workload, %error, "cannot close every connection from before the enrolment: they are cut off");
     }
 }
 

@@ -6,7 +6,8 @@
 //!   v5/                by ABI version: what another version left is never read, only removed
 //!     WORKLOADS ...    the maps
 //!     links/           the cgroup's programs
-//!     pods/COOKIE/     one pod's programs, by its namespace's cookie, and `workload`, a symbolic link to its name
+//!     pods/COOKIE/     one pod's programs, by its namespace's cookie; symbolic links: `workload`, to its
+//!                        name, and `process`, to the process by whose pid it was given
 //! ```
 
 use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
@@ -18,6 +19,8 @@ use std::path::{Path, PathBuf};
 use mesh_common::abi::{ABI_VERSION, maps};
 
 use super::{KernelError, bpf, link};
+use crate::net::netns::NetNs;
+use crate::net::process::Process;
 
 /// Where pins go when the settings do not say.
 const PINS: &str = "/sys/fs/bpf/mesh";
@@ -25,6 +28,8 @@ const LINKS: &str = "links";
 const PODS: &str = "pods";
 /// Name, in a pod's directory, of the symbolic link that tells which workload it is.
 const NAME: &str = "workload";
+/// As [`NAME`], for the process by whose pid it was given.
+const PROCESS: &str = "process";
 /// How often the directory may be removed under our hands by an agent that is just leaving.
 const TRIES: usize = 10;
 
@@ -55,6 +60,8 @@ pub struct Left {
     pub cookie: u64,
     /// `namespace/name` of the workload, if it could be read.
     pub workload: Option<String>,
+    /// The process by whose pid it was given, if it was.
+    pub process: Option<Process>,
 }
 
 /// Where the settings put the pins of this node.
@@ -121,13 +128,16 @@ impl Pins {
     }
 
     /// Makes the directory for a pod's links.
-    pub(super) fn make_pod(&self, cookie: u64, workload: &str) -> io::Result<PathBuf> {
-        let path = self.pod(cookie);
+    pub(super) fn make_pod(&self, netns: &NetNs, workload: &str) -> io::Result<PathBuf> {
+        let path = self.pod(netns.cookie());
         directory(&path)?;
-        let name = path.join(NAME);
-        if fs::read_link(&name).ok().as_deref() != Some(Path::new(workload)) {
-            let _ = fs::remove_file(&name);
-            symlink(workload, name)?;
+        let process = netns.process().map(|process| process.to_string());
+        for (name, wanted) in [(NAME, Some(workload)), (PROCESS, process.as_deref())] {
+            let name = path.join(name);
+            if fs::read_link(&name).ok().as_deref() != wanted.map(Path::new) {
+                let _ = fs::remove_file(&name);
+                wanted.map_or(Ok(()), |wanted| symlink(wanted, name))?;
+            }
         }
         Ok(path)
     }
@@ -145,13 +155,19 @@ impl Pins {
     /// The pods that have a directory here.
     pub(super) fn pods(&self) -> Vec<Left> {
         let named = names(&self.version.join(PODS)).into_iter().filter_map(|name| name.parse().ok());
-        named.map(|cookie| Left { cookie, workload: self.workload(cookie) }).collect()
+        named
+            .map(|cookie| Left {
+                cookie,
+                workload: self.told(cookie, NAME),
+                process: self.told(cookie, PROCESS).and_then(|text| text.parse().ok()),
+            })
+            .collect()
     }
 
     /// Every link of a pod.
     pub(super) fn links_of(&self, cookie: u64) -> Vec<PathBuf> {
         let path = self.pod(cookie);
-        names(&path).into_iter().filter(|name| name != NAME).map(|name| path.join(name)).collect()
+        names(&path).into_iter().filter(is_link).map(|name| path.join(name)).collect()
     }
 
     /// Directories of other ABI versions, whose owners are gone since we have the lock.
@@ -191,8 +207,8 @@ impl Pins {
         self.version.join(PODS).join(cookie.to_string())
     }
 
-    fn workload(&self, cookie: u64) -> Option<String> {
-        Some(fs::read_link(self.pod(cookie).join(NAME)).ok()?.to_string_lossy().into_owned())
+    fn told(&self, cookie: u64, name: &str) -> Option<String> {
+        Some(fs::read_link(self.pod(cookie).join(name)).ok()?.to_string_lossy().into_owned())
     }
 }
 
@@ -219,12 +235,14 @@ fn names(directory: &Path) -> Vec<String> {
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
+/// Whether this is the pin of a link, and no symbolic link of ours.
+fn is_link(name: &String) -> bool {
+    name != NAME && name != PROCESS
+}
+
 /// Removes a directory of links, and detaches them.
 fn remove_links(directory: &Path) -> io::Result<()> {
-    names(directory)
-        .into_iter()
-        .filter(|name| name != NAME)
-        .try_for_each(|name| link::remove(&directory.join(name)))?;
+    names(directory).into_iter().filter(is_link).try_for_each(|name| link::remove(&directory.join(name)))?;
     gone(fs::remove_dir_all(directory))
 }
 

@@ -13,25 +13,29 @@ use std::sync::Arc;
 use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns};
 
+use super::process::Process;
+
 /// A network namespace. Holding it keeps the namespace alive, also after its last process is gone.
 #[derive(Debug)]
 pub struct NetNs {
     file: Arc<File>,
     cookie: u64,
+    process: Option<Process>,
 }
 
 impl NetNs {
     /// Opens the namespace at `path`, such as `/run/netns/NAME` or `/proc/PID/ns/net`.
     pub fn open(path: impl AsRef<Path>) -> io::Result<NetNs> {
         let file = Arc::new(File::open(path)?);
-        let mut ns = NetNs { file, cookie: 0 };
+        let mut ns = NetNs { file, cookie: 0, process: None };
         ns.cookie = ns.run(own_cookie)??;
         Ok(ns)
     }
 
-    /// Opens the namespace of a running process.
+    /// Opens the namespace of a running process: of the one that has this pid now, for certain.
     pub fn of_pid(pid: u32) -> io::Result<NetNs> {
-        NetNs::open(format!("/proc/{pid}/ns/net"))
+        let (process, ns) = Process::with(pid, || NetNs::open(format!("/proc/{pid}/ns/net")))?;
+        Ok(NetNs { process: Some(process), ..ns })
     }
 
     /// The calling thread's namespace.
@@ -41,7 +45,12 @@ impl NetNs {
 
     /// Another handle of the same namespace.
     pub fn share(&self) -> NetNs {
-        NetNs { file: Arc::clone(&self.file), cookie: self.cookie }
+        NetNs { file: Arc::clone(&self.file), cookie: self.cookie, process: self.process }
+    }
+
+    /// The process by whose pid it was opened.
+    pub fn process(&self) -> Option<Process> {
+        self.process
     }
 
     /// The number by which the kernel knows this namespace: never used again until the next boot, never 0.

@@ -31,6 +31,7 @@ workloads:
       - httpGet: {port: 8080, path: /healthz}
       - tcpSocket: {port: 9000}
       - grpc: {port: 50051, service: shop}
+    existingConnections: close
 "#;
 
 fn parse(text: &str) -> Result<Settings, SettingsError> {
@@ -55,6 +56,8 @@ fn complete() {
     assert_eq!(settings.workloads[0].labels["version"], "1");
     assert_eq!(settings.workloads[1].service_account, "default");
     assert_eq!((settings.workloads[0].udp, settings.workloads[1].udp), (Udp::Allow, Udp::DnsOnly));
+    let existing = settings.workloads.iter().map(|workload| workload.existing_connections);
+    assert!(existing.eq([ExistingConnections::Keep, ExistingConnections::Close]));
     assert_eq!(settings.workloads[1].key(), "default/b");
     let probes: Vec<_> = settings.workloads[1].probes.iter().map(|probe| probe.get().unwrap()).collect();
     let http = probes::Probe::Http { port: 8080, path: "/healthz".into() };

@@ -186,6 +186,26 @@ fn connections_from_before_the_enrolment_go_on_and_are_forgotten_at_their_end() 
     }
 }
 
+/// By the setting `existingConnections: close`.
+#[test]
+fn connections_from_before_the_enrolment_are_closed_where_that_is_asked() {
+    for (pod, wire) in [("10.77.0.2", "10.77.0.1"), ("[fd77::2]", "[fd77::1]")] {
+        let Old { net, opened, accepted, _listeners } = old(pod, wire);
+        let inside = (listen_in(&net.pod, "127.0.0.1:8080"), connect_in(&net.pod, "127.0.0.1:8080").unwrap());
+        let (mut kernel, _) = kernel();
+        let listeners = kernel.enrol(&super::sendmsg::workload(&net, "existingConnections: close")).unwrap();
+        for mut end in [&opened.0, &opened.1, &accepted.0, &accepted.1] {
+            end.set_read_timeout(Some(PATIENCE)).unwrap();
+            let error = end.read(&mut [0]).unwrap_err().raw_os_error();
+            assert!(matches!(error, Some(libc::ECONNABORTED | libc::ECONNRESET)), "{pod}: {error:?}");
+        }
+        // What stays in the pod is not the mesh's.
+        assert_joined(&inside.1, &accept(&inside.0).0);
+        let _client = connect_in(&net.pod, "192.0.2.80:80").unwrap();
+        accept(&listeners.outbound[0]);
+    }
+}
+
 fn kept(mesh: &Mesh) -> usize {
     let pinned = aya::maps::MapData::from_pin(map(&mesh.pins, mesh_common::abi::maps::KEPT)).unwrap();
     let map: aya::maps::HashMap<_, mesh_common::abi::Tuple, u32> =

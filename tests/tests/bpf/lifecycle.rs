@@ -110,6 +110,56 @@ fn equal_addresses_in_two_namespaces_do_not_mix() {
     open.iter().for_each(|(client, server)| assert_joined(client, server));
 }
 
+/// Its last process ends, and its interface goes, when everything is ready but nothing in force yet.
+#[test]
+fn a_namespace_whose_interface_vanishes_during_the_enrolment() {
+    let net = Net::new();
+    let (mut kernel, pins) = kernel();
+    let workload = super::sendmsg::workload(&net, "udp: allow");
+    let prepared = kernel.prepare(&workload, None).unwrap();
+    ip(&net.pod, "link del eth0");
+    let error = kernel.commit(prepared).unwrap_err().to_string();
+    assert!(error.contains("cannot attach mesh_") && error.contains("eth0"), "{error}");
+    // Nothing is left of it, and nobody is in the way of a second try.
+    assert_eq!(fs::read_dir(map(&pins, "pods")).unwrap().count(), 0);
+    assert_eq!(kernel.left(), []);
+    ip(&net.pod, "link add eth0 type veth peer name eth1");
+    ip(&net.pod, "link set eth0 up");
+    ip(&net.pod, "addr add 10.77.0.2/24 dev eth0");
+    let listeners = kernel.enrol(&workload).unwrap();
+    ip(&net.pod, "route add default dev eth0");
+    let _client = connect_in(&net.pod, "192.0.2.80:80").unwrap();
+    accept(&listeners.outbound[0]);
+}
+
+/// The agent's handle of a namespace keeps it, whatever becomes of its path and its processes.
+#[test]
+fn a_namespace_whose_last_process_ends_during_the_enrolment() {
+    let (mut kernel, pins) = kernel();
+    let mut sleeper = Command::new("unshare");
+    let script = "ip link add eth0 type veth peer name eth1 && ip addr add 10.77.0.2/24 dev eth0 && ip link set eth0 up && exec sleep 100";
+    let mut sleeper = sleeper.args(["-n", "sh", "-c", script]).spawn().unwrap();
+    let pid = sleeper.id();
+    let end = std::time::Instant::now() + PATIENCE;
+    let netns = loop {
+        let netns = mesh_agent::net::netns::NetNs::of_pid(pid).unwrap();
+        if netns.addresses().is_ok_and(|all| all == [ip_of(POD4)]) {
+            break std::sync::Arc::new(netns);
+        }
+        assert!(std::time::Instant::now() < end, "the namespace gets no address");
+        std::thread::yield_now();
+    };
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    let _listeners = kernel.enrol_namespace(ID, &netns, &[ip_of(POD4)], 0).unwrap();
+    let left = fs::read_link(map(&pins, "pods").join(netns.cookie().to_string()).join("process")).unwrap();
+    assert_eq!(left.to_string_lossy(), netns.process().unwrap().to_string());
+    // The pid is nobody's now.
+    mesh_agent::net::netns::NetNs::of_pid(pid).unwrap_err();
+    kernel.withdraw(ID);
+    assert_eq!(fs::read_dir(map(&pins, "pods")).unwrap().count(), 0);
+}
+
 #[test]
 fn ports_that_the_application_uses_are_left_to_it() {
     let net = Net::new();

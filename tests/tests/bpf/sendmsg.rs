@@ -368,10 +368,10 @@ fn fill_places(pins: &std::path::Path) {
 }
 
 /// A workload as the agent's settings describe it.
-fn workload(net: &Net, udp: &str) -> Workload {
+pub fn workload(net: &Net, setting: &str) -> Workload {
     let text = format!(
         "node: n\ncontrolPlane: {{address: 'http://10.0.0.1:15010'}}\n\
-         workloads: [{{name: a, namespace: default, pid: 1, udp: {udp}}}]\n"
+         workloads: [{{name: a, namespace: default, pid: 1, {setting}}}]\n"
     );
     let settings = Settings::parse(std::path::Path::new("agent.yaml"), &text).unwrap();
     let (cluster, addresses) = ("c".into(), net.pod.addresses().unwrap());
@@ -383,7 +383,7 @@ fn deny_and_dns_only_refuse_what_they_say() {
     for (setting, dns) in [("dns-only", true), ("deny", false)] {
         let net = Net::new();
         let (mut kernel, _) = kernel();
-        let listeners = kernel.enrol(&workload(&net, setting)).unwrap();
+        let listeners = kernel.enrol(&workload(&net, &format!("udp: {setting}"))).unwrap();
         let mut refused = 0;
         for to in [
             "10.77.0.1:123",

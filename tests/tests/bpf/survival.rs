@@ -140,7 +140,7 @@ fn the_next_agent_takes_over_what_is_there_in_one_step_each() {
     let before: Vec<_> = all.iter().map(|path| link_id(path)).collect();
 
     let mut kernel = load(&orphan.pins);
-    assert_eq!(kernel.left(), [Left { cookie, workload: Some(format!("workload/{ID}")) }]);
+    assert_eq!(kernel.left(), [Left { cookie, workload: Some(format!("workload/{ID}")), process: None }]);
     assert!(!kernel.is_gone(&kernel.left()[0]));
     let error = connect_in(&net.pod, "10.77.0.1:8080").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "and stays in force while the next one starts");

@@ -3,3 +3,4 @@
 
 mod garbage;
 mod missing;
+mod reused;

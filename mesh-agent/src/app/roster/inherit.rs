@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Running, Workloads, lock, open};
+use super::{Running, Workloads, lock};
 use crate::handover::{Estate, PREPARE_LIMIT, Pod};
 use crate::kernel::{KernelError, Listeners};
 use crate::settings::WorkloadSettings;
@@ -96,6 +96,9 @@ impl Workloads {
         for (running, listeners) in served.into_iter().zip(accepting) {
             self.parts.workers.enrol(running.workload.clone(), listeners).await;
             tracing::info!(workload = running.workload.key(), "taken over");
+            if let Some(process) = running.workload.netns.process() {
+                self.processes.insert(running.settings.key(), process);
+            }
             self.running.insert(running.settings.key(), running);
         }
         Ok(())
@@ -103,7 +106,7 @@ impl Workloads {
 
     /// `None` for a workload that is another one by now: it is let go by the one agent and enrolled by the other.
     fn heir(&mut self, pod: Pod, settings: &WorkloadSettings) -> Option<Heir> {
-        let why = match open(settings) {
+        let why = match self.open(&pod.workload, settings) {
             Ok(netns) if netns.cookie() == pod.netns => match self.describe(settings, Arc::new(netns)) {
                 Ok(workload) => {
                     let (xds, stream) = self.begin(&workload);
