@@ -7,8 +7,11 @@
 //!
 //! Low to high: [`identity`] → [`resource`] (xDS parsed into types that cannot be wrong) →
 //! [`snapshot`] (what is in force) → [`store`] (the stream's state that yields snapshots);
-//! beside them [`detect`] (first bytes) and [`balance`] (endpoint choice).
+//! beside them [`detect`] (first bytes), [`balance`] (endpoint choice), [`authorization`] (who may connect) and
+//! [`ambient`] (what the node knows of the whole mesh, with a store of its own).
 
+pub mod ambient;
+pub mod authorization;
 pub mod balance;
 pub mod detect;
 pub mod identity;

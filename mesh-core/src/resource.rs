@@ -1,4 +1,4 @@
-//! Typed resources: what Envoy's messages mean to this mesh, or why they are refused.
+//! Typed resources: what Envoy's and Istio's messages mean to this mesh, or why they are refused.
 //!
 //! In: one decoded xDS resource. Out: a value that cannot be wrong, or a [`Rejection`] naming the
 //! resource, the field and the reason, fit to be sent back as a NACK. Fields that cannot change
@@ -6,10 +6,12 @@
 
 #![allow(deprecated, reason = "control planes still send fields that Envoy has deprecated")]
 
+pub mod authorization;
 pub mod cluster;
 pub mod endpoint;
 pub mod listener;
 pub mod route;
+pub mod workload;
 
 pub(crate) mod fault;
 mod filters;
@@ -28,3 +30,7 @@ pub const ENDPOINT_TYPE: &str = "type.googleapis.com/envoy.config.endpoint.v3.Cl
 pub const LISTENER_TYPE: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 /// Type URL of `envoy.config.route.v3.RouteConfiguration`.
 pub const ROUTE_TYPE: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+/// Type URL of `istio.workload.Address`.
+pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+/// Type URL of `istio.security.Authorization`.
+pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";

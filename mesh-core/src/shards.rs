@@ -48,6 +48,12 @@ impl<V> Shards<V> {
                 .is_some_and(|shard| Arc::make_mut(shard).remove(name).is_some())
     }
 
+    /// How many shards both have in common.
+    #[cfg(test)]
+    pub(crate) fn shared_with(&self, other: &Self) -> usize {
+        self.0.iter().zip(other.0.iter()).filter(|(a, b)| Arc::ptr_eq(a, b)).count()
+    }
+
     pub(crate) fn values(&self) -> impl Iterator<Item = &Arc<V>> {
         self.0.iter().flat_map(|shard| shard.values())
     }
@@ -79,7 +85,7 @@ mod tests {
         assert_eq!(map.get("7").map(|v| **v), Some(70));
         assert_eq!(map.get("8"), None);
         assert_eq!(map.values().count(), 1999);
-        let shared = map.0.iter().zip(before.0.iter()).filter(|(a, b)| Arc::ptr_eq(a, b)).count();
+        let shared = map.shared_with(&before);
         assert!(shared >= SHARDS - 2, "{shared}");
     }
 }

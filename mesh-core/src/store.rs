@@ -24,6 +24,7 @@ use crate::resource::route::RouteTable;
 use crate::resource::{CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE, Rejection};
 use crate::shards::Shards;
 use crate::snapshot::Snapshot;
+pub(crate) use kind::Good;
 use kind::{Dependent, Needed};
 pub use shared::Shared;
 

@@ -5,3 +5,13 @@
 pub mod ca {
     tonic::include_proto!("istio.v1.auth");
 }
+
+/// Istio's workload discovery, package `istio.workload`.
+pub mod workload {
+    tonic::include_proto!("istio.workload");
+}
+
+/// Istio's workload authorization, package `istio.security`.
+pub mod security {
+    tonic::include_proto!("istio.security");
+}

@@ -133,6 +133,17 @@ pub(crate) fn cidr(message: &core::CidrRange) -> Result<IpNet, Fault> {
         .ok_or_else(|| Fault::field("prefix_len", format!("{length} is too long for {ip}")))
 }
 
+/// An address of 4 or 16 bytes, as it stands.
+pub(crate) fn address(bytes: &[u8]) -> Result<IpAddr, Fault> {
+    if let Ok(four) = <[u8; 4]>::try_from(bytes) {
+        return Ok(four.into());
+    }
+    match <[u8; 16]>::try_from(bytes) {
+        Ok(sixteen) => Ok(sixteen.into()),
+        Err(_) => Err(Fault::new(format!("has {} bytes; an address has 4 or 16", bytes.len()))),
+    }
+}
+
 /// A value in `filter_metadata`, by filter and key.
 pub(crate) fn metadata<'a>(
     message: Option<&'a core::Metadata>,

@@ -15,14 +15,28 @@ use crate::store::shared::Pool;
 
 /// What is remembered of a good resource besides itself.
 #[derive(Debug, Clone, PartialEq)]
-struct Good {
+pub(crate) struct Good {
     version: String,
     digest: [u64; 2],
 }
 
 impl Good {
-    fn new(upsert: &Upsert) -> Self {
+    pub(crate) fn new(upsert: &Upsert) -> Self {
         Good { version: upsert.version.clone(), digest: digest(&upsert.name, &upsert.body) }
+    }
+
+    /// The version as the control plane calls it.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// If the other one has the same content, takes over its version.
+    pub(crate) fn renew(&mut self, other: &Good) -> bool {
+        let same = self.digest == other.digest;
+        if same {
+            self.version.clone_from(&other.version);
+        }
+        same
     }
 }
 
@@ -63,17 +77,14 @@ impl<V> Dependent<V> {
         let name = upsert.name.as_str();
         let good = Good::new(upsert);
         let full = self.good.len() >= self.limit;
-        match self.good.get_mut(name) {
-            Some(held) if held.digest == good.digest => {
-                held.version = good.version;
+        if let Some(held) = self.good.get_mut(name) {
+            if held.renew(&good) {
                 return;
             }
-            None if full => {
-                let why = format!("more than {} resources of this type", self.limit);
-                rejections.push(Fault::new(why).reject(name));
-                return;
-            }
-            _ => {}
+        } else if full {
+            let why = format!("more than {} resources of this type", self.limit);
+            rejections.push(Fault::new(why).reject(name));
+            return;
         }
         match pool.get(good.digest, parse) {
             Ok(value) => {
@@ -161,9 +172,8 @@ impl Needed {
         let name = self.names.get(upsert.name.as_str())?;
         let good = Good::new(upsert);
         if let Some(Some(held)) = self.answered.get_mut(name)
-            && held.digest == good.digest
+            && held.renew(&good)
         {
-            held.version = good.version;
             return None;
         }
         match pool.get(good.digest, parse) {
