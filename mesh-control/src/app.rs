@@ -200,12 +200,14 @@ fn outputs(first: Arc<Translation>) -> (Outputs, Inputs) {
 fn published(translation: &Arc<Translation>) -> Arc<Published> {
     let directory = translation.mesh().directory.clone();
     let translation = translation.clone();
-    let resources =
-        Box::new(move |proxy: &Proxy, kind| match translation.mesh().workloads.get(&proxy.namespace, &proxy.name) {
+    let resources = Box::new(move |proxy: &Proxy, kind| match proxy {
+        Proxy::Node => translation.of_nodes(kind),
+        Proxy::Workload { namespace, name } => match translation.mesh().workloads.get(namespace, name) {
             Some(workload) => translation.resources(workload, kind),
             // Streams are only for workloads of the directory, which is made of the same mesh.
             None => Arc::<Resources>::default(),
-        });
+        },
+    });
     Arc::new(Published { directory, resources })
 }
 

@@ -3,6 +3,7 @@
 //! In: a document's tree. Out: an [`Object`] with everything checked that can be checked alone, or what is wrong.
 //! A field of the API that is not implemented yet is named in a warning; an unknown one is an error.
 
+pub mod authorization_policy;
 pub mod destination_rule;
 pub mod fields;
 pub mod kubernetes;
@@ -49,6 +50,8 @@ pub enum Kind {
     WorkloadEntry,
     /// Istio PeerAuthentication.
     PeerAuthentication,
+    /// Istio AuthorizationPolicy.
+    AuthorizationPolicy,
 }
 
 /// What makes an object the same object.
@@ -150,6 +153,8 @@ pub enum Body {
     WorkloadEntry(service_entry::WorkloadEntry),
     /// Istio PeerAuthentication.
     PeerAuthentication(peer_authentication::PeerAuthentication),
+    /// Istio AuthorizationPolicy.
+    AuthorizationPolicy(Box<authorization_policy::AuthorizationPolicy>),
 }
 
 impl Object {

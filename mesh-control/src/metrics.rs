@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The resource types that are counted apart, as Istio's `pilot_xds_pushes` names them.
-pub const TYPES: [&str; 4] = ["cds", "eds", "lds", "rds"];
+pub const TYPES: [&str; 6] = ["cds", "eds", "lds", "rds", "wads", "wds"];
 
 /// All counters. Cheap to clone.
 #[derive(Clone, Default)]

@@ -3,6 +3,7 @@
 //! In: the objects in force. Out: a [`Mesh`], immutable, and every reference that leads nowhere. Pure: no clock, no files.
 
 pub mod authentication;
+pub mod authorization;
 pub mod protocol;
 pub mod rules;
 pub mod service;
@@ -26,6 +27,7 @@ use crate::settings::Settings;
 use crate::source::Objects;
 
 use authentication::Authentication;
+use authorization::Authorizations;
 use rules::Rules;
 use service::Service;
 use workload::{Workload, Workloads};
@@ -78,8 +80,10 @@ pub struct Mesh {
     pub workloads: Workloads,
     /// Rules of traffic.
     pub rules: Rules,
-    /// Who may come in.
+    /// Who may come in, by what they prove.
     pub authentication: Authentication,
+    /// Who may come in, by who they are.
+    pub authorizations: Authorizations,
     /// Who runs where.
     pub directory: Arc<Directory>,
     /// Services by workload.
@@ -125,7 +129,18 @@ impl Mesh {
         let rules = Rules::build(&options, objects, &mut problems);
         let memberships = memberships(&services);
         let directory = Arc::new(directory(&workloads));
-        let mesh = Mesh { options, services, by_host, workloads, rules, authentication, directory, memberships };
+        let authorizations = Authorizations::build(objects);
+        let mesh = Mesh {
+            options,
+            services,
+            by_host,
+            workloads,
+            rules,
+            authentication,
+            authorizations,
+            directory,
+            memberships,
+        };
         references::check(&mesh, objects, &mut problems);
         (mesh, problems)
     }

@@ -3,12 +3,14 @@
 //! In: encoded Envoy messages. Out: [`Resource`]s whose version is a hash of their content. No I/O.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::google::protobuf::Any;
+use mesh_core::resource::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use prost::Message as _;
 
 use crate::directory::Directory;
@@ -24,11 +26,16 @@ pub enum Kind {
     Listener,
     /// `envoy.config.route.v3.RouteConfiguration`.
     Route,
+    /// `istio.security.Authorization`, for nodes.
+    Authorization,
+    /// `istio.workload.Address`, for nodes.
+    Address,
 }
 
 impl Kind {
     /// All of them, in push order; the index is that of `metrics::TYPES`.
-    pub const ALL: [Kind; 4] = [Kind::Cluster, Kind::Endpoint, Kind::Listener, Kind::Route];
+    pub const ALL: [Kind; 6] =
+        [Kind::Cluster, Kind::Endpoint, Kind::Listener, Kind::Route, Kind::Authorization, Kind::Address];
 
     /// Index in [`Kind::ALL`].
     pub fn index(self) -> usize {
@@ -42,6 +49,8 @@ impl Kind {
             Kind::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Kind::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Kind::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Kind::Authorization => AUTHORIZATION_TYPE,
+            Kind::Address => ADDRESS_TYPE,
         }
     }
 
@@ -50,9 +59,14 @@ impl Kind {
         Kind::ALL.into_iter().find(|kind| kind.type_url() == type_url)
     }
 
-    /// Listeners and clusters may be subscribed to as a whole; the others only by name.
+    /// Endpoints and routes may be subscribed to only by name; the others as a whole too.
     pub fn has_wildcard(self) -> bool {
-        matches!(self, Kind::Cluster | Kind::Listener)
+        !matches!(self, Kind::Endpoint | Kind::Route)
+    }
+
+    /// Whether a client that names what is not there is told so, as one that asks who has an address.
+    pub fn tells_unknown(self) -> bool {
+        self == Kind::Address
     }
 
     /// What a client gets for a name that nothing is known of: an empty resource, as istiod sends it, so that its
@@ -63,7 +77,7 @@ impl Kind {
                 ClusterLoadAssignment { cluster_name: name.to_owned(), ..Default::default() }.encode_to_vec()
             }
             Kind::Route => RouteConfiguration { name: name.to_owned(), ..Default::default() }.encode_to_vec(),
-            Kind::Cluster | Kind::Listener => return None,
+            Kind::Cluster | Kind::Listener | Kind::Authorization | Kind::Address => return None,
         };
         Some(Resource::new(self, value))
     }
@@ -76,6 +90,8 @@ pub struct Resource {
     pub version: u64,
     /// The message.
     pub body: Any,
+    /// Other names it may be asked for by.
+    pub aliases: Vec<String>,
 }
 
 impl Resource {
@@ -83,20 +99,35 @@ impl Resource {
     pub fn new(kind: Kind, value: Vec<u8>) -> Resource {
         let mut hasher = DefaultHasher::new();
         hasher.write(&value);
-        Resource { version: hasher.finish(), body: Any { type_url: kind.type_url().to_owned(), value } }
+        let body = Any { type_url: kind.type_url().to_owned(), value };
+        Resource { version: hasher.finish(), body, aliases: Vec::new() }
     }
 }
 
 /// All resources of one kind for one proxy, by name.
 pub type Resources = BTreeMap<Arc<str>, Arc<Resource>>;
 
-/// A workload that a stream is for.
+/// Whom a stream is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Proxy {
-    /// Namespace of the workload.
-    pub namespace: Arc<str>,
-    /// Its name.
-    pub name: Arc<str>,
+pub enum Proxy {
+    /// A workload.
+    Workload {
+        /// Its namespace.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+    },
+    /// The node that opened it.
+    Node,
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Proxy::Workload { namespace, name } => write!(f, "{namespace}/{name}"),
+            Proxy::Node => f.write_str("the node"),
+        }
+    }
 }
 
 /// Finds what a proxy is to have of a kind.

@@ -4,7 +4,9 @@
 //! workloads of a namespace share is made once.
 
 mod action;
+mod address;
 mod audience;
+mod authorization;
 mod chain;
 mod checked;
 
@@ -70,14 +72,23 @@ pub struct Translation {
     audiences: Audiences,
     common: Cells<Common>,
     routes: Cells<Resources>,
+    nodes: OnceLock<Nodes>,
     checked: Checked,
+}
+
+/// What every node is told, beside what its workloads are.
+#[derive(Debug)]
+struct Nodes {
+    policies: Arc<Resources>,
+    addresses: Arc<Resources>,
 }
 
 impl Translation {
     /// For a mesh; `checked` remembers over versions which contents mesh-core takes.
     pub fn new(mesh: Arc<Mesh>, checked: Checked) -> Translation {
         let audiences = Audiences::new(&mesh);
-        Translation { mesh, audiences, common: Cells::default(), routes: Cells::default(), checked }
+        let (common, routes, nodes) = (Cells::default(), Cells::default(), OnceLock::new());
+        Translation { mesh, audiences, common, routes, nodes, checked }
     }
 
     /// The mesh.
@@ -87,10 +98,27 @@ impl Translation {
 
     /// Translates for everybody who may connect, so that mesh-core has seen all of it before anybody is told.
     pub fn prepare(&self) {
+        self.nodes();
         for workload in self.mesh.workloads.all().iter().filter(|one| one.enrolled && one.node.is_some()) {
             self.common(workload);
             self.routes(workload);
         }
+    }
+
+    /// What a node is told of a kind.
+    pub fn of_nodes(&self, kind: Kind) -> Arc<Resources> {
+        match kind {
+            Kind::Authorization => self.nodes().policies.clone(),
+            Kind::Address => self.nodes().addresses.clone(),
+            Kind::Cluster | Kind::Endpoint | Kind::Listener | Kind::Route => Arc::default(),
+        }
+    }
+
+    fn nodes(&self) -> &Nodes {
+        self.nodes.get_or_init(|| Nodes {
+            policies: Arc::new(self.checked.take(Kind::Authorization, authorization::all(&self.mesh))),
+            addresses: Arc::new(self.checked.take(Kind::Address, address::all(&self.mesh))),
+        })
     }
 
     /// What a workload's agent is told of a kind.
@@ -111,6 +139,7 @@ impl Translation {
                 let own = self.checked.take(kind, [inbound::listener(&self.mesh, workload)]);
                 with(&self.common(workload).listeners, own)
             }
+            Kind::Authorization | Kind::Address => Arc::default(),
         }
     }
 

@@ -1,8 +1,8 @@
-//! The xDS server: aggregated discovery in the delta protocol, one stream per workload.
+//! The xDS server: aggregated discovery in the delta protocol, one stream per workload and one per node.
 //!
 //! In: streams of authenticated nodes and the configuration in force. Out: to each stream what changed for its
-//! workload, clusters before endpoints before listeners before routes. A stream is only for a workload that runs on
-//! the node which opened it. The state-of-the-world protocol is refused.
+//! workload, clusters before endpoints before listeners before routes; for a node the whole mesh's policies before its
+//! workloads and services. A workload's stream is only for one that runs on the node which opened it. The state-of-the-world protocol is refused.
 
 mod node_id;
 mod session;

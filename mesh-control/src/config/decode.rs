@@ -106,6 +106,9 @@ fn read(node: Node, kind: Kind, file: &Arc<str>, decoded: &mut Decoded) {
         Kind::ServiceEntry => spec(&node, kind, |entry| Body::ServiceEntry(Box::new(entry)), &mut findings),
         Kind::WorkloadEntry => spec(&node, kind, Body::WorkloadEntry, &mut findings),
         Kind::PeerAuthentication => spec(&node, kind, Body::PeerAuthentication, &mut findings),
+        Kind::AuthorizationPolicy => {
+            spec(&node, kind, |policy| Body::AuthorizationPolicy(Box::new(policy)), &mut findings)
+        }
     };
     match &body {
         None => {}
@@ -117,6 +120,7 @@ fn read(node: Node, kind: Kind, file: &Arc<str>, decoded: &mut Decoded) {
         Some(Body::ServiceEntry(entry)) => entry.check(&mut findings),
         Some(Body::WorkloadEntry(entry)) => entry.check(&mut findings),
         Some(Body::PeerAuthentication(rule)) => rule.check(&mut findings),
+        Some(Body::AuthorizationPolicy(policy)) => policy.check(&mut findings),
     }
     let broken = findings.0.iter().any(|wrong| wrong.severity == Severity::Error);
     for wrong in findings.0 {

@@ -33,7 +33,10 @@ pub(super) fn kind(api_version: &str, kind: &str) -> Option<Handling> {
         ("security.istio.io", "PeerAuthentication") if matches!(version, "v1" | "v1beta1") => {
             Some(Read(Kind::PeerAuthentication))
         }
-        ("security.istio.io", "AuthorizationPolicy" | "RequestAuthentication") => Some(Later),
+        ("security.istio.io", "AuthorizationPolicy") if matches!(version, "v1" | "v1beta1") => {
+            Some(Read(Kind::AuthorizationPolicy))
+        }
+        ("security.istio.io", "RequestAuthentication") => Some(Later),
         ("telemetry.istio.io", "Telemetry") | ("extensions.istio.io", "WasmPlugin") => Some(Later),
         ("gateway.networking.k8s.io", _) => Some(Later),
         (
@@ -122,7 +125,8 @@ fn without_effect(kind: Kind) -> &'static [&'static str] {
         | Kind::DestinationRule
         | Kind::ServiceEntry
         | Kind::WorkloadEntry
-        | Kind::PeerAuthentication => &["status"],
+        | Kind::PeerAuthentication
+        | Kind::AuthorizationPolicy => &["status"],
     }
 }
 
@@ -219,7 +223,7 @@ fn later(kind: Kind) -> &'static [&'static str] {
             "spec.internalTrafficPolicy",
             "spec.trafficDistribution",
         ],
-        Kind::EndpointSlice | Kind::Pod | Kind::PeerAuthentication => &[],
+        Kind::EndpointSlice | Kind::Pod | Kind::PeerAuthentication | Kind::AuthorizationPolicy => &[],
         Kind::VirtualService => &[
             "spec.http[].delegate",
             "spec.http[].fault",

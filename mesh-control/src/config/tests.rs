@@ -295,3 +295,140 @@ fn peer_authentication_is_read_and_its_mistakes_are_named() {
         assert!(decoded.objects.is_empty() && decoded.broken.len() == 1, "{spec}");
     }
 }
+
+const POLICY: &str = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  action: ALLOW
+  rules:
+  - from:
+    - source:
+        principals: [cluster.local/ns/shop/sa/client]
+        ipBlocks: [10.0.0.0/8]
+    to:
+    - operation: {ports: ['80']}
+    when:
+    - {key: source.namespace, notValues: [bank]}
+";
+
+#[test]
+fn a_policy_with_every_field_is_read() {
+    assert_eq!(told(POLICY), [""; 0]);
+    assert_eq!(told(&POLICY.replace("/v1\n", "/v1beta1\n")), [""; 0]);
+    let text = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: all, annotations: {istio.io/dry-run: 'true'}}
+spec:
+  rules:
+  - from:
+    - source: {principals: [a], notPrincipals: [b], requestPrincipals: [c], notRequestPrincipals: [d], namespaces: [e], notNamespaces: [f], ipBlocks: [10.0.0.1], notIpBlocks: ['fd00::/8'], remoteIpBlocks: [10.0.0.1], notRemoteIpBlocks: [10.0.0.2], trustDomains: [g], notTrustDomains: [h]}
+    - source: {serviceAccounts: [a, b/c], notServiceAccounts: [d]}
+    to:
+    - operation: {hosts: [a], notHosts: [b], ports: ['1'], notPorts: ['65535'], methods: [GET], notMethods: [PUT], paths: [/a], notPaths: [/b]}
+    when:
+    - {key: 'request.headers[x]', values: [a], notValues: [b]}
+    - {key: 'request.auth.claims[iss]', values: [a]}
+    - {key: connection.sni, values: [a]}
+status: {}
+";
+    let so = "asks for attributes of requests, which are not enforced yet: the rule allows nothing";
+    assert_eq!(told(text), [format!("Warning mesh.yaml:6: AuthorizationPolicy default/all: spec.rules[0]: {so}")]);
+}
+
+#[test]
+fn what_is_wrong_with_a_policy_is_named_and_never_ignored() {
+    let rule = "spec.rules[0]";
+    let cases: &[(&str, &str, u32, &str)] = &[
+        ("principals:", "principal:", 10, "from[0].source.principal: unknown field"),
+        (
+            "[cluster.local/ns/shop/sa/client]",
+            "[]",
+            10,
+            "from[0].source.principals: is empty: leave it out, or say what has to hold",
+        ),
+        ("[cluster.local/ns/shop/sa/client]", "['']", 10, "from[0].source.principals[0]: is empty"),
+        (
+            "10.0.0.0/8",
+            "10.0.0.0/33",
+            11,
+            "from[0].source.ipBlocks[0]: `10.0.0.0/33` is no address and no range such as 10.0.0.0/8",
+        ),
+        (
+            "{ports: ['80']}",
+            "{ports: ['http']}",
+            13,
+            "to[0].operation.ports[0]: `http` is no port number from 1 to 65535",
+        ),
+        ("{ports: ['80']}", "{}", 13, "to[0].operation: needs at least one condition"),
+        ("- operation: {ports: ['80']}", "- {}", 13, "to[0].operation: is needed"),
+        ("source.namespace", "source.workload", 15, "when[0].key: there is no attribute `source.workload`"),
+        (
+            "ipBlocks: [10.0.0.0/8]",
+            "serviceAccounts: [x]",
+            11,
+            "from[0].source.serviceAccounts: cannot stand beside principals or namespaces",
+        ),
+        (
+            "principals: [cluster.local/ns/shop/sa/client]",
+            "serviceAccounts: [a/b/c]",
+            10,
+            "from[0].source.serviceAccounts[0]: `a/b/c` is no service account: `NAME` or `NAMESPACE/NAME`",
+        ),
+        (
+            "    to:\n    - operation: {ports: ['80']}\n",
+            "    to: []\n",
+            12,
+            "to: is empty: leave it out, or say what has to hold",
+        ),
+    ];
+    for (old, new, line, expected) in cases {
+        assert!(POLICY.contains(old), "{old}");
+        let decoded = decode_text(&POLICY.replacen(old, new, 1));
+        let told: Vec<_> = decoded.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(told, [format!("mesh.yaml:{line}: AuthorizationPolicy default/web: {rule}.{expected}")], "{new}");
+        assert_eq!((decoded.objects.len(), decoded.broken.len()), (0, 1), "{new}");
+    }
+    for (old, new, expected) in [
+        ("ALLOW", "allow", "spec.action: unknown variant"),
+        ("  action: ALLOW\n", "  action: CUSTOM\n", "spec.provider: CUSTOM needs the name of a provider"),
+        ("  action: ALLOW\n", "  provider: {name: x}\n", "spec.provider: is only for action CUSTOM"),
+        ("  action: ALLOW\n", "  targetRef: {kind: Service, name: web}\n", "spec.targetRef: stands beside a selector"),
+        ("{app: web}", "{app: 'w*'}", "is no label"),
+    ] {
+        let decoded = decode_text(&POLICY.replacen(old, new, 1));
+        let told: Vec<_> = decoded.problems.iter().map(ToString::to_string).collect();
+        assert!(told.iter().any(|one| one.contains(expected)) && decoded.objects.is_empty(), "{new}: {told:?}");
+    }
+}
+
+#[test]
+fn what_of_a_policy_has_no_effect_is_told() {
+    let selector = "  selector: {matchLabels: {app: web}}\n";
+    for (old, new, expected) in [
+        ("ALLOW", "AUDIT", "spec.action: AUDIT has no effect yet"),
+        ("action: ALLOW", "action: CUSTOM\n  provider: {name: x}", "spec.action: CUSTOM is not enforced yet"),
+        (
+            selector,
+            "  targetRefs: [{kind: Service, name: web}]\n",
+            "spec.targetRefs: policies for gateways and services",
+        ),
+        ("cluster.local/ns/shop", "spiffe://cluster.local/ns/shop", "principals[0]: matches nobody"),
+        (
+            "cluster.local/ns/shop/sa/client",
+            "cluster.local/ns/*/sa/client",
+            "principals[0]: `*` stands for anything only",
+        ),
+        ("{ports: ['80']}", "{methods: [GET]}", "spec.rules[0]: asks for attributes of requests"),
+    ] {
+        assert!(POLICY.contains(old), "{old}");
+        let decoded = decode_text(&POLICY.replacen(old, new, 1));
+        let told: Vec<_> = decoded.problems.iter().map(ToString::to_string).collect();
+        assert_eq!((told.len(), decoded.objects.len()), (1, 1), "{told:?}");
+        assert!(told[0].contains(expected), "{told:?}");
+    }
+    let nothing =
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x}\nspec: {action: DENY}\n";
+    assert!(told(nothing)[0].contains("DENY without rules denies nothing"), "{:?}", told(nothing));
+}

@@ -80,10 +80,19 @@ impl Authentication {
         all
     }
 
+    /// Whether there is any object.
+    pub fn is_used(&self) -> bool {
+        self.mesh.is_some() || !self.namespaces.is_empty() || !self.workloads.is_empty()
+    }
+
     /// How a workload's ports are reached.
     pub fn of(&self, namespace: &str, labels: &Labels) -> Mtls {
+        self.with(namespace, self.selecting(namespace, labels).and_then(|object| spec(object)))
+    }
+
+    /// How ports are reached in a namespace where `own` selects the workload.
+    pub fn with(&self, namespace: &str, own: Option<&PeerAuthentication>) -> Mtls {
         let whole = [self.mesh.as_ref(), self.namespaces.get(namespace)].into_iter().flatten();
-        let own = self.selecting(namespace, labels).and_then(|object| spec(object));
         let mut default = MtlsMode::Permissive;
         for mode in whole.filter_map(|object| spec(object)).chain(own).map(PeerAuthentication::mode) {
             default = over(mode, default);

@@ -7,6 +7,7 @@ use super::Mesh;
 use super::rules::VirtualRule;
 use super::service::{Service, selects};
 use super::workload::Workload;
+use crate::config::authorization_policy::AuthorizationPolicy;
 use crate::config::destination_rule::DestinationRule;
 use crate::config::peer_authentication::PeerAuthentication;
 use crate::config::virtual_service::Destination;
@@ -26,6 +27,9 @@ pub(super) fn check(mesh: &Mesh, objects: &Objects, problems: &mut Vec<Problem>)
     }
     for (object, rule) in mesh.authentication.with_selectors() {
         check_authentication(mesh, objects, object, rule, problems);
+    }
+    for (object, policy) in mesh.authorizations.all() {
+        check_authorization(mesh, object, policy, problems);
     }
 }
 
@@ -142,6 +146,18 @@ fn check_authentication(
             );
             tell(&FieldPath::of("spec.portLevelMtls").key(&port.to_string()), why);
         }
+    }
+}
+
+/// A policy of the root namespace may select workloads of any namespace.
+fn check_authorization(mesh: &Mesh, object: &Object, policy: &AuthorizationPolicy, problems: &mut Vec<Problem>) {
+    let Some(labels) = policy.labels() else { return };
+    let namespace = &object.key.namespace;
+    let anywhere = **namespace == *mesh.options.root_namespace;
+    let mut all = mesh.workloads.all().iter().filter(|one| one.alive && (anywhere || one.namespace == *namespace));
+    if !all.any(|workload| selects(labels, &workload.labels)) {
+        let path = FieldPath::of("spec.selector.matchLabels");
+        problems.push(object.problem(Severity::Warning, &path, "selects no workload; it has no effect"));
     }
 }
 

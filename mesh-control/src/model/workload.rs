@@ -32,6 +32,10 @@ pub struct Workload {
     pub namespace: Arc<str>,
     /// Name of what made it: the deployment, or its own.
     pub workload_name: Arc<str>,
+    /// What made it.
+    pub owner: Owner,
+    /// It uses its node's addresses.
+    pub host_network: bool,
     /// Canonical service.
     pub canonical_name: Arc<str>,
     /// Canonical revision.
@@ -62,6 +66,19 @@ pub struct Workload {
     pub weight: u32,
     /// Who may come in to its ports.
     pub mtls: Mtls,
+}
+
+/// What made a workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// A Deployment, or anything else that keeps it running.
+    Deployment,
+    /// A CronJob.
+    CronJob,
+    /// A Job.
+    Job,
+    /// Nothing.
+    Itself,
 }
 
 /// Ports by name.
@@ -185,6 +202,8 @@ fn of_pod(
         options,
         object,
         workload_name: owner(metadata),
+        owner: owner_kind(metadata),
+        host_network: pod.spec.host_network,
         labels: metadata.labels.clone(),
         account,
         account_path: FieldPath::of("spec.serviceAccountName"),
@@ -216,6 +235,8 @@ fn of_entry(
         options,
         object,
         workload_name: metadata.name.clone(),
+        owner: Owner::Itself,
+        host_network: false,
         labels,
         account,
         account_path: FieldPath::of("spec.serviceAccount"),
@@ -240,6 +261,8 @@ struct Parts<'p> {
     options: &'p MeshOptions,
     object: &'p Object,
     workload_name: String,
+    owner: Owner,
+    host_network: bool,
     labels: Labels,
     account: &'p str,
     account_path: FieldPath,
@@ -273,6 +296,8 @@ fn build(parts: Parts<'_>) -> Workload {
         version: label(&["version"]).map_or("", String::as_str).into(),
         name: object.key.name.clone(),
         workload_name: parts.workload_name.as_str().into(),
+        owner: parts.owner,
+        host_network: parts.host_network,
         mtls: parts.authentication.of(&namespace, &labels),
         namespace,
         meshed: parts.meshed && identity.is_some(),
@@ -285,6 +310,15 @@ fn build(parts: Parts<'_>) -> Workload {
         alive: parts.alive,
         ports: parts.ports,
         weight: parts.weight,
+    }
+}
+
+fn owner_kind(metadata: &Metadata) -> Owner {
+    match metadata.owner_references.iter().find(|owner| owner.controller).map(|owner| owner.kind.as_str()) {
+        None => Owner::Itself,
+        Some("CronJob") => Owner::CronJob,
+        Some("Job") => Owner::Job,
+        Some(_) => Owner::Deployment,
     }
 }
 

@@ -9,10 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::resource::Rejection;
+use mesh_core::resource::authorization::Authorization;
 use mesh_core::resource::cluster::Cluster;
 use mesh_core::resource::endpoint::LoadAssignment;
 use mesh_core::resource::listener::Listener;
 use mesh_core::resource::route::RouteTable;
+use mesh_core::resource::workload::Address;
 use prost::Message;
 
 use crate::resource::{Kind, Resource, Resources};
@@ -34,7 +36,7 @@ pub(crate) fn encode_as(kind: Kind, name: &str, message: &impl Message, content:
 
 fn named(kind: Kind, name: &str, version: u64, value: Vec<u8>) -> Named {
     let body = Any { type_url: kind.type_url().to_owned(), value };
-    (name.into(), Arc::new(Resource { version, body }))
+    (name.into(), Arc::new(Resource { version, body, aliases: Vec::new() }))
 }
 
 /// The same over restarts of one build, so that a reconnecting client is sent only what it lacks.
@@ -130,5 +132,7 @@ pub(crate) fn parse(kind: Kind, name: &str, body: &[u8]) -> Result<(), Rejection
         Kind::Endpoint => LoadAssignment::parse(name, body, None).map(drop),
         Kind::Listener => Listener::parse(name, body).map(drop),
         Kind::Route => RouteTable::parse(name, body).map(drop),
+        Kind::Authorization => Authorization::parse(name, body).map(drop),
+        Kind::Address => Address::parse(name, body).map(drop),
     }
 }

@@ -3,6 +3,7 @@
 
 mod inbound;
 mod listeners;
+mod nodes;
 mod routes;
 mod whole;
 

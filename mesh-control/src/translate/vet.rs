@@ -9,7 +9,8 @@ use prost::Message;
 use super::action::{self, Place, Targets};
 use super::checked::parse;
 use super::route::{table, virtual_host};
-use super::{Client, cluster, policy};
+use super::{Client, authorization, cluster, policy};
+use crate::config::authorization_policy::AuthorizationPolicy;
 use crate::config::destination_rule::{ConsistentHash, DestinationRule};
 use crate::config::virtual_service::{Destination, HttpRoute, VirtualService};
 use crate::config::{Body, Labels, Object};
@@ -22,6 +23,7 @@ pub fn vet(object: &Object) -> Result<(), (FieldPath, String)> {
     match &object.body {
         Body::VirtualService(spec) => virtual_service(object, spec),
         Body::DestinationRule(spec) => destination_rule(spec),
+        Body::AuthorizationPolicy(spec) => authorization_policy(object, spec),
         _ => Ok(()),
     }
 }
@@ -64,6 +66,13 @@ fn alone(http: &HttpRoute) -> VirtualService {
         one.gateways.clear();
     }
     VirtualService { http: vec![http], ..Default::default() }
+}
+
+fn authorization_policy(object: &Object, spec: &AuthorizationPolicy) -> Result<(), (FieldPath, String)> {
+    let message = authorization::policy(object, spec, "");
+    parse(Kind::Authorization, &authorization::key(&message), &message.encode_to_vec()).map_err(|rejection| {
+        (FieldPath::of("spec.rules"), format!("the agents would refuse it: {}: {}", rejection.path, rejection.why))
+    })
 }
 
 fn destination_rule(spec: &DestinationRule) -> Result<(), (FieldPath, String)> {

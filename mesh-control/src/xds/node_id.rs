@@ -1,6 +1,7 @@
-//! Node ids as Istio's proxies send them: `sidecar~<ip>~<pod>.<namespace>~<namespace>.svc.<domain>`.
+//! Node ids as Istio's proxies send them: `sidecar~<ip>~<pod>.<namespace>~<namespace>.svc.<domain>`, or `ztunnel~…` for
+//! a node as a whole.
 //!
-//! In: text from the network. Out: which workload it claims to be, or why it says nothing of the kind.
+//! In: text from the network. Out: whom it claims to be, or why it says nothing of the kind.
 
 use crate::resource::Proxy;
 
@@ -9,7 +10,7 @@ const MAX: usize = 1024;
 
 /// Reads a node id.
 pub fn parse(id: &str) -> Result<Proxy, String> {
-    let wanted = "want `sidecar~<ip>~<pod>.<namespace>~<domain>`";
+    let wanted = "want `sidecar~<ip>~<pod>.<namespace>~<domain>`, or `ztunnel~…` for the node";
     if id.len() > MAX {
         return Err(format!("the node id has {} bytes, more than {MAX}", id.len()));
     }
@@ -17,13 +18,16 @@ pub fn parse(id: &str) -> Result<Proxy, String> {
     let [kind, _, workload, _] = parts.as_slice() else {
         return Err(format!("node id `{id}`: {wanted}"));
     };
+    if *kind == "ztunnel" {
+        return Ok(Proxy::Node);
+    }
     if *kind != "sidecar" {
         return Err(format!("node id `{id}`: type `{kind}` is not served; {wanted}"));
     }
     // A pod's name may hold dots, a namespace's may not.
     match workload.rsplit_once('.') {
         Some((name, namespace)) if !name.is_empty() && !namespace.is_empty() => {
-            Ok(Proxy { namespace: namespace.into(), name: name.into() })
+            Ok(Proxy::Workload { namespace: namespace.into(), name: name.into() })
         }
         _ => Err(format!("node id `{id}`: `{workload}` is no `<pod>.<namespace>`; {wanted}")),
     }
@@ -37,7 +41,13 @@ mod tests {
     #[test]
     fn the_namespace_stands_after_the_last_dot() {
         let proxy = parse("sidecar~10.0.0.1~web.v1.shop~shop.svc.cluster.local").unwrap();
-        assert_eq!((&*proxy.name, &*proxy.namespace), ("web.v1", "shop"));
+        assert_eq!(proxy, Proxy::Workload { namespace: "shop".into(), name: "web.v1".into() });
+    }
+
+    #[test]
+    fn a_node_speaks_for_itself() {
+        assert_eq!(parse("ztunnel~10.0.0.1~ztunnel-x.istio-system~istio-system.svc.cluster.local"), Ok(Proxy::Node));
+        assert!(parse("ztunnel").is_err());
     }
 
     #[test]

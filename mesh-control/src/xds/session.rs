@@ -4,7 +4,7 @@
 //! up to date. At most one response per kind is unanswered; what changes meanwhile goes into the next. No I/O.
 //! Source: Envoy's "xDS REST and gRPC protocol", incremental xDS; Istio's reading of it in pilot/pkg/xds/delta.go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::discovery::v3::{
@@ -44,6 +44,10 @@ struct Subscription {
     active: bool,
     wildcard: bool,
     names: BTreeSet<Arc<str>>,
+    /// Names it asked for again.
+    again: BTreeSet<Arc<str>>,
+    /// Names of which it was told that nothing is known.
+    unknown: BTreeSet<Arc<str>>,
     /// What the client has, and in which version; 0 is a version that no resource has.
     sent: BTreeMap<Arc<str>, u64>,
     /// The response that it has not answered.
@@ -107,17 +111,29 @@ impl Session {
                     name: name.to_string(),
                     version: format!("{:016x}", resource.version),
                     resource: Some(resource.body.clone()),
+                    aliases: resource.aliases.clone(),
                     ..Default::default()
                 });
             }
         };
+        let names = subscription.own_names(kind, all);
+        for name in std::mem::take(&mut subscription.again) {
+            subscription.sent.remove(names.get(&name).unwrap_or(&name));
+            subscription.unknown.remove(&name);
+        }
         if subscription.wildcard {
             all.keys().for_each(|name| offer(&mut subscription.sent, name));
         }
-        for name in &subscription.names {
+        for (asked, name) in &names {
             offer(&mut subscription.sent, name);
+            if all.contains_key(name) {
+                subscription.unknown.remove(asked);
+            } else if kind.tells_unknown() && subscription.unknown.insert(asked.clone()) {
+                removed.push(asked.to_string());
+            }
         }
-        let (wildcard, names) = (subscription.wildcard, &subscription.names);
+        let wildcard = subscription.wildcard;
+        let names: BTreeSet<&Arc<str>> = names.values().collect();
         subscription.sent.retain(|name, _| {
             let stays = if all.contains_key(name) {
                 wildcard || names.contains(name)
@@ -147,6 +163,20 @@ impl Session {
 }
 
 impl Subscription {
+    /// Each name that was asked for, with the resource's own: it may have been an alias.
+    fn own_names(&self, kind: Kind, all: &Resources) -> BTreeMap<Arc<str>, Arc<str>> {
+        let has_aliases = kind.tells_unknown() && self.names.iter().any(|name| !all.contains_key(name));
+        let aliases: HashMap<&str, &Arc<str>> = if has_aliases {
+            let own = all.iter().flat_map(|(name, one)| one.aliases.iter().map(move |alias| (alias.as_str(), name)));
+            own.collect()
+        } else {
+            HashMap::new()
+        };
+        let own =
+            |name: &Arc<str>| aliases.get(&**name).filter(|_| !all.contains_key(name)).map_or(name, |own| *own).clone();
+        self.names.iter().map(|name| (name.clone(), own(name))).collect()
+    }
+
     /// Applies a subscription change; true if the client is to hear of it.
     fn change(&mut self, kind: Kind, request: &DeltaDiscoveryRequest) -> Result<bool, String> {
         let first = !self.active;
@@ -169,7 +199,7 @@ impl Subscription {
                 let name: Arc<str> = name.as_str().into();
                 // Subscribing again asks for the resource again.
                 if !self.names.insert(name.clone()) && !first {
-                    self.sent.remove(&name);
+                    self.again.insert(name);
                 }
             }
         }
@@ -178,6 +208,7 @@ impl Subscription {
                 self.wildcard = false;
             } else {
                 self.names.remove(name.as_str());
+                self.unknown.remove(name.as_str());
                 // The client forgets it by itself: it is not told of a removal.
                 if !self.wildcard {
                     self.sent.remove(name.as_str());

@@ -1,5 +1,5 @@
 //! The task of one stream. In: requests, and every new configuration. Out: responses, in push order. Ends with the
-//! client, with the server, or when its workload no longer runs on the node that opened it.
+//! client, with the server, or when its workload no longer runs on the node that opened it. (A node's own stays.)
 
 use std::sync::Arc;
 
@@ -44,16 +44,16 @@ impl Task {
             }
         };
         self.metrics.proxy_connected();
-        tracing::info!(node = %self.node, namespace = %proxy.namespace, workload = %proxy.name, "xDS stream opened");
+        tracing::info!(node = %self.node, %proxy, "xDS stream opened");
         let mut session = Session::default();
         if self.take(&mut session, &proxy, &first).await.is_ok() {
             while self.step(&mut session, &proxy).await.is_ok() {}
         }
         self.metrics.proxy_gone();
-        tracing::info!(node = %self.node, namespace = %proxy.namespace, workload = %proxy.name, "xDS stream closed");
+        tracing::info!(node = %self.node, %proxy, "xDS stream closed");
     }
 
-    /// Which workload the stream is for, if the node that opened it may speak for that.
+    /// Whom the stream is for, if the node that opened it may speak for that.
     fn admit(&self, first: &DeltaDiscoveryRequest) -> Result<Proxy, Status> {
         let id = first.node.as_ref().map_or("", |node| node.id.as_str());
         if id.is_empty() {
@@ -65,13 +65,18 @@ impl Task {
     }
 
     fn still_here(&self, proxy: &Proxy) -> Result<(), Status> {
+        let (namespace, name) = match proxy {
+            // Its token has told which one it is.
+            Proxy::Node => return Ok(()),
+            Proxy::Workload { namespace, name } => (namespace, name),
+        };
         let published = self.published.borrow();
-        match published.directory.resident(&proxy.namespace, &proxy.name) {
+        match published.directory.resident(namespace, name) {
             Some(resident) if resident.node == self.node => Ok(()),
             // Where else it runs is nobody's business.
             Some(_) | None => Err(Status::permission_denied(format!(
-                "node `{}` runs no workload `{}` in namespace `{}`",
-                self.node, proxy.name, proxy.namespace
+                "node `{}` runs no workload `{name}` in namespace `{namespace}`",
+                self.node
             ))),
         }
     }
@@ -86,8 +91,7 @@ impl Task {
             changed = self.published.changed() => {
                 changed.map_err(|_| Over)?;
                 if let Err(status) = self.still_here(proxy) {
-                    tracing::info!(node = %self.node, namespace = %proxy.namespace, workload = %proxy.name,
-                        "the workload is gone; its xDS stream ends");
+                    tracing::info!(node = %self.node, %proxy, "the workload is gone; its xDS stream ends");
                     let _ = self.responses.send(Err(status)).await;
                     return Err(Over);
                 }
@@ -110,8 +114,7 @@ impl Task {
             Ok(Event::Nack(kind, reason)) => {
                 self.metrics.nack(kind.index());
                 let reason: String = reason.chars().take(MAX_REASON).collect();
-                tracing::warn!(node = %self.node, namespace = %proxy.namespace, workload = %proxy.name,
-                    kind = ?kind, %reason, "the agent refused configuration");
+                tracing::warn!(node = %self.node, %proxy, ?kind, %reason, "the agent refused configuration");
                 self.push(session, proxy, kind).await
             }
             Ok(Event::Ignored) => Ok(()),

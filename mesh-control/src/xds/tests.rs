@@ -19,7 +19,7 @@ use super::session::{Event, Session};
 use crate::auth::NodeAuth;
 use crate::directory::{Directory, Resident};
 use crate::metrics::Metrics;
-use crate::resource::{Kind, Published, Resource, Resources};
+use crate::resource::{Kind, Proxy, Published, Resource, Resources};
 use crate::settings::NodeSettings;
 
 fn resources(kind: Kind, list: &[(&str, &str)]) -> Resources {
@@ -136,6 +136,54 @@ fn the_first_request_is_answered_even_with_nothing() {
     assert!(response.resources.is_empty());
 }
 
+fn addresses(list: &[(&str, &str, &str)]) -> Resources {
+    let one = |(name, text, alias): &(&str, &str, &str)| {
+        let mut resource = Resource::new(Kind::Address, text.as_bytes().to_vec());
+        resource.aliases.push((*alias).to_owned());
+        ((*name).into(), Arc::new(resource))
+    };
+    list.iter().map(one).collect()
+}
+
+#[test]
+fn who_has_an_address_may_be_asked_on_demand() {
+    let mut session = Session::default();
+    let kind = Kind::Address;
+    session.request(&subscribe(kind, &["/10.0.0.1", "/10.0.0.9"])).unwrap();
+    let all = addresses(&[("web", "1", "/10.0.0.1"), ("db", "1", "/10.0.0.2")]);
+    let first = session.respond(kind, &all).unwrap();
+    assert_eq!((names(&first), first.removed_resources.clone()), (vec!["web"], vec!["/10.0.0.9".to_owned()]));
+    assert_eq!(first.resources[0].aliases, ["/10.0.0.1"]);
+    session.request(&answer(&first, None)).unwrap();
+    assert_eq!(session.respond(kind, &all), None, "what is unknown is told once");
+    // Somebody has it now, and another one has gone.
+    let second = session.respond(kind, &addresses(&[("new", "1", "/10.0.0.9")])).unwrap();
+    assert_eq!((names(&second), second.removed_resources.len()), (vec!["new"], 2));
+    assert!(second.removed_resources.contains(&"web".to_owned()));
+    session.request(&answer(&second, None)).unwrap();
+    // By its own name, again and once more.
+    for _ in 0..2 {
+        session.request(&subscribe(kind, &["new"])).unwrap();
+        let again = session.respond(kind, &addresses(&[("new", "1", "/10.0.0.9")])).unwrap();
+        session.request(&answer(&again, None)).unwrap();
+    }
+    session.request(&subscribe(kind, &["/10.0.0.9"])).unwrap();
+    assert_eq!(names(&session.respond(kind, &addresses(&[("new", "1", "/10.0.0.9")])).unwrap()), ["new"]);
+}
+
+#[test]
+fn everything_and_nothing_may_be_subscribed_to_by_the_wildcard() {
+    let all = addresses(&[("web", "1", "/10.0.0.1")]);
+    let mut session = Session::default();
+    session.request(&subscribe(Kind::Address, &["*"])).unwrap();
+    assert_eq!(names(&session.respond(Kind::Address, &all).unwrap()), ["web"]);
+    let mut session = Session::default();
+    let mut nothing = subscribe(Kind::Address, &["*"]);
+    nothing.resource_names_unsubscribe = vec!["*".to_owned()];
+    session.request(&nothing).unwrap();
+    assert!(session.respond(Kind::Address, &all).unwrap().resources.is_empty());
+}
+
 /// The server on a real port, with node `a` that runs pod `web`.
 struct Server {
     address: String,
@@ -151,8 +199,9 @@ fn published(clusters: &[(&str, &str)], with_web: bool) -> Arc<Published> {
         directory.add("shop".into(), "web".into(), Resident { node: "a".into(), identity });
     }
     let clusters = Arc::new(resources(Kind::Cluster, clusters));
-    let resources = Box::new(move |_: &_, kind| match kind {
-        Kind::Cluster => clusters.clone(),
+    let resources = Box::new(move |proxy: &Proxy, kind| match (proxy, kind) {
+        (Proxy::Workload { .. }, Kind::Cluster) => clusters.clone(),
+        (Proxy::Node, Kind::Cluster) => Arc::new(resources(Kind::Cluster, &[("of the node", "1")])),
         _ => Arc::default(),
     });
     Arc::new(Published { directory: Arc::new(directory), resources })
@@ -241,6 +290,19 @@ async fn a_node_speaks_only_for_its_own_workloads() {
         assert_eq!(status.code(), code, "{case}");
     }
     assert_eq!(server.metrics.proxies(), 0);
+}
+
+#[tokio::test]
+async fn a_node_has_a_stream_of_its_own() {
+    let server = server().await;
+    let id = "ztunnel~10.0.0.2~agent-b.istio-system~istio-system.svc.cluster.local";
+    assert!(Client::open(&server, "token-of-node-b-0002", id).await.is_err());
+    // It may be a node without any workload, and stays when workloads go.
+    let mut client = Client::open(&server, "token-of-node-b-0001", id).await.unwrap();
+    assert_eq!(names(&client.next().await.unwrap()), ["of the node"]);
+    server.published.send(published(&[], false)).unwrap();
+    client.requests.send(subscribe(Kind::Listener, &[])).await.unwrap();
+    assert_eq!(client.next().await.unwrap().type_url, Kind::Listener.type_url());
 }
 
 #[tokio::test]
