@@ -1,6 +1,7 @@
 //! The agent's own pages: admin (15000), metrics (15020), readiness (15021). In: GET requests. Out: JSON or text about
 //! the agent. Changes nothing, shows no key, and what a client sends costs a bounded amount.
 
+mod mesh;
 mod pages;
 mod server;
 
@@ -28,6 +29,8 @@ pub struct View {
     pub metrics: Arc<Metrics>,
     /// The configuration in force.
     pub live: Arc<Live>,
+    /// The node's own stream; `None` if it is switched off.
+    pub node_stream: Option<StatusCell>,
     /// The certificates.
     pub identities: Identities,
     /// The workloads; changed by `app`.

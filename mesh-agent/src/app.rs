@@ -4,7 +4,7 @@
 mod events;
 mod roster;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -16,18 +16,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Page, View};
+use crate::apply;
 use crate::dns;
 use crate::handover::{self, Estate, HandoverError, Predecessor, Request};
 use crate::identity::Identities;
 use crate::kernel::{self, Kernel, KernelError};
 use crate::live::Live;
 use crate::net::netns::NetNs;
-use crate::proxy::{Context, Refused, Workers};
+use crate::proxy::{Context, Judged, Refused, Workers};
 use crate::settings::{AccessLogSink, Settings};
 use crate::shutdown;
 use crate::telemetry::access_log::{AccessLog, Log};
 use crate::telemetry::{Kind, Limits, Metrics};
-use crate::xds::{Client, ControlPlaneChannel};
+use crate::xds::{Client, ControlPlaneChannel, StatusCell};
 use roster::{InheritError, Parts, Workloads, lock};
 
 /// How often connections from before an enrolment are looked after.
@@ -131,12 +132,16 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
     let refused = Arc::new(Refused::default());
     let counting = refused.clone();
     metrics.add_source(move |out| counting.write(out));
+    let judged = Arc::new(Judged::default());
+    let counting = judged.clone();
+    metrics.add_source(move |out| counting.write(out));
     let workers = Workers::start(settings.worker_count(), |index| Context {
         live: live.clone(),
         sockets: lock(&kernel).sockets(),
         identities: identities.clone(),
         metrics: metrics.worker(index),
         refused: refused.clone(),
+        judged: judged.clone(),
         access_log: access_log.as_ref().map_or_else(Log::off, AccessLog::handle),
         dns: dns.clone(),
         node: node.clone(),
@@ -144,6 +149,8 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
         shutdown: watch.clone(),
     })
     .map_err(|source| AppError::Start { what: "a worker", source })?;
+
+    let node_stream = follow_node(&settings, &client, &node, &live, &watch);
 
     let mut workloads = Workloads::new(Parts {
         settings: settings.clone(),
@@ -175,6 +182,7 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
         settings: settings.clone(),
         metrics,
         live,
+        node_stream,
         identities,
         roster: workloads.watch(),
         started: SystemTime::now(),
@@ -247,6 +255,25 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
     workloads.join();
     tracing::info!("ended; what is in force belongs to the other agent");
     Ok(Ended::HandedOver)
+}
+
+/// Begins the node's own stream, if it is wanted; its status.
+fn follow_node(
+    settings: &Arc<Settings>,
+    client: &Arc<Client>,
+    node: &[IpAddr],
+    live: &Arc<Live>,
+    watch: &shutdown::Watch,
+) -> Option<StatusCell> {
+    if !settings.node_stream {
+        tracing::warn!("no AuthorizationPolicy is enforced (settings: nodeStream)");
+        return None;
+    }
+    let status = StatusCell::default();
+    let address = node.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let (settings, client, live, own) = (settings.clone(), client.clone(), live.clone(), status.clone());
+    watch.spawn("xds-node", async move { apply::follow_node(&client, &settings, address, &live, &own).await });
+    Some(status)
 }
 
 /// From where the orchestrator probes workloads.

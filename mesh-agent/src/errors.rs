@@ -64,6 +64,8 @@ flags! {
     DF = 20, Some(503);
     /// Downstream reset the stream.
     DR = 21, None;
+    /// Denied by an AuthorizationPolicy; ztunnel's name for it, since Envoy has none.
+    DENY = 22, Some(403);
 }
 
 impl Flags {

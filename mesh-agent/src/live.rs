@@ -1,4 +1,4 @@
-//! The live cell: the configuration in force, one immutable snapshot per workload. Written only by `apply`; a reader
+//! The live cell: the configuration in force, one immutable snapshot per workload and one of the whole mesh. Written only by `apply`; a reader
 //! takes a snapshot once per connection and passes it down. Holds no sockets and parses nothing.
 
 use std::collections::HashMap;
@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use mesh_core::Snapshot;
+use mesh_core::ambient::Ambient;
 use tokio::sync::watch;
 
 /// The configuration of all local workloads.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct NodeConfig {
     /// By `Workload::id`.
     pub by_workload: HashMap<u32, Arc<Snapshot>>,
+    /// What is known of the whole mesh; `None` until the control plane has told.
+    pub ambient: Option<Arc<Ambient>>,
 }
 
 /// The one published cell.
@@ -32,6 +35,11 @@ impl Live {
     /// The snapshot of one workload; `None` until its first complete configuration.
     pub fn workload(&self, id: u32) -> Option<Arc<Snapshot>> {
         self.cell.load().by_workload.get(&id).cloned()
+    }
+
+    /// What is known of the whole mesh; `None` until the control plane has told.
+    pub fn ambient(&self) -> Option<Arc<Ambient>> {
+        self.cell.load().ambient.clone()
     }
 
     /// All of it, for admin pages.
@@ -58,23 +66,28 @@ impl Live {
 
     /// Puts a workload's new snapshot in force. Only `apply` calls this.
     pub fn publish(&self, id: u32, snapshot: Arc<Snapshot>) {
-        self.change(|map| {
-            map.insert(id, snapshot.clone());
+        self.change(|config| {
+            config.by_workload.insert(id, snapshot.clone());
         });
+    }
+
+    /// Puts what is known of the mesh in force. Only `apply` calls this.
+    pub fn publish_ambient(&self, ambient: Arc<Ambient>) {
+        self.change(|config| config.ambient = Some(ambient.clone()));
     }
 
     /// Forgets a workload that was withdrawn. Only `apply` calls this.
     pub fn remove(&self, id: u32) {
-        self.change(|map| {
-            map.remove(&id);
+        self.change(|config| {
+            config.by_workload.remove(&id);
         });
     }
 
-    fn change(&self, mut edit: impl FnMut(&mut HashMap<u32, Arc<Snapshot>>)) {
+    fn change(&self, mut edit: impl FnMut(&mut NodeConfig)) {
         self.cell.rcu(|old| {
-            let mut by_workload = old.by_workload.clone();
-            edit(&mut by_workload);
-            NodeConfig { by_workload }
+            let mut config = NodeConfig::clone(old);
+            edit(&mut config);
+            config
         });
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
     }

@@ -6,8 +6,9 @@
 //! Each worker is a thread with a runtime of its own; a connection stays on its worker with its pool and tunnels.
 //!
 //! Outbound: `accept → original destination → listener → first bytes → chain → (route →) cluster → endpoint → upstream → copy or forward`.
-//! Inbound: `accept (→ TLS → CONNECT, or plaintext admitted) → application → listener → first bytes → chain → copy or forward`.
+//! Inbound: `accept (→ TLS → CONNECT, or plaintext admitted) → policies → application → listener → first bytes → chain → copy or forward`.
 
+mod authorize;
 mod chosen;
 mod cluster;
 mod detect;
@@ -42,6 +43,7 @@ use crate::telemetry::WorkerMetrics;
 use crate::telemetry::access_log::Log;
 use crate::workload::Workload;
 
+pub use authorize::Judged;
 pub use plaintext::Refused;
 
 /// Commands that may wait for one worker.
@@ -60,6 +62,8 @@ pub struct Context {
     pub metrics: WorkerMetrics,
     /// Counts plaintext refused, shared by all workers.
     pub refused: Arc<Refused>,
+    /// Counts what policies refused, shared by all workers.
+    pub judged: Arc<Judged>,
     /// This worker's access log.
     pub access_log: Log,
     /// What the DNS forwarders of all workers count.

@@ -34,6 +34,10 @@ pub struct Settings {
     pub trust_domain: Arc<str>,
     /// Where configuration and certificates come from.
     pub control_plane: ControlPlane,
+    /// Whether the agent follows the node's stream of workloads and policies (WDS and WADS). Without it, for control
+    /// planes that do not serve them, no AuthorizationPolicy is enforced.
+    #[serde(default = "default_node_stream")]
+    pub node_stream: bool,
     /// The eBPF side.
     #[serde(default)]
     pub kernel: KernelSettings,
@@ -421,6 +425,10 @@ fn default_trust_domain() -> Arc<str> {
 
 fn default_log_level() -> String {
     "info".into()
+}
+
+fn default_node_stream() -> bool {
+    true
 }
 
 fn default_drain_seconds() -> u64 {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Enrolled, View};
+use super::{Enrolled, View, mesh};
 use crate::xds;
 
 pub(super) const TEXT: &str = "text/plain; charset=utf-8";
@@ -37,7 +37,7 @@ impl Page {
         Page { path: "/certs", about: "certificates, without keys (JSON)", render: certs },
         Page {
             path: "/config_dump",
-            about: "configuration in force: counts, or with ?workload=NAMESPACE/NAME what it consists of (JSON)",
+            about: "configuration in force: counts, or with ?workload=NAMESPACE/NAME or ?mesh what it consists of (JSON)",
             render: config_dump,
         },
         Page { path: "/stats", about: "metrics (Prometheus)", render: metrics },
@@ -94,6 +94,12 @@ fn ready(view: &View, _: &str) -> Answer {
             missing.push(format!("{}: no valid certificate for {}", workload.key(), workload.identity));
         }
     }
+    if let Some(stream) = &view.node_stream
+        && view.live.ambient().is_none()
+    {
+        let why = stream.get().last_error.unwrap_or_else(|| "waiting for the control plane".into());
+        missing.push(format!("no workloads and policies of the mesh (WDS, WADS): {why}"));
+    }
     if missing.is_empty() {
         return (StatusCode::OK, TEXT, "ready\n".into());
     }
@@ -125,14 +131,7 @@ fn workloads(view: &View, _: &str) -> Answer {
                 "netnsCookie": workload.netns.cookie(),
                 "configured": view.live.workload(workload.id).is_some(),
                 "certificate": view.identities.current(&workload.identity).is_some(),
-                "xds": {
-                    "connected": status.state == xds::State::Connected,
-                    "lastResponse": status.last_response.map(rfc3339),
-                    "lastError": status.last_error,
-                    "lastNack": status.last_nack,
-                    "responses": status.responses,
-                    "nacks": status.nacks,
-                },
+                "xds": stream(status),
             })
         })
         .collect();
@@ -144,9 +143,21 @@ fn workloads(view: &View, _: &str) -> Answer {
         "trustDomain": &*view.settings.trust_domain,
         "version": env!("CARGO_PKG_VERSION"),
         "started": rfc3339(view.started),
+        "nodeStream": view.node_stream.as_ref().map(|status| stream(status.get())),
         "enrolled": enrolled,
         "pending": pending,
     }))
+}
+
+fn stream(status: xds::Status) -> Value {
+    json!({
+        "connected": status.state == xds::State::Connected,
+        "lastResponse": status.last_response.map(rfc3339),
+        "lastError": status.last_error,
+        "lastNack": status.last_nack,
+        "responses": status.responses,
+        "nacks": status.nacks,
+    })
 }
 
 fn certs(view: &View, _: &str) -> Answer {
@@ -173,6 +184,10 @@ fn certs(view: &View, _: &str) -> Answer {
 
 fn config_dump(view: &View, query: &str) -> Answer {
     let roster = view.roster.borrow().clone();
+    let ambient = view.live.ambient();
+    if query.split('&').any(|pair| pair == "mesh" || pair == "mesh=") {
+        return page(&json!({ "mesh": ambient.as_deref().map(mesh::whole) }));
+    }
     let Some(wanted) = query.split('&').find_map(|pair| pair.strip_prefix("workload=")) else {
         let summaries: Vec<Value> = roster
             .enrolled
@@ -182,14 +197,15 @@ fn config_dump(view: &View, query: &str) -> Answer {
                 json!({ "workload": enrolled.workload.key(), "counts": snapshot.as_deref().map(counts) })
             })
             .collect();
-        return page(&json!({ "workloads": summaries }));
+        return page(&json!({ "workloads": summaries, "mesh": ambient.as_deref().map(mesh::counts) }));
     };
     let wanted = wanted.replace("%2F", "/").replace("%2f", "/");
     let Some(enrolled) = roster.enrolled.iter().find(|enrolled| enrolled.workload.key() == wanted) else {
         return (StatusCode::NOT_FOUND, TEXT, "no such workload here; write ?workload=NAMESPACE/NAME\n".into());
     };
     let snapshot = view.live.workload(enrolled.workload.id);
-    page(&json!({ "workload": wanted, "configuration": snapshot.as_deref().map(names) }))
+    let policies = ambient.as_deref().map(|ambient| mesh::in_force(ambient, &enrolled.workload));
+    page(&json!({ "workload": wanted, "configuration": snapshot.as_deref().map(names), "policies": policies }))
 }
 
 fn counts(snapshot: &Snapshot) -> Value {

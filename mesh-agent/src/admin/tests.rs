@@ -24,6 +24,7 @@ fn view(roster: Roster) -> Arc<View> {
         settings: Arc::new(settings),
         metrics: Metrics::new(Limits::default()),
         live: Arc::default(),
+        node_stream: None,
         roster: receiver,
         started: SystemTime::UNIX_EPOCH,
         shutdown: shutdown::channel().1,

@@ -14,30 +14,31 @@ use mesh_core::detect::Detect;
 use mesh_core::resource::listener::{Detection, Terminal};
 use tokio::net::TcpStream;
 
+use super::authorize::Facts;
 use super::chosen::{Chosen, Flow, Served, Side, server_name};
 use super::cluster;
 use super::detect::{is_http2, spoken};
 use super::pod::Pod;
-use super::{plaintext, probe, tcp};
+use super::{authorize, plaintext, probe, tcp};
 use crate::net::copy::Duplex;
 use crate::net::peek::Peeked;
+use crate::settings::probes::Probe;
 use crate::upstream::Connected;
 use crate::upstream::stream::Stream;
 
 /// Serves one connection accepted in the open, for as long as plaintext may come in. Nobody dials the application for a
 /// client that may not.
 pub(super) async fn serve(pod: Rc<Pod>, mut accepted: TcpStream) {
-    let Some((client, destination)) = ends(&pod, &accepted) else {
+    let Some((facts, probes)) = enter(&pod, &accepted) else {
         accepted.reset();
         return;
     };
-    let probes = pod.probes(client, destination);
-    if !probes.is_empty() && !plaintext::is_open(&pod, client, destination) {
-        return Box::pin(probe::serve(pod, client, destination, accepted, probes)).await;
+    if !probes.is_empty() {
+        return Box::pin(probe::serve(pod, facts.client, facts.destination, accepted, probes)).await;
     }
     // Boxed as in `outbound`.
-    let forbidden = Box::pin(plaintext::forbidden(&pod, client, destination));
-    if let Some(served) = Box::pin(admit_and_lead(&pod, client, destination, accepted)).await {
+    let forbidden = Box::pin(forbidden(&pod, &facts));
+    if let Some(served) = Box::pin(admit_and_lead(&pod, &facts, accepted)).await {
         tokio::select! {
             () = served.run(pod.clone()) => {}
             () = forbidden => {}
@@ -45,8 +46,28 @@ pub(super) async fn serve(pod: Rc<Pod>, mut accepted: TcpStream) {
     }
 }
 
-async fn admit_and_lead(pod: &Pod, client: SocketAddr, destination: SocketAddr, accepted: TcpStream) -> Option<Served> {
-    let flow = Flow::new(Side::Inbound, client, destination);
+/// Who connected, and the probes that it may send if it may do nothing else. Boxed: a connection holds it all its life.
+fn enter(pod: &Pod, accepted: &TcpStream) -> Option<(Box<Facts>, Vec<Probe>)> {
+    let (client, destination) = ends(pod, accepted)?;
+    let facts = Box::new(Facts::in_the_open(client, destination));
+    let mut probes = pod.probes(client, destination);
+    if !probes.is_empty() && plaintext::is_open(pod, client, destination) && authorize::is_open(pod, &facts) {
+        probes.clear();
+    }
+    Some((facts, probes))
+}
+
+/// Resolves when a connection in the open may no longer be there.
+async fn forbidden(pod: &Pod, facts: &Facts) {
+    tokio::select! {
+        biased;
+        () = plaintext::forbidden(pod, facts.client, facts.destination) => {}
+        () = authorize::forbidden(pod, facts) => {}
+    }
+}
+
+async fn admit_and_lead(pod: &Pod, facts: &Facts, accepted: TcpStream) -> Option<Served> {
+    let flow = Flow::new(Side::Inbound, facts.client, facts.destination);
     let snapshot = match plaintext::admit(pod, &flow).await {
         Ok(snapshot) => snapshot,
         Err(refusal) => {
@@ -54,9 +75,13 @@ async fn admit_and_lead(pod: &Pod, client: SocketAddr, destination: SocketAddr, 
             return None;
         }
     };
+    if let Err(denial) = authorize::admit(pod, facts).await {
+        authorize::refuse(pod, &flow, accepted, &denial);
+        return None;
+    }
     tokio::select! {
         served = dial_and_lead(pod, flow, &snapshot, accepted) => served,
-        () = plaintext::forbidden(pod, client, destination) => None,
+        () = forbidden(pod, facts) => None,
     }
 }
 

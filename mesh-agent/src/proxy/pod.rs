@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::authorize;
 use super::chosen::{Flow, Side};
 use super::cluster::Target;
 use super::plaintext::{Changes, Teller};
@@ -46,13 +47,15 @@ pub(super) struct Pod {
     pub(super) identity: SpiffeId,
     pub(super) peer: Arc<Peer>,
     pub(super) credential: watch::Receiver<Option<Arc<Credential>>>,
-    live: Arc<Live>,
+    pub(super) live: Arc<Live>,
     pub(super) metrics: WorkerMetrics,
     pub(super) log: Log,
     pub(super) reports: Reports,
     /// Tells of plaintext refused.
     pub(super) teller: Teller,
     pub(super) inbound_changes: Changes,
+    /// Who may come in.
+    pub(super) door: authorize::Door,
     /// What the orchestrator asks from the node's addresses.
     probes: Vec<Probe>,
     node: Arc<[IpAddr]>,
@@ -95,6 +98,10 @@ impl Pod {
             reports: worker.reports.clone(),
             teller: worker.teller.clone(),
             inbound_changes: Changes::default(),
+            door: authorize::Door::new(
+                context.settings.node_stream.then(|| authorize::Whose::of(workload)),
+                worker.judge.clone(),
+            ),
             probes: workload.probes.clone(),
             node: context.node.clone(),
             shutdown: context.shutdown.clone(),

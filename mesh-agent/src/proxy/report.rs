@@ -241,6 +241,7 @@ pub(super) struct TcpEnd<'a> {
     pub(super) upstream_local: Option<std::net::SocketAddr>,
     pub(super) failure: Option<&'a str>,
     pub(super) details: Option<&'a str>,
+    pub(super) termination: Option<&'a str>,
 }
 
 /// Logs the end of an opaque connection.
@@ -251,6 +252,7 @@ pub(super) fn log_tcp(pod: &Pod, flow: &Flow, end: &TcpEnd<'_>) {
     pod.log.write(&Entry {
         response_flags: end.flags,
         response_code_details: end.details,
+        connection_termination_details: end.termination,
         upstream_transport_failure_reason: end.failure,
         bytes_received: end.received,
         bytes_sent: end.sent,

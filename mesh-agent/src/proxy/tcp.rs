@@ -13,6 +13,7 @@ use mesh_core::balance::PickContext;
 use mesh_core::resource::listener::TcpProxy;
 use tokio::time::timeout;
 
+use super::authorize::Denial;
 use super::chosen::{Flow, Relay};
 use super::cluster::{self, NoTarget, Target};
 use super::pod::Pod;
@@ -41,12 +42,23 @@ pub(super) struct Failure {
     why: Option<String>,
     /// Envoy's word for it.
     details: Option<&'static str>,
+    /// Envoy's word for a connection that was cut off on purpose.
+    termination: Option<String>,
 }
 
 impl Failure {
     /// The cluster does not exist or has no endpoint.
     pub(super) fn no_target(none: NoTarget, cluster: &Arc<str>) -> Self {
-        Self { flags: none.flags(), cluster: Some(cluster.clone()), target: None, why: None, details: None }
+        Self { flags: none.flags(), cluster: Some(cluster.clone()), ..Self::of(Flags::NONE) }
+    }
+
+    /// A policy refuses the connection.
+    pub(super) fn denied(denial: &Denial) -> Self {
+        Self { termination: Some(denial.details()), ..Self::of(Flags::DENY) }
+    }
+
+    fn of(flags: Flags) -> Self {
+        Self { flags, cluster: None, target: None, why: None, details: None, termination: None }
     }
 }
 
@@ -66,7 +78,8 @@ pub(super) async fn connect(
         Err(error) => {
             tracing::debug!(workload = pod.name, %error, "no upstream connection");
             let (flags, cluster) = (error.flags(), Some(target.cluster.name.clone()));
-            Err(Failure { flags, cluster, target: Some(target), why: Some(error.to_string()), details: None })
+            let why = Some(error.to_string());
+            Err(Failure { cluster, target: Some(target), why, ..Failure::of(flags) })
         }
     }
 }
@@ -87,6 +100,11 @@ pub(super) fn refuse<S: Duplex>(
     server_name: Option<&str>,
 ) {
     downstream.reset();
+    report_refusal(pod, flow, failure, server_name);
+}
+
+/// Reports a client whose connection cannot be served.
+pub(super) fn report_refusal(pod: &Pod, flow: &Flow, failure: &Failure, server_name: Option<&str>) {
     let far = failure.target.as_ref().map_or_else(Far::default, |target| Far::new(target, None));
     let series = pod.metrics.tcp(&report::labels(pod, flow, &far, Protocol::Tcp), failure.flags);
     series.opened();
@@ -101,13 +119,14 @@ pub(super) fn refuse<S: Duplex>(
         upstream_local: None,
         failure: failure.why.as_deref(),
         details: failure.details,
+        termination: failure.termination.as_deref(),
     };
     report::log_tcp(pod, flow, &end);
 }
 
 /// Resets a client for whom there is no filter chain.
 pub(super) fn refuse_without_chain<S: Duplex>(pod: &Pod, flow: &Flow, downstream: S, server_name: Option<&str>) {
-    let failure = Failure { flags: Flags::NR, cluster: None, target: None, why: None, details: Some(NO_CHAIN) };
+    let failure = Failure { details: Some(NO_CHAIN), ..Failure::of(Flags::NR) };
     refuse(pod, flow, downstream, &failure, server_name);
 }
 
@@ -169,6 +188,7 @@ impl Drop for Done<'_> {
             upstream_local: self.local,
             failure: None,
             details: None,
+            termination: None,
         };
         report::log_tcp(self.pod, &self.flow, &end);
     }

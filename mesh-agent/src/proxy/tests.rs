@@ -8,6 +8,7 @@ mod http2;
 mod messages;
 mod pair;
 mod plaintext;
+mod policies;
 mod probe;
 mod tcp;
 mod world;

@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::authorize::{self, Denial, Facts};
 use super::chosen::{Flow, Served, Side};
 use super::inbound;
 use super::pod::Pod;
@@ -150,33 +151,36 @@ async fn answer(
     respond: SendResponse<Bytes>,
 ) {
     let Some(_place) = pod.admit() else { return refuse(respond, StatusCode::SERVICE_UNAVAILABLE) };
-    let leading = Box::pin(dial_and_lead(pod.clone(), peer, remote, request, respond));
-    if let Some(served) = leading.await {
-        served.run(pod).await;
-    }
-}
-
-async fn dial_and_lead(
-    pod: Rc<Pod>,
-    peer: Arc<PeerCertificate>,
-    remote: SocketAddr,
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-) -> Option<Served> {
     let (head, body) = request.into_parts();
     let wanted = match judge(&head, remote, |to| pod.serves(to)) {
         Ok(wanted) => wanted,
         Err(status) => {
             tracing::info!(workload = pod.name, peer = %peer.identity, uri = %head.uri, %status, "CONNECT refused");
-            refuse(respond, status);
-            return None;
+            return refuse(respond, status);
         }
     };
     let mut flow = Flow::new(Side::Inbound, wanted.client, wanted.destination);
     flow.source = Some(Arc::new(source(&head.headers, &peer)));
     flow.identity = Some(peer.identity.clone());
+    let facts = Facts::of(&flow);
+    if let Err(denial) = Box::pin(authorize::admit(&pod, &facts)).await {
+        authorize::refused(&pod, &flow, &denial);
+        return refuse(respond, denied(&denial));
+    }
+    let serving = async {
+        if let Some(served) = Box::pin(dial_and_lead(&pod, flow, body, respond)).await {
+            served.run(pod.clone()).await;
+        }
+    };
+    tokio::select! {
+        () = serving => {}
+        () = authorize::forbidden(&pod, &facts) => {}
+    }
+}
+
+async fn dial_and_lead(pod: &Pod, flow: Flow, body: RecvStream, mut respond: SendResponse<Bytes>) -> Option<Served> {
     let Some(snapshot) = pod.config().await else {
-        tracing::warn!(workload = pod.name, peer = %peer.identity, "no configuration yet: CONNECT refused");
+        tracing::warn!(workload = pod.name, peer = ?flow.identity, "no configuration yet: CONNECT refused");
         refuse(respond, StatusCode::SERVICE_UNAVAILABLE);
         return None;
     };
@@ -188,9 +192,17 @@ async fn dial_and_lead(
             return None;
         }
     };
-    let send = respond.send_response(accepted(&pod), false).ok()?;
+    let send = respond.send_response(accepted(pod), false).ok()?;
     let stream = Stream::Tunnel(TunnelStream::new(send, body, None));
-    inbound::lead(&pod, flow, &snapshot, stream, app).await
+    inbound::lead(pod, flow, &snapshot, stream, app).await
+}
+
+/// As ztunnel answers: 401 for what a policy refuses. What cannot be judged yet may be tried again.
+fn denied(denial: &Denial) -> StatusCode {
+    match denial {
+        Denial::Forbidden(..) | Denial::NotAllowed => StatusCode::UNAUTHORIZED,
+        Denial::Unknown(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
 }
 
 fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode) {

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use super::authorize::Judge;
 use super::plaintext::Teller;
 use super::pod::Pod;
 use super::report::Reports;
@@ -54,6 +55,7 @@ pub(super) fn spawn(
         let worker = Rc::new(Worker {
             index,
             teller: Teller::new(context.refused.clone()),
+            judge: Judge::new(context.judged.clone()),
             context,
             siblings,
             tunnels: Tunnels::default(),
@@ -73,6 +75,7 @@ pub(super) struct Worker {
     pub(super) tunnels: Tunnels,
     pub(super) reports: Reports,
     pub(super) teller: Teller,
+    pub(super) judge: Judge,
     pods: RefCell<HashMap<u32, Rc<Pod>>>,
     /// The last ones that went, so that a connection handed over late does not bring one back.
     withdrawn: RefCell<VecDeque<u32>>,
@@ -114,13 +117,15 @@ impl Worker {
         self.reports.flush();
     }
 
-    /// Lets open plaintext connections know of each new inbound listener.
+    /// Lets open connections know of each new inbound listener, and of new policies.
     async fn follow_configuration(self: Rc<Self>) {
         let live = self.context.live.clone();
         let mut changes = live.changes();
         while changes.changed().await.is_ok() {
             for (id, pod) in &*self.pods.borrow() {
                 pod.inbound_changes.look(live.workload(*id).as_deref());
+                // Who waits for them looks by itself.
+                let _ = pod.door.look(&live);
             }
         }
     }

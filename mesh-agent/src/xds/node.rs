@@ -1,7 +1,8 @@
-//! Who a stream speaks for, in the form that Istio's control plane expects of a sidecar. In: a workload. Out: Envoy's
-//! `Node`. No I/O.
+//! Who a stream speaks for, in the form that Istio's control plane expects of a sidecar, and of ztunnel for the node. In: a
+//! workload. Out: Envoy's `Node`. No I/O.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use envoy_types::pb::envoy::config::core::v3::{Node, node};
 use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
@@ -11,6 +12,9 @@ use crate::workload::Workload;
 
 /// Istio's release whose configuration this agent understands; the control plane gates features by it.
 const ISTIO_VERSION: &str = "1.32.0";
+
+/// Where the agent runs, as far as a control plane wants to know: Istio's own namespace.
+const AGENT_NAMESPACE: &str = "istio-system";
 
 /// The node message of a workload's stream.
 pub fn node(workload: &Workload, settings: &Settings) -> Node {
@@ -42,6 +46,25 @@ pub fn node(workload: &Workload, settings: &Settings) -> Node {
     Node {
         id: format!("sidecar~{address}~{name}.{namespace}~{namespace}.svc.cluster.local"),
         cluster: format!("{workload_name}.{namespace}"),
+        metadata: Some(Struct { fields: metadata }),
+        user_agent_name: "mesh-agent".into(),
+        user_agent_version_type: Some(node::UserAgentVersionType::UserAgentVersion(env!("CARGO_PKG_VERSION").into())),
+        ..Node::default()
+    }
+}
+
+/// The node message of the node's own stream; `address` is one of the node's.
+pub fn whole_node(settings: &Settings, address: IpAddr) -> Node {
+    let name = format!("mesh-agent-{}", settings.node);
+    let metadata = HashMap::from([
+        ("NAME".into(), text(&name)),
+        ("NAMESPACE".into(), text(AGENT_NAMESPACE)),
+        ("CLUSTER_ID".into(), text(&settings.cluster_id)),
+        ("NODE_NAME".into(), text(&settings.node)),
+        ("ISTIO_VERSION".into(), text(ISTIO_VERSION)),
+    ]);
+    Node {
+        id: format!("ztunnel~{address}~{name}.{AGENT_NAMESPACE}~{AGENT_NAMESPACE}.svc.cluster.local"),
         metadata: Some(Struct { fields: metadata }),
         user_agent_name: "mesh-agent".into(),
         user_agent_version_type: Some(node::UserAgentVersionType::UserAgentVersion(env!("CARGO_PKG_VERSION").into())),

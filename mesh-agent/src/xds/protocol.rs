@@ -8,8 +8,13 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use envoy_types::pb::google::rpc::{Code, Status};
-use mesh_core::resource::{CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE, Rejection};
-use mesh_core::store::{Store, Subscriptions, Upsert};
+use mesh_core::resource::Rejection;
+use mesh_core::store::Upsert;
+
+use super::kept::{Kept, Wanted, Which};
+
+/// The name that stands for all.
+const WILDCARD: &str = "*";
 
 /// Longest text of a NACK in bytes; what does not fit is counted in its last words.
 const MAX_ERROR: usize = 4096;
@@ -32,21 +37,26 @@ pub(super) struct Handled {
 
 impl Protocol {
     /// A new stream, and the requests that open it: what `store` holds is told, so that only changes come.
-    pub fn open(node: Node, store: &Store) -> (Protocol, Vec<DeltaDiscoveryRequest>) {
+    pub fn open(node: Node, store: &impl Kept) -> (Protocol, Vec<DeltaDiscoveryRequest>) {
         let mut protocol = Protocol { node: Some(node), named: BTreeMap::new() };
-        let wanted = store.subscriptions();
         let mut requests = Vec::new();
-        // Clusters before the endpoints and listeners that need them: make before break. A wildcard subscription is
-        // one without names.
-        requests.push(protocol.request(CLUSTER_TYPE, store.versions(CLUSTER_TYPE)));
-        requests.extend(protocol.subscribe(ENDPOINT_TYPE, wanted.endpoints, store.versions(ENDPOINT_TYPE)));
-        requests.push(protocol.request(LISTENER_TYPE, store.versions(LISTENER_TYPE)));
-        requests.extend(protocol.subscribe(ROUTE_TYPE, wanted.routes, store.versions(ROUTE_TYPE)));
+        for Wanted { type_url, which } in store.wanted() {
+            let versions = store.versions(type_url);
+            match which {
+                Which::All => requests.push(protocol.request(type_url, versions)),
+                Which::Everything => {
+                    let mut request = protocol.request(type_url, versions);
+                    request.resource_names_subscribe.push(WILDCARD.to_owned());
+                    requests.push(request);
+                }
+                Which::Named(names) => requests.extend(protocol.subscribe(type_url, names, versions)),
+            }
+        }
         (protocol, requests)
     }
 
     /// Applies a response to the store.
-    pub fn respond(&mut self, response: DeltaDiscoveryResponse, store: &mut Store) -> Handled {
+    pub fn respond(&mut self, response: DeltaDiscoveryResponse, store: &mut impl Kept) -> Handled {
         let DeltaDiscoveryResponse { type_url, resources, removed_resources, nonce, .. } = response;
         let mut refused = Vec::new();
         let mut upserts = Vec::with_capacity(resources.len());
@@ -76,10 +86,12 @@ impl Protocol {
     }
 
     /// The requests that turn what is subscribed into what is wanted.
-    pub fn resubscribe(&mut self, wanted: Subscriptions) -> Vec<DeltaDiscoveryRequest> {
-        let endpoints = self.subscribe(ENDPOINT_TYPE, wanted.endpoints, HashMap::new());
-        let routes = self.subscribe(ROUTE_TYPE, wanted.routes, HashMap::new());
-        endpoints.into_iter().chain(routes).collect()
+    pub fn resubscribe(&mut self, wanted: Vec<Wanted>) -> Vec<DeltaDiscoveryRequest> {
+        let named = wanted.into_iter().filter_map(|Wanted { type_url, which }| match which {
+            Which::Named(names) => Some((type_url, names)),
+            Which::All | Which::Everything => None,
+        });
+        named.filter_map(|(type_url, names)| self.subscribe(type_url, names, HashMap::new())).collect()
     }
 
     fn subscribe(

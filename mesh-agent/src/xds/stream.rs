@@ -1,4 +1,4 @@
-//! Runs a workload's ADS stream: opens it, keeps the store up to date, opens it again. In: the channel, a store. Out:
+//! Runs one ADS stream: opens it, keeps the store up to date, opens it again. In: the channel, a store. Out:
 //! a call after every change of the store. Ends only when it is dropped.
 
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use tonic::{Code, Request};
 
 use super::backoff::Backoff;
 use super::channel::{ChannelError, ControlPlaneChannel};
+use super::kept::Kept;
 use super::protocol::{self, Protocol};
 use super::status::{Counters, State, StatusCell};
 
@@ -65,12 +66,12 @@ impl Client {
 
     /// Keeps `store` up to date for ever. `changed` is called after every response that was applied. `random` gives
     /// numbers in 0..1 for jitter.
-    pub async fn run(
+    pub async fn run<S: Kept>(
         &self,
         node: Node,
-        store: &mut Store,
+        store: &mut S,
         status: &StatusCell,
-        mut changed: impl FnMut(&mut Store),
+        mut changed: impl FnMut(&mut S),
         mut random: impl FnMut() -> f64,
     ) {
         let mut backoff = Backoff::default();
@@ -111,12 +112,12 @@ impl Client {
         }
     }
 
-    async fn stream(
+    async fn stream<S: Kept>(
         &self,
         node: &Node,
-        store: &mut Store,
+        store: &mut S,
         status: &StatusCell,
-        changed: &mut impl FnMut(&mut Store),
+        changed: &mut impl FnMut(&mut S),
         received: &mut bool,
     ) -> Result<std::convert::Infallible, StreamError> {
         let (channel, generation) = self.channel.get()?;
@@ -174,7 +175,7 @@ impl Client {
                 }
             });
             send(&requests, [handled.reply]).await?;
-            send(&requests, protocol.resubscribe(store.subscriptions())).await?;
+            send(&requests, protocol.resubscribe(store.wanted())).await?;
         }
         Err(StreamError::Closed)
     }

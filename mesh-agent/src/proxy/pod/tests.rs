@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use super::*;
-use crate::proxy::Refused;
+use crate::proxy::{Judged, Refused};
 use crate::telemetry::{Limits, Metrics};
 use crate::upstream::stream::Stream;
 
@@ -45,6 +45,22 @@ impl TestPod {
         Self::probed(original, credential, Vec::new())
     }
 
+    /// Policies are enforced: those of the workload `default/client` at 10.0.0.2.
+    pub(crate) fn judged(credential: Option<Arc<Credential>>) -> Self {
+        let mut test = Self::new(None, credential);
+        let judged = Arc::new(Judged::default());
+        let whose = authorize::Whose {
+            addresses: vec![[10, 0, 0, 2].into()],
+            namespace: "default".into(),
+            name: "client".into(),
+        };
+        if let Some(pod) = Rc::get_mut(&mut test.pod) {
+            pod.door = authorize::Door::new(Some(whose), authorize::Judge::new(judged.clone()));
+        }
+        test.metrics.add_source(move |out| Judged::write(&judged, out));
+        test
+    }
+
     /// Every client of a test is the node.
     pub(crate) fn probed(
         original: Option<SocketAddr>,
@@ -68,6 +84,7 @@ impl TestPod {
             reports: Reports::default(),
             teller: Teller::new(Arc::clone(&refused)),
             inbound_changes: Changes::default(),
+            door: authorize::Door::new(None, authorize::Judge::new(Arc::default())),
             probes,
             node: Arc::new([std::net::Ipv4Addr::LOCALHOST.into()]),
             shutdown,

@@ -24,12 +24,12 @@ use crate::upstream::tunnel::{ConnectHead, STREAM_WINDOW, Transport, TunnelKey, 
 use crate::upstream::{BAGGAGE, UpstreamError};
 
 const A: &str = "spiffe://cluster.local/ns/default/sa/a";
-const B: &str = "spiffe://cluster.local/ns/default/sa/b";
+pub(super) const B: &str = "spiffe://cluster.local/ns/default/sa/b";
 /// What the server's pod is called inside the tunnel.
-const APP: &str = "10.0.0.2:80";
+pub(super) const APP: &str = "10.0.0.2:80";
 
-struct Pair {
-    server: World,
+pub(super) struct Pair {
+    pub(super) server: World,
     door: std::net::SocketAddr,
     client: Arc<Credential>,
     tunnels: Tunnels,
@@ -42,8 +42,12 @@ impl Pair {
     }
 
     async fn with(config: Config) -> Self {
+        Self::serving(config, World::with_credential).await
+    }
+
+    pub(super) async fn serving(config: Config, world: impl FnOnce(Arc<Credential>) -> World) -> Self {
         let ca = Authority::new("root");
-        let server = World::with_credential(ca.credential(B));
+        let server = world(ca.credential(B));
         server.configure(config.build());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let door = listener.local_addr().unwrap();
@@ -58,11 +62,11 @@ impl Pair {
     }
 
     /// An application behind the server's agent.
-    async fn app(&self) -> TcpListener {
+    pub(super) async fn app(&self) -> TcpListener {
         self.server.server(APP).await
     }
 
-    async fn connect(&self, to: &str, expected: &str) -> Result<TunnelStream, UpstreamError> {
+    pub(super) async fn connect(&self, to: &str, expected: &str) -> Result<TunnelStream, UpstreamError> {
         let expected: Arc<[SpiffeId]> = Arc::new([expected.parse().unwrap()]);
         let key = TunnelKey { workload: 1, to: self.door, source: A.parse().unwrap(), expected: expected.clone() };
         let mut headers = HeaderMap::new();

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use mesh_core::Snapshot;
+use mesh_core::ambient::Ambient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
@@ -50,6 +51,17 @@ impl World {
     /// A pod with a certificate, for what comes to it.
     pub(super) fn with_credential(credential: Arc<Credential>) -> Self {
         Self { test: TestPod::new(None, Some(credential)) }
+    }
+
+    /// A pod whose policies are enforced.
+    pub(super) fn judged(credential: Option<Arc<Credential>>) -> Self {
+        Self { test: TestPod::judged(credential) }
+    }
+
+    /// Tells of the mesh, as a worker does.
+    pub(super) fn tell_mesh(&self, ambient: Arc<Ambient>) {
+        self.test.live.publish_ambient(ambient);
+        let _ = self.pod().door.look(&self.test.live);
     }
 
     pub(super) fn configured(snapshot: Arc<Snapshot>) -> Self {
