@@ -12,7 +12,11 @@ use mesh_agent::kernel::{Kernel, probe};
 use mesh_agent::net::netns::NetNs;
 use mesh_agent::settings::Settings;
 use mesh_agent::{app, telemetry};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
+
+/// Descriptors with which a node's workloads hardly ever run out.
+const WANTED_DESCRIPTORS: u64 = 16_384;
 
 /// The node agent of the mesh.
 #[derive(Parser)]
@@ -87,9 +91,25 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     // Whoever started us may have left signals blocked; then nothing could end us but SIGKILL.
     SigSet::all().thread_unblock().context("cannot unblock signals")?;
     telemetry::logs::start(settings.log_format, &settings.log_level).map_err(anyhow::Error::msg)?;
+    raise_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let ended = runtime.block_on(app::run(config, settings, arguments.take_over))?;
     if ended == Ended::HandedOver && arguments.stay { stay() } else { Ok(()) }
+}
+
+/// Takes as many descriptors as may be had: a shell's usual 1,024 are for programs that use select(2), and a connection
+/// of a workload takes two or three.
+fn raise_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));
+    match raised {
+        Ok(most) if most < WANTED_DESCRIPTORS => tracing::warn!(
+            most,
+            "few descriptors (RLIMIT_NOFILE): connections beyond a third of that fail; raise the hard limit (LimitNOFILE)"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of descriptors (RLIMIT_NOFILE)"),
+    }
 }
 
 /// Goes on under the same pid with nothing of what the agent had: the other one sees that it is gone.

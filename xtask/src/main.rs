@@ -14,6 +14,7 @@ mod vm;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Builds, tests and shows the mesh.
 #[derive(Parser)]
@@ -61,6 +62,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Tests and labs hold thousands of sockets, and a shell gives 1,024 descriptors unless asked; more than the hard limit
+    // is not to be had, and whoever runs out of them says so.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
+    }
     let result = match Cli::parse().command {
         Command::BuildEbpf { debug_log } => build_ebpf::run(debug_log).map(|object| println!("{}", object.display())),
         Command::Check => check::all(),

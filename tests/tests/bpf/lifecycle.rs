@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use mesh_agent::kernel::{Kernel, hooks};
 use mesh_common::abi::{self, Counter};
@@ -136,19 +136,16 @@ fn a_namespace_whose_interface_vanishes_during_the_enrolment() {
 #[test]
 fn a_namespace_whose_last_process_ends_during_the_enrolment() {
     let (mut kernel, pins) = kernel();
-    let mut sleeper = Command::new("unshare");
-    let script = "ip link add eth0 type veth peer name eth1 && ip addr add 10.77.0.2/24 dev eth0 && ip link set eth0 up && exec sleep 100";
-    let mut sleeper = sleeper.args(["-n", "sh", "-c", script]).spawn().unwrap();
+    let pod = scratch();
+    for step in ["link add eth0 type veth peer name eth1", "addr add 10.77.0.2/24 dev eth0", "link set eth0 up"] {
+        ip(&pod, step);
+    }
+    // A program that runs until it is ended.
+    let mut sleeper = pod.run(|| Command::new("ip").arg("monitor").stdout(Stdio::null()).spawn()).unwrap().unwrap();
     let pid = sleeper.id();
-    let end = std::time::Instant::now() + PATIENCE;
-    let netns = loop {
-        let netns = mesh_agent::net::netns::NetNs::of_pid(pid).unwrap();
-        if netns.addresses().is_ok_and(|all| all == [ip_of(POD4)]) {
-            break std::sync::Arc::new(netns);
-        }
-        assert!(std::time::Instant::now() < end, "the namespace gets no address");
-        std::thread::yield_now();
-    };
+    let netns = std::sync::Arc::new(mesh_agent::net::netns::NetNs::of_pid(pid).unwrap());
+    assert_eq!(netns.addresses().unwrap(), [ip_of(POD4)]);
+    drop(pod);
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
     let _listeners = kernel.enrol_namespace(ID, &netns, &[ip_of(POD4)], 0).unwrap();

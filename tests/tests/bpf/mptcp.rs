@@ -41,11 +41,22 @@ fn multipath_client(ns: &NetNs, to: &str) -> TcpStream {
 
 /// A namespace's counter of MPTCP (`/proc/net/netstat`, the lines `MPTcpExt`).
 fn counted(ns: &NetNs, name: &str) -> u64 {
+    counted_here(ns, name).unwrap_or_else(|| panic!("no counter {name}"))
+}
+
+/// As [`counted`]; `None` on a kernel that does not count this.
+fn counted_here(ns: &NetNs, name: &str) -> Option<u64> {
     let text = ns.run(|| std::fs::read_to_string("/proc/thread-self/net/netstat")).unwrap().unwrap();
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("MPTcpExt: "));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
-    let at = names.split(' ').position(|one| one == name).unwrap_or_else(|| panic!("no counter {name}"));
-    values.split(' ').nth(at).unwrap().parse().unwrap()
+    let at = names.split(' ').position(|one| one == name)?;
+    Some(values.split(' ').nth(at).unwrap().parse().unwrap())
+}
+
+/// How many first packets of further paths a namespace has sent, as far as it counts them (Linux 6.12 does).
+fn assert_paths_begun(ns: &NetNs, wanted: u64) {
+    let begun = counted_here(ns, "MPJoinSynTx");
+    assert!(begun.is_none_or(|begun| begun == wanted), "{begun:?} instead of {wanted}");
 }
 
 fn wait_for(what: &str, is: impl Fn() -> bool) {
@@ -90,7 +101,7 @@ fn a_multipath_client_has_one_path_to_the_agent() {
         assert!(apps.iter().all(|app| !is_waiting(app)));
         // The clients did ask for several paths, and have one.
         assert_eq!(counted(&mesh.net.wire, "MPCapableSYNTX"), 3);
-        assert_eq!(counted(&mesh.net.wire, "MPJoinSynTx"), 0);
+        assert_paths_begun(&mesh.net.wire, 0);
         assert_eq!(counted(pod, "MPCapableSYNRX"), 0);
     }
 }
@@ -121,7 +132,7 @@ fn a_second_path_into_an_old_connection_ends_at_the_agent() {
         // The agent knows nothing of paths, so the client's kernel gives this one up before anybody could accept it.
         wait_for("the client opens no second path", || mesh.count(Counter::InboundAssigned) != 0);
         wait_for("the second path does not end", || counted(&mesh.net.wire, "MPRstTx") != 0);
-        assert_eq!(counted(&mesh.net.wire, "MPJoinSynTx"), 1);
+        assert_paths_begun(&mesh.net.wire, 1);
         assert_eq!(counted(&mesh.net.pod, "MPJoinSynRx"), 0, "strict {strict}");
         mesh.kernel.set_inbound_modes(ID, strict, &[]).unwrap();
         if !strict {
@@ -152,7 +163,7 @@ fn a_second_path_out_of_the_pod_is_caught() {
         // As above.
         wait_for("the kernel opens no second path", || mesh.count(Counter::OutboundCaptured) != 0);
         wait_for("the second path does not end", || counted(&mesh.net.pod, "MPRstTx") != 0);
-        assert_eq!(counted(&mesh.net.pod, "MPJoinSynTx"), 1);
+        assert_paths_begun(&mesh.net.pod, 1);
         assert_eq!(counted(&mesh.net.wire, "MPJoinSynRx"), 0);
         assert_eq!(mesh.count(Counter::EgressUnexplained), 0);
         assert_joined(&client, &server);

@@ -11,6 +11,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::resource::{Resource, setrlimit};
 
 /// The file systems that the programs expect, in the order of their mount points.
 const MOUNTS: [(&str, &str); 6] = [
@@ -21,6 +22,9 @@ const MOUNTS: [(&str, &str); 6] = [
     ("cgroup2", "/sys/fs/cgroup"),
     ("bpf", "/sys/fs/bpf"),
 ];
+
+/// Descriptors that a program may have.
+const DESCRIPTORS: u64 = 65_536;
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
@@ -37,6 +41,8 @@ fn main() -> ExitCode {
 }
 
 fn play() -> io::Result<()> {
+    // The kernel's own limit is less than the tests want.
+    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)?;
     for (kind, at) in MOUNTS {
         std::fs::create_dir_all(at)?;
         let done = mount(Some(kind), at, Some(kind), MsFlags::empty(), None::<&str>);
