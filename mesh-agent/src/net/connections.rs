@@ -5,11 +5,8 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
 
-use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
-
+use super::netlink;
 use super::netns::NetNs;
 
 /// A TCP connection between this namespace and somewhere else.
@@ -37,30 +34,37 @@ pub fn connections(ns: &NetNs) -> io::Result<Vec<Connection>> {
 
 /// Ends a connection with a reset to both sides (`SOCK_DESTROY`, sock_diag(7)). One that is gone already is no error.
 pub fn destroy(ns: &NetNs, connection: &Connection) -> io::Result<()> {
+    let ask = |kind: u16, flags: i32, cookie: u64| {
+        let body = diag_request(connection.local, connection.remote, cookie);
+        match netlink::request(libc::NETLINK_SOCK_DIAG, kind, flags as u16, &body) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+            answers => answers,
+        }
+    };
     ns.run(|| {
-        let protocol = SockProtocol::NetlinkSockDiag;
-        let netlink = socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
-        let request = destroy_request(connection.local, connection.remote);
-        sendto(netlink.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
-        let mut answer = [0; 1024];
-        let n = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        match destroyed(answer.get(..n).unwrap_or_default()) {
-            0 | libc::ENOENT => Ok(()),
-            errno => Err(io::Error::from_raw_os_error(errno)),
+        // The kernel looks a socket up as for a packet: where the connection is gone it finds who listens there, the agent
+        // among others, and would end that.
+        let found = ask(SOCK_DIAG_BY_FAMILY, 0, ANY_COOKIE)?;
+        match found.first().and_then(|answer| Some((*answer.get(STATE)?, answer.get(COOKIE)?.try_into().ok()?))) {
+            None | Some((LISTEN, _)) => Ok(()),
+            Some((_, cookie)) => ask(SOCK_DESTROY, libc::NLM_F_ACK, u64::from_ne_bytes(cookie)).map(drop),
         }
     })?
 }
 
-const HEADER: usize = 16;
-const NLMSG_ERROR: u16 = 2;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-const NLM_F_REQUEST_ACK: u16 = 1 | 4;
+const ANY_COOKIE: u64 = u64::MAX;
+/// Places in `struct inet_diag_msg`.
+const STATE: usize = 1;
+const COOKIE: std::ops::Range<usize> = 44..52;
 
-/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-fn destroy_request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
+/// `struct inet_diag_req_v2`.
+fn diag_request(local: SocketAddr, remote: SocketAddr, cookie: u64) -> Vec<u8> {
     let mut body = Vec::with_capacity(56);
     let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     body.extend([family.to_le_bytes()[0], libc::IPPROTO_TCP.to_le_bytes()[0], 0, 0]);
+    // Every state.
     body.extend(u32::MAX.to_ne_bytes());
     body.extend(local.port().to_be_bytes());
     body.extend(remote.port().to_be_bytes());
@@ -74,25 +78,8 @@ fn destroy_request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
         }
     }
     body.extend(0_u32.to_ne_bytes());
-    // Any cookie.
-    body.extend(u64::MAX.to_ne_bytes());
-    let mut request = Vec::with_capacity(HEADER + body.len());
-    request.extend(u32::try_from(HEADER + body.len()).unwrap_or(0).to_ne_bytes());
-    request.extend(SOCK_DESTROY.to_ne_bytes());
-    request.extend(NLM_F_REQUEST_ACK.to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend(body);
-    request
-}
-
-/// The errno in the kernel's answer.
-fn destroyed(answer: &[u8]) -> i32 {
-    let kind = answer.get(4..6).and_then(|b| b.try_into().ok()).map(u16::from_ne_bytes);
-    let error = answer.get(HEADER..HEADER + 4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
-    match (kind, error) {
-        (Some(NLMSG_ERROR), Some(error)) => -error,
-        _ => Errno::EPROTO as i32,
-    }
+    body.extend(cookie.to_ne_bytes());
+    body
 }
 
 /// States of the fourth column, linux/net/tcp_states.h.
@@ -209,5 +196,22 @@ mod tests {
         assert_eq!(server.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         other.set_nonblocking(true).unwrap();
         assert_eq!((&other).read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    /// Where the connection was, the kernel finds the listener.
+    #[test]
+    fn what_is_gone_does_not_take_its_listener_along() {
+        let here = NetNs::current().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, remote) = listener.accept().unwrap();
+        let gone = Connection { local: listener.local_addr().unwrap(), remote, inbound: true };
+        // Its remains are the client's, who closes first.
+        drop(client);
+        assert_eq!(server.read(&mut [0]).unwrap(), 0);
+        drop(server);
+        destroy(&here, &gone).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        listener.accept().unwrap();
     }
 }
