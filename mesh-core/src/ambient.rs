@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::authorization::Policies;
-use crate::resource::authorization::{Authorization, Scope};
+use crate::resource::authorization::{Authorization, Reach, Scope};
 use crate::resource::workload::{Service, Workload};
 use crate::shards::Shards;
 
@@ -32,6 +32,9 @@ pub struct Ambient {
     global: Arc<BTreeSet<Arc<str>>>,
     /// Keys of the policies for every workload of a namespace.
     by_namespace: Arc<BTreeMap<Arc<str>, BTreeSet<Arc<str>>>>,
+    /// Keys of policies that were refused and have no earlier version, with the namespace that they are for; `None`: for
+    /// everybody. At most `MAX_POLICIES` and one that stands for all further ones.
+    refused: Arc<BTreeMap<Arc<str>, Option<Arc<str>>>>,
     counts: Counts,
 }
 
@@ -55,6 +58,9 @@ pub enum Unknown {
     /// A policy that selects it is not known.
     #[error("the control plane has not sent policy {0}, which selects this workload")]
     Policy(Arc<str>),
+    /// A policy that is for it was refused, and no earlier version is there.
+    #[error("policy {0} was refused as malformed (the NACK says why), and it may be for this workload")]
+    Refused(Arc<str>),
 }
 
 impl Ambient {
@@ -110,8 +116,12 @@ impl Ambient {
     /// The policies in force for a workload: those of the mesh, of its namespace, and those that select it.
     ///
     /// # Errors
-    /// A policy that selects it is not there: what it would forbid cannot be said.
+    /// A policy that is for it is not there, or was refused: what it would forbid cannot be said.
     pub fn in_force(&self, workload: &Workload) -> Result<Policies, Unknown> {
+        let concerns = |namespace: &Option<Arc<str>>| namespace.as_ref().is_none_or(|one| *one == workload.namespace);
+        if let Some((key, _)) = self.refused.iter().find(|(_, namespace)| concerns(namespace)) {
+            return Err(Unknown::Refused(key.clone()));
+        }
         let whole = self.by_namespace.get(&workload.namespace).into_iter().flatten();
         let keys = self.global.iter().chain(whole).chain(&workload.policies).collect::<BTreeSet<_>>();
         let found = |key: &Arc<str>| self.policies.get(key).cloned().ok_or_else(|| Unknown::Policy(key.clone()));
@@ -179,7 +189,27 @@ impl Ambient {
         self.counts.policies += 1;
     }
 
+    /// Notes that a policy was refused. True if that is news.
+    fn refuse_policy(&mut self, key: &str, reach: Reach) -> bool {
+        let namespace = match reach {
+            Reach::Everybody => None,
+            Reach::Namespace(namespace) => Some(namespace),
+            Reach::Named => return false,
+        };
+        let (key, namespace) =
+            if self.refused.len() < MAX_POLICIES { (key, namespace) } else { ("(further policies)", None) };
+        if self.refused.get(key) == Some(&namespace) {
+            return false;
+        }
+        Arc::make_mut(&mut self.refused).insert(key.into(), namespace);
+        true
+    }
+
     fn remove_policy(&mut self, key: &str) -> bool {
+        if self.refused.contains_key(key) {
+            Arc::make_mut(&mut self.refused).remove(key);
+            return true;
+        }
         let Some(old) = self.policies.get(key).cloned() else { return false };
         match old.scope {
             Scope::Global => {

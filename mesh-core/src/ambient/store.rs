@@ -1,7 +1,8 @@
 //! The state of a node's stream of WDS and WADS: what is held, in which version.
 //!
 //! In: updates as the stream delivers them. Out: refusals by name, and snapshots once both types were answered. A refused
-//! resource leaves its last good version in force. It does no I/O and knows no nonce.
+//! resource leaves its last good version in force; a policy without one leaves unknown what is in force for whom it is for.
+//! It does no I/O and knows no nonce.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -136,10 +137,13 @@ impl Store {
 
     fn apply_policies(&mut self, upserts: &[Upsert], removed: &[String], rejections: &mut Vec<Rejection>) {
         for upsert in upserts {
-            let parse = || Authorization::parse(&upsert.name, &upsert.body);
+            let (name, before) = (upsert.name.as_str(), rejections.len());
+            let parse = || Authorization::parse(name, &upsert.body);
             if let Some(policy) = self.policies.take(upsert, MAX_POLICIES, parse, rejections) {
                 self.current.put_policy(Arc::new(policy));
                 self.changed = true;
+            } else if rejections.len() > before && self.current.policy(name).is_none() {
+                self.changed |= self.current.refuse_policy(name, Authorization::reach(&upsert.body));
             }
         }
         for name in removed {

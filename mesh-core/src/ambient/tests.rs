@@ -156,3 +156,52 @@ fn one_change_among_many_copies_little() {
     assert!(after.workloads.shared_with(&before.workloads) >= 255);
     assert!(after.by_address.shared_with(&before.by_address) >= 254);
 }
+
+/// A policy that cannot be read forbids something, and nobody knows what.
+#[test]
+fn a_refused_policy_is_no_pass() {
+    use security::Scope::{Global, Namespace, WorkloadSelector};
+    let damaged = |key: &str, scope: security::Scope, dry_run| {
+        let (namespace, name) = key.split_once('/').unwrap();
+        let message = security::Authorization {
+            name: name.into(),
+            namespace: namespace.into(),
+            scope: scope.into(),
+            action: 99,
+            dry_run,
+            ..Default::default()
+        };
+        upsert(key, "2", &message)
+    };
+    let rubbish = Upsert { name: "a/rubbish".into(), version: "1".into(), body: vec![0xff; 3].into() };
+    for (bad, concerns) in [
+        (damaged("shop/all", Namespace, false), true),
+        (damaged("bank/all", Namespace, false), false),
+        (damaged("root/mesh", Global, false), true),
+        (damaged("shop/named", WorkloadSelector, false), true),
+        (damaged("shop/other", WorkloadSelector, false), false),
+        (damaged("shop/trial", Namespace, true), false),
+        (rubbish, true),
+    ] {
+        let mut store = Store::new();
+        let web = pod("web", [10, 0, 0, 1], if bad.name == "shop/named" { &["shop/named"] } else { &[] });
+        store.apply(ADDRESS_TYPE, &[web], &[]);
+        let name = bad.name.clone();
+        let tell = |store: &mut Store, upserts: &[Upsert], removed: &[String]| {
+            let refused = store.apply(AUTHORIZATION_TYPE, upserts, removed).len();
+            (refused, in_force(&store.snapshot().unwrap(), "c//Pod/shop/web").map_err(|e| e.to_string()))
+        };
+        let (refused, policies) = tell(&mut store, std::slice::from_ref(&bad), &[]);
+        assert_eq!((refused, policies.is_err()), (1, concerns), "{name}: {policies:?}");
+        assert!(policies.err().is_none_or(|why| why.contains(&name)));
+        if name != "shop/named" {
+            assert_eq!(tell(&mut store, &[], &[name.clone()]), (0, Ok(vec![])), "{name} is gone");
+        }
+        // One that was good stays what it was.
+        let (namespace, own) = name.split_once('/').unwrap();
+        let good = policy(namespace, own, if name == "shop/named" { WorkloadSelector } else { Global });
+        let (_, with) = tell(&mut store, &[good], &[]);
+        assert_eq!(with, Ok(vec![name.clone()]));
+        assert_eq!(tell(&mut store, &[bad], &[]), (1, with), "{name}");
+    }
+}

@@ -25,6 +25,17 @@ pub enum Scope {
     Selector,
 }
 
+/// For whom a policy is that cannot be taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// All of the mesh; or nobody can tell.
+    Everybody,
+    /// Those of a namespace.
+    Namespace(Arc<str>),
+    /// Those that name it, or nobody.
+    Named,
+}
+
 /// What a policy does with what it matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use mesh_proto::security as pb;
 
-use super::{Account, Action, Authorization, Clause, Match, Rule, Scope, Terms, Text};
+use super::{Account, Action, Authorization, Clause, Match, Reach, Rule, Scope, Terms, Text};
 use crate::resource::Rejection;
 use crate::resource::fault::{At, Fault, each};
 use crate::resource::wire::{address, decode};
@@ -29,6 +29,18 @@ impl Authorization {
             policy(name, &message)
         };
         read().map_err(|fault: Fault| fault.reject(name))
+    }
+
+    /// For whom a policy would be that was refused, as far as it can be read: what it would forbid is not known.
+    pub(crate) fn reach(body: &[u8]) -> Reach {
+        let Ok(message) = decode::<pb::Authorization>(body) else { return Reach::Everybody };
+        match pb::Scope::try_from(message.scope) {
+            // What is only tried forbids nothing.
+            _ if message.dry_run => Reach::Named,
+            Ok(pb::Scope::WorkloadSelector) => Reach::Named,
+            Ok(pb::Scope::Namespace) => Reach::Namespace(message.namespace.into()),
+            Ok(pb::Scope::Global) | Err(_) => Reach::Everybody,
+        }
     }
 }
 
