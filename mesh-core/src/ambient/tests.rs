@@ -191,6 +191,8 @@ fn a_refused_policy_is_no_pass() {
             let refused = store.apply(AUTHORIZATION_TYPE, upserts, removed).len();
             (refused, in_force(&store.snapshot().unwrap(), "c//Pod/shop/web").map_err(|e| e.to_string()))
         };
+        // What others see changes, also once they have looked.
+        assert_eq!(tell(&mut store, &[], &[]).1.is_err(), name == "shop/named");
         let (refused, policies) = tell(&mut store, std::slice::from_ref(&bad), &[]);
         assert_eq!((refused, policies.is_err()), (1, concerns), "{name}: {policies:?}");
         assert!(policies.err().is_none_or(|why| why.contains(&name)));
