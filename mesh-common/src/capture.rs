@@ -2,7 +2,8 @@
 //! hook is to do. Reads no map, touches no socket; randomness is an argument.
 
 use crate::abi::{
-    HAS_PORT_MODES, KEPT_OUTBOUND, LOSS_OPEN, MAX_ADDRESSES, MAX_SHARE, Mode, STRICT, TUNNEL_PORT, Verdict, Workload,
+    HAS_PORT_MODES, HAS_PROBED, KEPT_OUTBOUND, LOSS_OPEN, MAX_ADDRESSES, MAX_SHARE, Mode, STRICT, TUNNEL_PORT, Verdict,
+    Workload,
 };
 use crate::addr::{Addr, Endpoint};
 
@@ -123,6 +124,18 @@ pub fn inbound(workload: &Workload, port: u16, found: Found, strict: bool) -> Ar
         Found::Foreign => Arriving::Pass,
         Found::Nobody => Arriving::Steer(listener(workload, port)),
     }
+}
+
+/// Whether a packet may open a connection of a TCP probe: a SYN (`syn`) from the node to a port for which one is
+/// declared. `declared` and `from_node` look these up; asked only where they matter.
+#[inline(always)]
+pub fn is_probe(
+    workload: &Workload,
+    syn: bool,
+    declared: impl FnOnce() -> bool,
+    from_node: impl FnOnce() -> bool,
+) -> bool {
+    syn && workload.flags & HAS_PROBED != 0 && declared() && from_node()
 }
 
 /// Whether a connection that a socket of this pod has is the application's own, without a word of anybody for it.
@@ -309,7 +322,9 @@ pub(crate) mod tests {
 
     #[test]
     fn lookup_steers_what_comes_from_the_wire_only() {
-        let w = workload();
+        let mut w = workload();
+        w.own[3] = "10.9.0.2".parse::<IpAddr>().unwrap().into();
+        w.own[4] = "fd09::2".parse::<IpAddr>().unwrap().into();
         let ask = |remote: &str, local: &str, port| {
             lookup(&w, &remote.parse::<IpAddr>().unwrap().into(), &local.parse::<IpAddr>().unwrap().into(), port)
         };
@@ -323,6 +338,9 @@ pub(crate) mod tests {
             ("10.0.0.2", "10.0.0.2"),
             ("fd00::2", "fd00::2"),
             ("fe80::2", "fe80::2"),
+            // Another address of its own.
+            ("10.9.0.2", "10.0.0.2"),
+            ("fd00::2", "fd09::2"),
             ("0.0.0.0", "0.0.0.0"),
             ("::", "::"),
         ] {
@@ -371,6 +389,19 @@ pub(crate) mod tests {
             for found in [Found::Live, Found::TimeWait] {
                 prop_assert_eq!(inbound(&w, port, found, strict), Arriving::Pass);
             }
+        }
+
+        /// The agent answers for the application unless all of it speaks for a probe, and nobody looks for what a packet
+        /// cannot be.
+        #[test]
+        fn only_a_declared_syn_from_the_node_is_a_probe(flags in 0_u32..64, syn: bool, declared: bool, from_node: bool) {
+            let mut w = workload();
+            w.flags = flags;
+            let (mut looked, mut looked_twice) = (false, false);
+            let probe = is_probe(&w, syn, || { looked = true; declared }, || { looked_twice = true; from_node });
+            let may = syn && flags & HAS_PROBED != 0;
+            prop_assert_eq!((looked, looked_twice), (may, may && declared));
+            prop_assert_eq!(probe, may && declared && from_node);
         }
 
         /// Somebody has spoken for what is not foreign: the agent, a hook that let it go out, or the list of old ones.

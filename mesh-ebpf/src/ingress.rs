@@ -13,7 +13,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_lookup_tcp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
-use mesh_common::abi::{Counter, HAS_PROBED, PortKey, Role, Tuple, Workload};
+use mesh_common::abi::{Counter, PortKey, Role, Tuple, Workload};
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture::{self, Arriving, Found, Inbound};
 use mesh_common::egress::{ACK, SYN};
@@ -104,7 +104,7 @@ fn steer<const V4: bool>(ctx: &TcContext, packet: &Packet) -> i32 {
     let strict = is_strict(netns, workload, port);
     let own = packet.answered(netns);
     let syn = packet.flags & (SYN | ACK) == SYN;
-    let probe = syn && is_probe(workload, netns, packet);
+    let probe = is_probe(workload, netns, packet, syn);
     let mut assigned = false;
     // The kernel's search asks `lookup`, and so mostly ends at the agent's listener already.
     let offer = |listener: *mut bpf_sock| {
@@ -147,14 +147,15 @@ fn steer<const V4: bool>(ctx: &TcContext, packet: &Packet) -> i32 {
     }
 }
 
-/// Whether this may be a TCP probe: from the node, to a port for which one is declared.
+/// Whether this may be a TCP probe.
 #[inline(always)]
-fn is_probe(workload: &Workload, netns: u64, packet: &Packet) -> bool {
+fn is_probe(workload: &Workload, netns: u64, packet: &Packet, syn: bool) -> bool {
     let key = PortKey { netns, port: packet.destination.port, zero: 0 };
-    // SAFETY: only whether they are there is asked.
-    workload.flags & HAS_PROBED != 0
-        && unsafe { PROBED.get(key) }.is_some()
-        && unsafe { NODE.get(packet.source.addr) }.is_some()
+    // SAFETY: only whether it is there is asked.
+    let declared = || unsafe { PROBED.get(key) }.is_some();
+    // SAFETY: as above.
+    let from_node = || unsafe { NODE.get(packet.source.addr) }.is_some();
+    capture::is_probe(workload, syn, declared, from_node)
 }
 
 /// Whether a socket that is not the agent's listens there.
