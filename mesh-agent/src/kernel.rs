@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SockHash};
 use mesh_common::abi;
 use mesh_common::abi::Counter;
 use mesh_common::addr::{Addr, Endpoint};
@@ -55,6 +55,7 @@ pub struct Kernel {
     pods: HashMap<u32, enrol::Pod>,
     workloads: BpfHashMap<MapData, u64, abi::Workload>,
     shares: BpfHashMap<MapData, u64, abi::Share>,
+    outbound: SockHash<MapData, abi::OutboundKey>,
     port_modes: BpfHashMap<MapData, abi::PortKey, u32>,
     probed: probed::Ports,
     node: BpfHashMap<MapData, Addr, u32>,

@@ -5,19 +5,27 @@
 use crate::addr::{Addr, Endpoint};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
 pub const MAX_ADDRESSES: usize = 8;
+/// Words of [`Workload::mode_ports`]; a power of two.
+pub const MODE_PORT_WORDS: usize = 4;
 /// Workloads on one node.
 pub const MAX_WORKLOADS: u32 = 10_000;
+/// Outbound listeners: of two families for each workload, and as many more while listeners of an agent before this one
+/// are not closed yet.
+pub const MAX_OUTBOUND: u32 = 4 * MAX_WORKLOADS;
 /// Connections between `connect()` and their acceptance by the agent, of all workloads together. When the map is full
 /// the agent finds no original destination and resets the connection ([`Counter::FlowFull`]).
 pub const MAX_FLOWS: u32 = 65_536;
 /// Connections of the agent between `connect()` and their acceptance by an application. When the map is full the agent
 /// ends the connection ([`Counter::PeerFull`]).
 pub const MAX_PEERS: u32 = 65_536;
+/// Open connections that were redirected, of all workloads together. When the map is full, the socket of a further one has
+/// its destination in a storage of its own, which takes longer.
+pub const MAX_ASKED: u32 = 65_536;
 /// Most of [`MAX_FLOWS`], and of [`MAX_PEERS`], that are of one workload: so none takes the places of all others.
 pub const MAX_SHARE: i64 = 8192;
 /// Ports of all workloads together whose inbound mode is not their workload's. What does not fit is STRICT.
@@ -55,6 +63,8 @@ pub mod maps {
     pub const PEER: &str = "PEER";
     /// netns cookie (u64) → [`Share`](super::Share). The agent makes and removes entries, the programs count in them.
     pub const SHARES: &str = "SHARES";
+    /// cookie of an application's socket (u64) → [`Asked`](super::Asked), where it wanted to go.
+    pub const ASKED: &str = "ASKED";
     /// socket of an application → [`Endpoint`](super::Endpoint), who is really at the other end.
     pub const FAR: &str = "FAR";
     /// socket of the agent → [`Agent`](super::Agent); inherited by accepted sockets.
@@ -75,12 +85,14 @@ pub mod maps {
     pub const METRICS: &str = "METRICS";
     /// A `LISTENER_` constant → the agent's listener in this pod. One map per pod, not pinned. Written by the agent only.
     pub const LISTENERS: &str = "LISTENERS";
+    /// [`OutboundKey`](super::OutboundKey) → the agent's outbound listener there. Written by the agent only.
+    pub const OUTBOUND: &str = "OUTBOUND";
     /// [`Event`](super::Event)s.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that is shared by all instances of the programs, by a pin.
-    pub const ALL: [&str; 15] = [
-        WORKLOADS, AGENTS, FLOW, PEER, SHARES, PORT_MODES, PROBED, NODE, KEPT, FAR, AGENT, VERDICT, DNS, METRICS,
-        EVENTS,
+    pub const ALL: [&str; 17] = [
+        WORKLOADS, AGENTS, OUTBOUND, FLOW, PEER, SHARES, PORT_MODES, PROBED, NODE, KEPT, ASKED, FAR, AGENT, VERDICT,
+        DNS, METRICS, EVENTS,
     ];
 }
 
@@ -124,6 +136,8 @@ pub struct Workload {
     pub id: u32,
     /// [`STRICT`] and the other flags above.
     pub flags: u32,
+    /// Which ports may be in PORT_MODES: [`crate::capture::mark`] sets the bits.
+    pub mode_ports: [u32; MODE_PORT_WORDS],
     /// The IPv4 address that the workload shows to others; [`Addr::ZERO`] if it has none.
     pub source4: Addr,
     /// The IPv6 address that the workload shows to others; [`Addr::ZERO`] if it has none.
@@ -151,6 +165,16 @@ pub struct Share {
     pub peers: i64,
 }
 
+/// Where a redirected socket wanted to go.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The destination.
+    pub to: Endpoint,
+    /// 1 once its first packet is about to leave: from then on the programs are told of the connection's end.
+    pub sent: u32,
+}
+
 /// A port of a workload. The key of PORT_MODES and PROBED.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -161,6 +185,18 @@ pub struct PortKey {
     pub port: u32,
     /// 0; in the place of padding.
     pub zero: u32,
+}
+
+/// An outbound listener of the agent's: one in each family of a namespace. The key of OUTBOUND.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OutboundKey {
+    /// Cookie of the network namespace.
+    pub netns: u64,
+    /// Where it listens, in host byte order, widened.
+    pub port: u32,
+    /// 1 if it takes IPv4, 0 if IPv6.
+    pub v4: u32,
 }
 
 /// Whether a port takes connections in the open.
@@ -258,14 +294,14 @@ pub enum Counter {
     PeerFull = 5,
     /// Entries of FLOW and PEER that were removed because their connection was never accepted.
     Abandoned = 6,
-    /// Packets that were given to the agent's listeners: SYNs, and whatever belongs to no socket.
+    /// Packets that tc gave to the agent's listeners: SYNs, and whatever belongs to no socket.
     InboundAssigned = 7,
     /// Packets for a new connection that passed to the application because the agent's listener is gone.
     InboundNoAgent = 8,
     /// Packets that `bpf_sk_assign` refused; dropped.
     InboundAssignFailed = 9,
-    /// SYNs that met a connection in TIME_WAIT: left to the kernel, which puts the old connection away and then asks
-    /// `lookup` for the listener.
+    /// SYNs that met a connection in TIME_WAIT where tc looks at connections, under STRICT: left to the kernel, which puts
+    /// the old connection away and then asks `lookup` for the listener.
     InboundTimeWait = 10,
     /// Events that did not fit into the ring buffer.
     EventLost = 11,
@@ -298,11 +334,13 @@ pub enum Counter {
     /// Connections from the node to a port with a TCP probe on which the application does not listen: dropped, or the
     /// agent's listener would answer the probe in its place.
     ProbeUnanswered = 23,
+    /// Packets for which the kernel looked for a listener and was told the agent's.
+    InboundSteered = 24,
 }
 
 impl Counter {
     /// Every counter with its name in metrics.
-    pub const ALL: [(Counter, &'static str); 24] = [
+    pub const ALL: [(Counter, &'static str); 25] = [
         (Counter::OutboundCaptured, "outbound_captured"),
         (Counter::OutboundExempt, "outbound_exempt"),
         (Counter::OutboundUnreachable, "outbound_unreachable"),
@@ -327,6 +365,7 @@ impl Counter {
         (Counter::UdpDenied, "udp_denied"),
         (Counter::OptionRefused, "option_refused"),
         (Counter::ProbeUnanswered, "probe_unanswered"),
+        (Counter::InboundSteered, "inbound_steered"),
     ];
     /// How many there are.
     pub const COUNT: u32 = Counter::ALL.len() as u32;
@@ -352,9 +391,13 @@ const _: () = {
     assert!(core::mem::offset_of!(Tuple, client) == 8 && core::mem::offset_of!(Tuple, server) == 28);
     assert!(size_of::<Agent>() == 24 && align_of::<Agent>() == 4);
     assert!(size_of::<DnsPlace>() == 32 && core::mem::offset_of!(DnsPlace, zero) == 28);
-    assert!(size_of::<Workload>() == 8 + 32 + 16 * MAX_ADDRESSES + 8 && align_of::<Workload>() == 4);
-    assert!(core::mem::offset_of!(Workload, outbound_port) == 40 + 16 * MAX_ADDRESSES);
+    assert!(
+        size_of::<Workload>() == 8 + 4 * MODE_PORT_WORDS + 32 + 16 * MAX_ADDRESSES + 8 && align_of::<Workload>() == 4
+    );
+    assert!(core::mem::offset_of!(Workload, outbound_port) == 40 + 4 * MODE_PORT_WORDS + 16 * MAX_ADDRESSES);
     assert!(size_of::<Share>() == 16 && align_of::<Share>() == 8);
+    assert!(size_of::<Asked>() == 24 && align_of::<Asked>() == 4);
+    assert!(size_of::<OutboundKey>() == 16 && align_of::<OutboundKey>() == 8);
     assert!(size_of::<PortKey>() == 16 && align_of::<PortKey>() == 8);
     assert!(size_of::<Event>() == 64 && align_of::<Event>() == 8);
     let mut i = 0;
@@ -366,7 +409,7 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Addr, DnsPlace, Endpoint, PortKey, Share, Tuple, Workload};
+    use super::{Addr, Asked, DnsPlace, Endpoint, OutboundKey, PortKey, Share, Tuple, Workload};
 
     // SAFETY: repr(C), made of integers only, without padding (the assertions above), so any bytes are a value and
     // every byte of a value is initialised.
@@ -375,6 +418,10 @@ mod user {
     unsafe impl aya::Pod for Tuple {}
     // SAFETY: as above.
     unsafe impl aya::Pod for PortKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Asked {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for OutboundKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Share {}
     // SAFETY: as above.

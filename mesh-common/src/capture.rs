@@ -2,8 +2,8 @@
 //! hook is to do. Reads no map, touches no socket; randomness is an argument.
 
 use crate::abi::{
-    HAS_PORT_MODES, HAS_PROBED, KEPT_OUTBOUND, LOSS_OPEN, MAX_ADDRESSES, MAX_SHARE, Mode, STRICT, TUNNEL_PORT, Verdict,
-    Workload,
+    HAS_PORT_MODES, HAS_PROBED, KEPT_OUTBOUND, LISTENER_PLAIN4, LISTENER_PLAIN6, LISTENER_TUNNEL4, LISTENER_TUNNEL6,
+    LOSS_OPEN, MAX_ADDRESSES, MAX_SHARE, MODE_PORT_WORDS, Mode, STRICT, TUNNEL_PORT, Verdict, Workload,
 };
 use crate::addr::{Addr, Endpoint};
 
@@ -126,6 +126,25 @@ pub fn inbound(workload: &Workload, port: u16, found: Found, strict: bool) -> Ar
     }
 }
 
+/// Whether a packet from the wire may be left to the kernel without a look at its connection, and the listener that it
+/// then comes to if it has none: where nothing that is open is forbidden (`strict`), one that has a connection goes there
+/// anyway, and for one that has none the kernel asks [`lookup`].
+#[inline(always)]
+pub fn left_to_kernel(workload: &Workload, remote: &Addr, local: &Addr, port: u16, strict: bool) -> Option<Inbound> {
+    if strict { None } else { lookup(workload, remote, local, port) }
+}
+
+/// The place in LISTENERS of a listener, by the family of what it takes.
+#[inline(always)]
+pub fn place(listener: Inbound, v4: bool) -> u32 {
+    match (listener, v4) {
+        (Inbound::Plain(_), true) => LISTENER_PLAIN4,
+        (Inbound::Plain(_), false) => LISTENER_PLAIN6,
+        (Inbound::Tunnel(_), true) => LISTENER_TUNNEL4,
+        (Inbound::Tunnel(_), false) => LISTENER_TUNNEL6,
+    }
+}
+
 /// Whether a packet may open a connection of a TCP probe: a SYN (`syn`) from the node to a port for which one is
 /// declared. `declared` and `from_node` look these up; asked only where they matter.
 #[inline(always)]
@@ -136,6 +155,20 @@ pub fn is_probe(
     from_node: impl FnOnce() -> bool,
 ) -> bool {
     syn && workload.flags & HAS_PROBED != 0 && declared() && from_node()
+}
+
+/// Whether these are the addresses of a connection of the agent's to an application: from loopback to an address that is
+/// not. Nobody is redirected that way.
+#[inline(always)]
+pub fn is_to_app(connecting: &Addr, accepting: &Addr) -> bool {
+    connecting.is_loopback() && !accepting.is_loopback()
+}
+
+/// Whether these may be the addresses of a connection that was redirected: to loopback, or by a socket that is bound to a
+/// device to its own address.
+#[inline(always)]
+pub fn may_be_redirected(connecting: &Addr, accepting: &Addr) -> bool {
+    accepting.is_loopback() || accepting.same(connecting)
 }
 
 /// Whether a connection that a socket of this pod has is the application's own, without a word of anybody for it.
@@ -157,11 +190,25 @@ pub fn hidden(workload: &Workload) -> Arriving {
     if workload.flags & (STRICT | HAS_PORT_MODES) != 0 { Arriving::Drop } else { Arriving::Pass }
 }
 
-/// Whether `port` takes nothing in the open. `exception` finds the mode that the port has by itself, if any; asked only
-/// where the workload has such ports. HBONE's port is never open: its listener is the agent's tunnel.
+/// Notes that a port may have a mode of its own. Ports share bits, so there is no taking back: begin anew.
+pub fn mark(mode_ports: &mut [u32; MODE_PORT_WORDS], port: u16) {
+    let (word, bit) = mark_of(port);
+    mode_ports[word] |= bit;
+}
+
+/// Word and bit of a port in [`Workload::mode_ports`].
 #[inline(always)]
-pub fn is_strict(workload: &Workload, exception: impl FnOnce() -> Option<u32>) -> bool {
-    let own = if workload.flags & HAS_PORT_MODES == 0 { None } else { exception() };
+fn mark_of(port: u16) -> (usize, u32) {
+    (usize::from(port >> 5) & (MODE_PORT_WORDS - 1), 1 << (port & 31))
+}
+
+/// Whether `port` takes nothing in the open. `exception` finds the mode that the port has by itself, if any; asked only
+/// where the port may have one. HBONE's port is never open: its listener is the agent's tunnel.
+#[inline(always)]
+pub fn is_strict(workload: &Workload, port: u16, exception: impl FnOnce() -> Option<u32>) -> bool {
+    let (word, bit) = mark_of(port);
+    let may_have = workload.flags & HAS_PORT_MODES != 0 && workload.mode_ports[word] & bit != 0;
+    let own = if may_have { exception() } else { None };
     match own {
         Some(mode) => mode != Mode::Permissive as u32,
         None => workload.flags & STRICT != 0,
@@ -216,6 +263,7 @@ pub(crate) mod tests {
         let mut w = Workload {
             id: 7,
             flags: 0,
+            mode_ports: [u32::MAX; MODE_PORT_WORDS],
             source4: own("10.0.0.2"),
             source6: own("fd00::2"),
             own: [Addr::ZERO; MAX_ADDRESSES],
@@ -302,17 +350,17 @@ pub(crate) mod tests {
         let mut w = workload();
         let (permissive, strict) = (Some(Mode::Permissive as u32), Some(Mode::Strict as u32));
         // Without the flag nobody looks.
-        assert!(!is_strict(&w, || strict));
+        assert!(!is_strict(&w, 80, || strict));
         w.flags = STRICT;
-        assert!(is_strict(&w, || permissive));
+        assert!(is_strict(&w, 80, || permissive));
         w.flags = STRICT | HAS_PORT_MODES;
-        assert!(is_strict(&w, || None));
-        assert!(!is_strict(&w, || permissive));
+        assert!(is_strict(&w, 80, || None));
+        assert!(!is_strict(&w, 80, || permissive));
         w.flags = HAS_PORT_MODES;
-        assert!(!is_strict(&w, || None));
-        assert!(is_strict(&w, || strict));
+        assert!(!is_strict(&w, 80, || None));
+        assert!(is_strict(&w, 80, || strict));
         // A mode that this version does not know is the stricter one.
-        assert!(is_strict(&w, || Some(7)));
+        assert!(is_strict(&w, 80, || Some(7)));
 
         assert!(!passes_without_agent(&w, false));
         w.flags = LOSS_OPEN;
@@ -357,13 +405,30 @@ pub(crate) mod tests {
             prop_assert_ne!(ip, Ipv4Addr::new(127, 255, 255, 255));
         }
 
+        /// A port that was noted is asked for its mode, whatever else was; of the others, few are.
+        #[test]
+        fn no_mode_of_a_port_is_overlooked(ports: [u16; 4], other: u16) {
+            let mut w = workload();
+            w.flags = HAS_PORT_MODES;
+            w.mode_ports = [0; MODE_PORT_WORDS];
+            prop_assert!(!is_strict(&w, other, || Some(Mode::Strict as u32)));
+            for port in ports {
+                mark(&mut w.mode_ports, port);
+            }
+            for port in ports {
+                prop_assert!(is_strict(&w, port, || Some(Mode::Strict as u32)));
+            }
+            let shares = ports.iter().any(|port| port % 128 == other % 128);
+            prop_assert_eq!(is_strict(&w, other, || Some(Mode::Strict as u32)), shares);
+        }
+
         /// Where a port is STRICT, no packet passes for a connection of the application's own, in whatever packing, and no
         /// connection without the agent.
         #[test]
         fn strict_is_never_got_around(flags in 0_u32..64, exception in proptest::option::of(0_u32..4), port: u16) {
             let mut w = workload();
             w.flags = flags;
-            let strict = is_strict(&w, || exception);
+            let strict = is_strict(&w, 80, || exception);
             prop_assert_eq!(inbound(&w, port, Found::Foreign, strict) == Arriving::Drop, strict);
             if strict {
                 prop_assert_eq!(hidden(&w), Arriving::Drop);
@@ -388,6 +453,23 @@ pub(crate) mod tests {
             }
             for found in [Found::Live, Found::TimeWait] {
                 prop_assert_eq!(inbound(&w, port, found, strict), Arriving::Pass);
+            }
+        }
+
+        /// What is left to the kernel is forbidden nowhere, and comes to the agent if nobody has a connection for it.
+        #[test]
+        fn the_kernel_gets_what_lookup_steers(octets: [u8; 16], v4: bool, own: bool, strict: bool, port: u16) {
+            let w = workload();
+            let local = if v4 { w.source4 } else { w.source6 };
+            let ip: IpAddr = if v4 { Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]).into() } else { octets.into() };
+            let remote = if own { local } else { Addr::from(ip) };
+            let steered = lookup(&w, &remote, &local, port);
+            prop_assert_eq!(left_to_kernel(&w, &remote, &local, port, strict), if strict { None } else { steered });
+            if let Some(listener) = steered {
+                for found in [Found::Live, Found::Foreign, Found::TimeWait] {
+                    prop_assert_eq!(inbound(&w, port, found, false), Arriving::Pass);
+                }
+                prop_assert_eq!(inbound(&w, port, Found::Nobody, false), Arriving::Steer(listener));
             }
         }
 
@@ -422,6 +504,9 @@ pub(crate) mod tests {
             match outbound(&w, &SocketAddr::new(ip, port).into(), device, random) {
                 Outbound::Redirect(to) => {
                     prop_assert!(is_never_captured(&w, &to));
+                    // The kernel gives a socket a loopback address toward loopback, and its own toward its own.
+                    let own = if device { to.addr } else { Addr::from(IpAddr::from([127, 0, 0, 1])) };
+                    prop_assert!(may_be_redirected(&own, &to.addr) && !is_to_app(&own, &to.addr));
                     prop_assert_eq!(to.port, 15001);
                     prop_assert_eq!(to.addr.is_v4(), ip.to_canonical().is_ipv4());
                 }

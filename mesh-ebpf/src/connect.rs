@@ -1,14 +1,15 @@
 //! cgroup/connect4 and connect6. In: the socket and the address that the application asks for. Out: the address that it
-//! gets, and FAR with the one it asked for. TCP of enrolled namespaces; never the agent's sockets. UDP is `sendmsg`'s.
+//! gets, and in `far` the one it asked for. TCP of enrolled namespaces; never the agent's sockets. UDP is `sendmsg`'s.
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::abi::{Counter, Role, Tuple, Verdict, Workload};
+use mesh_common::abi::{Counter, Tuple, Verdict, Workload};
 use mesh_common::addr::Endpoint;
 use mesh_common::capture::{self, Outbound};
 
-use crate::maps::{AGENT, AGENTS, FAR, VERDICT, WORKLOADS};
+use crate::far;
+use crate::maps::{AGENT, AGENTS, VERDICT, WORKLOADS};
 use crate::report::{decided, tell};
 use crate::sendmsg;
 use crate::socket::{agent_listens, netns, of_sock_addr, set_user4, set_user6, user4, user6};
@@ -79,16 +80,16 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
     match capture::outbound(workload, to, device, random) {
         Outbound::Pass => {
             // An earlier, failed connect of the same socket may have been redirected.
-            FAR.delete(sk);
+            far::forget(ctx, sk);
             decided(Counter::OutboundExempt, || toward(netns, to));
             release(sk, workload, netns, to, Verdict::Exempt)
         }
         Outbound::Redirect(listener) => {
-            if !agent_listens(ctx, &listener, Role::Outbound) {
-                return without_agent(sk, workload, netns, to);
+            if !agent_listens(netns, &listener) {
+                return without_agent(ctx, sk, workload, netns, to);
             }
             VERDICT.delete(sk);
-            if FAR.set(sk, *to) {
+            if far::note(ctx, sk, to) {
                 decided(Counter::OutboundCaptured, || toward(netns, to));
                 return Ok(Some(listener));
             }
@@ -122,9 +123,15 @@ fn release(
 
 /// The listener is gone, and its agent with it.
 #[inline(always)]
-fn without_agent(sk: *mut bpf_sock, workload: &Workload, netns: u64, to: &Endpoint) -> Result<Option<Endpoint>, ()> {
+fn without_agent(
+    ctx: &SockAddrContext,
+    sk: *mut bpf_sock,
+    workload: &Workload,
+    netns: u64,
+    to: &Endpoint,
+) -> Result<Option<Endpoint>, ()> {
     if capture::passes_without_agent(workload, false) {
-        FAR.delete(sk);
+        far::forget(ctx, sk);
         tell(Counter::OutboundNoAgent, workload.id, &toward(netns, to));
         return release(sk, workload, netns, to, Verdict::NoAgent);
     }

@@ -3,12 +3,14 @@
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::programs::SockAddrContext;
+use mesh_common::abi::Workload;
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture;
 
+use crate::far;
 use crate::maps::{AGENT, FAR, WORKLOADS};
 use crate::sendmsg;
-use crate::socket::{netns, of_sock_addr, set_user4, set_user6, user4, user6};
+use crate::socket::{local, netns, of_sock_addr, remote, set_user4, set_user6, user4, user6};
 
 /// These hooks cannot refuse.
 const OK: i32 = 1;
@@ -41,17 +43,28 @@ pub fn own6(ctx: &SockAddrContext) -> i32 {
     OK
 }
 
-/// Who is at the other end, if the kernel would say something else. The agent's sockets never have FAR.
+/// Who is at the other end, if the kernel would say something else. The agent's sockets have nothing in `far`.
 #[inline(always)]
 fn peer(ctx: &SockAddrContext, told: impl Fn(&SockAddrContext) -> Endpoint) -> Option<Endpoint> {
     let sk = of_sock_addr(ctx);
     if sk.is_null() {
         return None;
     }
+    let told = told(ctx);
     if sendmsg::is_udp(ctx) {
-        return asked(ctx, sk, &told(ctx));
+        return asked(ctx, sk, &told);
     }
-    FAR.get(sk)
+    let local = local(sk);
+    // One that was accepted from the agent, or is bound to an address.
+    if capture::is_to_app(&told.addr, &local) {
+        return FAR.get(sk);
+    }
+    if !capture::may_be_redirected(&local, &told.addr) {
+        return None;
+    }
+    // SAFETY: the value is not used, only that it is there.
+    unsafe { WORKLOADS.get(netns(ctx)) }?;
+    far::of(ctx, sk).map(|far| far.to)
 }
 
 /// The socket's own address, if the kernel would say loopback for a connection that was redirected there.
@@ -65,15 +78,22 @@ fn own(ctx: &SockAddrContext, told: impl Fn(&SockAddrContext) -> Endpoint) -> Op
     if !told.addr.is_loopback() {
         return None;
     }
-    if sendmsg::is_udp(ctx) {
-        asked(ctx, sk, &sendmsg::connected(sk)?)?;
-    } else {
-        FAR.get(sk)?;
-    }
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
     let workload = unsafe { WORKLOADS.get(netns(ctx)) }?;
+    if sendmsg::is_udp(ctx) {
+        asked(ctx, sk, &sendmsg::connected(sk)?)?;
+    } else if !to_agent(workload, &remote(sk)) {
+        far::of(ctx, sk)?;
+    }
     let addr = *capture::source(workload, told.addr.is_v4());
     if addr.same(&Addr::ZERO) { None } else { Some(Endpoint { addr, port: told.port }) }
+}
+
+/// Whether this is the agent's outbound listener: who is connected there was redirected. That can be told also once the
+/// connection is over.
+#[inline(always)]
+fn to_agent(workload: &Workload, at: &Endpoint) -> bool {
+    at.addr.is_loopback() && at.port == u32::from(workload.outbound_port)
 }
 
 /// The DNS server that a UDP socket is connected to, if the agent's listener stands for it; unless it is the agent's.

@@ -1,24 +1,28 @@
-//! tc ingress on every interface of a pod but loopback. In: a packet. Out: TCP that belongs to no live connection is
-//! given to the agent's listener, which so accepts with the original local address; everything else goes on as it is.
-//! Under STRICT, packets for a connection of the application's own, which the agent never saw, are dropped. With the
-//! agent's listener gone, new connections pass or are dropped as the workload's flags say.
+//! tc ingress on every interface of a pod but loopback. In: a packet. Out: what becomes of TCP that belongs to no live
+//! connection: it is the agent's, whose listener so accepts with the original local address; everything else goes on as it
+//! is. Where nothing is forbidden that is all left to the kernel, which asks `lookup` for a listener.
+//! Under STRICT, packets for a connection of the application's own, which the agent never saw, are dropped, and the agent's
+//! listener is given to what has no connection. With that listener gone, new connections pass or are dropped as the
+//! workload's flags say.
 //! A connection from the node to a port with a TCP probe is dropped unless the application listens there: the agent's
 //! handshake must not answer in its place.
-//! Left to the kernel and so to `lookup`: TCP in pieces or behind IPv6 extension headers, and a SYN that meets
-//! TIME_WAIT: a listener given here would find the old connection in its way and drop the SYN (Linux 6.10 and later).
+//! Always left to the kernel: TCP in pieces or behind IPv6 extension headers, and a SYN that meets TIME_WAIT: a listener
+//! given here would find the old connection in its way and drop the SYN (Linux 6.10 and later).
 //! `lookup` sees what opens connections only, so what STRICT forbids to one of the application's own is dropped here, in
 //! any packing; and what cannot be told from it, too.
 
+use core::ptr;
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_lookup_tcp, bpf_sk_release};
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_lookup_tcp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
 use mesh_common::abi::{Counter, PortKey, Role, Tuple, Workload};
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture::{self, Arriving, Found, Inbound};
 use mesh_common::egress::{ACK, SYN};
 
-use crate::maps::{AGENT, INGRESS_NETNS, NODE, PROBED, WORKLOADS};
+use crate::maps::{AGENT, INGRESS_NETNS, LISTENERS, NODE, PROBED, WORKLOADS};
 use crate::packet::{
     self, Behind, Content, Datagram, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Packet, find, find_or, is_strict,
     sock_tuple,
@@ -102,9 +106,16 @@ fn steer<const V4: bool>(ctx: &TcContext, packet: &Packet) -> i32 {
     let Some(workload) = (unsafe { WORKLOADS.get(netns) }) else { return NEXT };
     let port = packet.destination.port as u16;
     let strict = is_strict(netns, workload, port);
-    let own = packet.answered(netns);
     let syn = packet.flags & (SYN | ACK) == SYN;
     let probe = is_probe(workload, netns, packet, syn);
+    if let Some(to) =
+        capture::left_to_kernel(workload, &packet.source.addr, &packet.destination.addr, port, strict)
+        // What opens a connection is to be told if there is no agent, and answered by the application if it is a probe.
+        && (!syn || (!probe && listens(capture::place(to, V4))))
+    {
+        return NEXT;
+    }
+    let own = packet.answered(netns);
     let mut assigned = false;
     // The kernel's search asks `lookup`, and so mostly ends at the agent's listener already.
     let offer = |listener: *mut bpf_sock| {
@@ -156,6 +167,22 @@ fn is_probe(workload: &Workload, netns: u64, packet: &Packet, syn: bool) -> bool
     // SAFETY: as above.
     let from_node = || unsafe { NODE.get(packet.source.addr) }.is_some();
     capture::is_probe(workload, syn, declared, from_node)
+}
+
+/// Whether the agent listens, at a place of LISTENERS.
+#[inline(always)]
+fn listens(place: u32) -> bool {
+    let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
+    // SAFETY: the map is a sockmap, whose keys are numbers.
+    let sk = unsafe { bpf_map_lookup_elem(map, (&raw const place).cast()) }.cast::<bpf_sock>();
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: sk came from the lookup and is not null.
+    let listens = unsafe { (*sk).state } == TCP_LISTEN;
+    // SAFETY: the one release of this reference.
+    unsafe { bpf_sk_release(sk.cast()) };
+    listens
 }
 
 /// Whether a socket that is not the agent's listens there.

@@ -1,14 +1,14 @@
 //! sk_lookup in every pod's namespace. In: a connection for which the kernel looks for a listener. Out: the agent's, if
-//! it comes from the wire. Most packets never come here, because `ingress` has given them a socket already; these do: a
-//! SYN that meets TIME_WAIT (only the kernel can put the old connection's remains away), and what `ingress` does not
-//! look into: reassembled IPv4 fragments and TCP behind IPv6 extension headers.
+//! it comes from the wire. Under STRICT most packets never come here, because `ingress` has given them a socket already;
+//! these do: a SYN that meets TIME_WAIT (only the kernel can put the old connection's remains away), and what `ingress`
+//! does not look into: reassembled IPv4 fragments and TCP behind IPv6 extension headers.
 
 use core::ptr;
 
 use aya_ebpf::programs::SkLookupContext;
-use mesh_common::abi::{Counter, LISTENER_PLAIN4, LISTENER_PLAIN6, LISTENER_TUNNEL4, LISTENER_TUNNEL6};
+use mesh_common::abi::Counter;
 use mesh_common::addr::Addr;
-use mesh_common::capture::{self, Inbound};
+use mesh_common::capture;
 
 use crate::maps::{INGRESS_NETNS, LISTENERS, WORKLOADS};
 use crate::packet::is_strict;
@@ -46,14 +46,9 @@ pub fn run(ctx: &SkLookupContext) -> u32 {
     }
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
     let Some(workload) = (unsafe { WORKLOADS.get(INGRESS_NETNS.load()) }) else { return PASS };
-    let listener = match (capture::lookup(workload, &remote, &local, port as u16), v4) {
-        (None, _) => return PASS,
-        (Some(Inbound::Plain(_)), true) => LISTENER_PLAIN4,
-        (Some(Inbound::Plain(_)), false) => LISTENER_PLAIN6,
-        (Some(Inbound::Tunnel(_)), true) => LISTENER_TUNNEL4,
-        (Some(Inbound::Tunnel(_)), false) => LISTENER_TUNNEL6,
-    };
-    if LISTENERS.redirect_sk_lookup(ctx, listener, 0).is_ok() {
+    let Some(listener) = capture::lookup(workload, &remote, &local, port as u16) else { return PASS };
+    if LISTENERS.redirect_sk_lookup(ctx, capture::place(listener, v4), 0).is_ok() {
+        count(Counter::InboundSteered);
         return PASS;
     }
     // Not there: the agent is gone, as in `ingress`.

@@ -7,6 +7,7 @@
 
 mod connect;
 mod egress;
+mod far;
 mod getname;
 mod ingress;
 mod lookup;
@@ -19,8 +20,8 @@ mod setsockopt;
 mod sock_ops;
 mod socket;
 
-use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sock_ops};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext, SockoptContext, TcContext};
 
 /// cgroup/connect4: `connect()` of an AF_INET socket, TCP or UDP, before the kernel looks for a route.
 #[cgroup_sock_addr(connect4)]
@@ -92,6 +93,12 @@ pub fn mesh_getsockname6(ctx: SockAddrContext) -> i32 {
 #[sock_ops]
 pub fn mesh_sock_ops(ctx: SockOpsContext) -> u32 {
     sock_ops::run(&ctx)
+}
+
+/// cgroup/sock_release: the last descriptor of a socket of any kind is closed.
+#[cgroup_sock(sock_release)]
+pub fn mesh_sock_release(ctx: SockContext) -> i32 {
+    far::released(&ctx)
 }
 
 /// tc ingress: a packet comes into the pod. One instance per pod.

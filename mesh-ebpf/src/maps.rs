@@ -6,7 +6,7 @@ use core::ffi::c_void;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC};
-use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf, SockMap};
+use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf, SockHash, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::abi;
 use mesh_common::addr::{Addr, Endpoint};
@@ -56,8 +56,14 @@ pub static KEPT: HashMap<abi::Tuple, u32, { abi::MAX_KEPT as usize }, NO_PREALLO
 #[btf_map]
 pub static DNS: HashMap<abi::DnsPlace, Endpoint, { abi::MAX_DNS_PLACES as usize }, NO_PREALLOC> = HashMap::new();
 
-/// Who is really at the other end of an application's socket: where a redirected one wanted to go, or the client of an
-/// accepted one. Never on the agent's sockets. Lives as long as its socket. Writers: connect, sock_ops.
+/// Where redirected sockets wanted to go. Key: the socket's cookie. Never the agent's sockets. Bound: `MAX_ASKED`; what
+/// does not fit is in FAR. Writers: connect puts in, sock_ops and sock_release take out.
+#[btf_map]
+pub static ASKED: HashMap<u64, abi::Asked, { abi::MAX_ASKED as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Who is really at the other end of an application's socket: the client of an accepted one, or where a redirected one
+/// wanted to go for which ASKED had no place. Never on the agent's sockets. Lives as long as its socket. Writers: connect,
+/// sock_ops.
 #[btf_map]
 pub static FAR: SkStorage<Endpoint, NO_PREALLOC> = SkStorage::new();
 
@@ -75,6 +81,11 @@ pub static VERDICT: SkStorage<u32, NO_PREALLOC> = SkStorage::new();
 /// `LISTENER_` constant. A listener that is closed disappears from it. Writer: the agent.
 #[btf_map]
 pub static LISTENERS: SockMap<{ abi::LISTENER_COUNT as usize }> = SockMap::new();
+
+/// The agent's outbound listeners in all pods. Key: where it listens. Bound: `MAX_OUTBOUND`. A listener that is closed
+/// disappears from it. Writer: the agent.
+#[btf_map]
+pub static OUTBOUND: SockHash<abi::OutboundKey, { abi::MAX_OUTBOUND as usize }> = SockHash::new();
 
 /// What happened how often, per CPU. Key: a `Counter`. Writers: every program.
 #[btf_map]

@@ -397,7 +397,7 @@ fn is_foreign(sk: *mut bpf_sock, tuple: &Tuple) -> bool {
 pub fn is_strict(netns: u64, workload: &Workload, port: u16) -> bool {
     let key = PortKey { netns, port: port.into(), zero: 0 };
     // SAFETY: as in is_foreign.
-    capture::is_strict(workload, || unsafe { PORT_MODES.get(key) }.copied())
+    capture::is_strict(workload, port, || unsafe { PORT_MODES.get(key) }.copied())
 }
 
 /// A header at `offset` from the network header, wherever that is: not every interface has a link layer header.

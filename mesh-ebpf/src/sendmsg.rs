@@ -9,14 +9,14 @@ use core::ptr;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::abi::{self, Counter, DnsPlace, Tuple, Workload};
-use mesh_common::addr::{Addr, Endpoint};
+use mesh_common::addr::Endpoint;
 use mesh_common::capture;
 use mesh_common::dns;
 use mesh_common::udp::{self, Verdict};
 
 use crate::maps::{DNS, VERDICT, WORKLOADS};
 use crate::report::{count, decided, tell};
-use crate::socket::{AF_INET, agent_answers, is_agents, netns, of_sock_addr, set_user4, set_user6, user4, user6};
+use crate::socket::{agent_answers, is_agents, netns, of_sock_addr, remote, set_user4, set_user6, user4, user6};
 
 const SOCK_DGRAM: u32 = 2;
 const BPF_NOEXIST: u64 = 1;
@@ -154,19 +154,9 @@ pub fn server(ctx: &SockAddrContext, at: &Endpoint) -> Option<Endpoint> {
 #[inline(always)]
 pub fn connected(sk: *mut bpf_sock) -> Option<Endpoint> {
     const ESTABLISHED: u32 = 1;
-    // SAFETY: sk is a socket and not null; its fields are read one by one as the verifier wants it.
-    unsafe {
-        if ptr::read_volatile(&raw const (*sk).state) != ESTABLISHED {
-            return None;
-        }
-        let v4 = ptr::read_volatile(&raw const (*sk).family) == AF_INET;
-        let ip4 = ptr::read_volatile(&raw const (*sk).dst_ip4);
-        let words = (&raw const (*sk).dst_ip6).cast::<u32>();
-        let word = |i: usize| ptr::read_volatile(words.add(i));
-        let ip6 = Addr([word(0), word(1), word(2), word(3)]);
-        let port = u16::from_be(ptr::read_volatile(&raw const (*sk).dst_port)).into();
-        Some(Endpoint { addr: if v4 { Addr::from_v4_wire(ip4) } else { ip6 }, port })
-    }
+    // SAFETY: sk is a socket and not null.
+    let state = unsafe { ptr::read_volatile(&raw const (*sk).state) };
+    if state == ESTABLISHED { Some(remote(sk)) } else { None }
 }
 
 /// A datagram of which only the destination is known.

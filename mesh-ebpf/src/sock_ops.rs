@@ -1,4 +1,4 @@
-//! cgroup/sock_ops. In: a TCP socket's life. Out: where an application wanted to go travels by FLOW from its socket's FAR
+//! cgroup/sock_ops. In: a TCP socket's life. Out: where an application wanted to go travels by FLOW from its socket (`far`)
 //! to the AGENT of the one that the agent accepts, the client by PEER from the AGENT of the agent's socket to the FAR of the
 //! one that the application accepts. An entry lives from just before the SYN until the connection is accepted or its
 //! socket closes, so a stale one can never lie. Addresses decide first which of these it can be, so that a socket outside
@@ -14,9 +14,10 @@ use mesh_common::abi::{Agent, Counter, MAX_FLOWS, MAX_PEERS, Role, Share, Tuple,
 use mesh_common::addr::Endpoint;
 use mesh_common::capture;
 
+use crate::far;
 use crate::maps::{AGENT, FAR, FLOW, PEER, SHARES, VERDICT, WORKLOADS};
 use crate::report::{decided, tell};
-use crate::socket::{Ends, of_sock_ops, role};
+use crate::socket::{Ends, netns, of_sock_ops, role};
 
 /// `enum` in linux/bpf.h: how long is the first SYN to wait for its answer? In jiffies; 0 leaves it at a second.
 const TIMEOUT_INIT: u32 = 1;
@@ -28,6 +29,9 @@ const PASSIVE_ESTABLISHED_CB: u32 = 5;
 const STATE_CB: u32 = 10;
 /// What asks for `STATE_CB`.
 const STATE_CB_FLAG: i32 = 1 << 2;
+/// What asks to be called when the socket sends something again, which nobody is interested in: it is the mark of a socket
+/// for which ASKED had no place.
+const STORED_FLAG: i32 = 1 << 1;
 const TCP_CLOSE: u32 = 7;
 const OK: u32 = 1;
 const BPF_NOEXIST: u64 = 1;
@@ -66,16 +70,9 @@ const TO_APP: Way<{ MAX_PEERS as usize }> =
     // SAFETY: as above.
     Way { map: &PEER, part: |share| unsafe { &raw mut (*share).peers }, full: Counter::PeerFull };
 
-/// Whether these are the ends of a connection of the agent's to an application: from a loopback address to one that is
-/// none. Nobody is redirected that way.
-#[inline(always)]
-fn is_to_app(connecting: &Endpoint, accepting: &Endpoint) -> bool {
-    connecting.addr.is_loopback() && !accepting.addr.is_loopback()
-}
-
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
-    if is_to_app(&ends.local, &ends.remote) {
+    if capture::is_to_app(&ends.local.addr, &ends.remote.addr) {
         if let Some(agent) = AGENT.get(sk)
             && agent.role == Role::DialApp as u32
             && !TO_APP.note(ctx, ends, &agent.far)
@@ -83,9 +80,16 @@ fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
             // So that the agent sees that the application will not know its client, and ends the connection.
             AGENT.set(sk, Agent { role: agent.role, far: Endpoint::ZERO });
         }
-    } else if let Some(origin) = FAR.get(sk) {
+    } else if capture::may_be_redirected(&ends.local.addr, &ends.remote.addr)
+        // SAFETY: the value is not used, only that it is there.
+        && unsafe { WORKLOADS.get(netns(ctx)) }.is_some()
+        && let Some(far) = far::sending(ctx, sk)
+    {
+        // Also where there is no place in FLOW: ASKED is to be told of its end.
+        let flags = ctx.cb_flags() as i32 & !STORED_FLAG | STATE_CB_FLAG;
+        let _ = ctx.set_cb_flags(flags | if far.stored { STORED_FLAG } else { 0 });
         // If not: the agent finds nothing for the accepted socket and resets it.
-        TO_AGENT.note(ctx, ends, &origin);
+        TO_AGENT.note(ctx, ends, &far.to);
     }
 }
 
@@ -146,7 +150,7 @@ fn add(counted: *mut i64, n: i64) {
 
 #[inline(always)]
 fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
-    if is_to_app(&ends.remote, &ends.local) {
+    if capture::is_to_app(&ends.remote.addr, &ends.local.addr) {
         dialled(ctx, sk, ends);
     } else if ends.local.addr.is_loopback() {
         redirected(ctx, sk, ends);
@@ -202,8 +206,11 @@ fn take<const N: usize>(ctx: &SockOpsContext, ends: &Ends, way: &Way<N>) -> Opti
 #[inline(always)]
 fn closed(ctx: &SockOpsContext, ends: &Ends) {
     let key = ends.connected(ctx);
-    let to_app = is_to_app(&ends.local, &ends.remote);
-    let removed = if to_app { TO_APP.remove(&key) } else { TO_AGENT.remove(&key) };
+    let removed = if capture::is_to_app(&ends.local.addr, &ends.remote.addr) {
+        TO_APP.remove(&key)
+    } else {
+        (ctx.cb_flags() as i32 & STORED_FLAG != 0 || far::over(ctx)) && TO_AGENT.remove(&key)
+    };
     if removed {
         decided(Counter::Abandoned, || key);
     }

@@ -11,14 +11,14 @@ use aya_ebpf::bindings::{
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Tuple4, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Tuple6,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+    bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_sk_lookup_udp, bpf_sk_release,
     bpf_sk_storage_delete, bpf_sk_storage_get,
 };
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
-use mesh_common::abi::{Role, Tuple};
+use mesh_common::abi::{OutboundKey, Role, Tuple};
 use mesh_common::addr::{Addr, Endpoint};
 
-use crate::maps::{AGENT, AGENTS, SkStorage};
+use crate::maps::{AGENT, AGENTS, OUTBOUND, SkStorage};
 
 pub const AF_INET: u32 = 2;
 /// Lookups in the namespace of the context's socket or device.
@@ -74,7 +74,7 @@ fn packet_to(at: &Endpoint) -> (bpf_sock_tuple, usize) {
     }
 }
 
-/// As [`agent_listens`], for the agent's DNS listener.
+/// Whether the agent's DNS listener is at `at` in the context's namespace.
 #[inline(always)]
 pub fn agent_answers(ctx: &impl EbpfContext, at: &Endpoint) -> bool {
     let (mut tuple, size) = packet_to(at);
@@ -107,21 +107,22 @@ pub fn is_agents(sk: *mut bpf_sock) -> bool {
     unsafe { AGENTS.get(cgroup) }.is_some()
 }
 
-/// Whether an agent listens at `at` in the context's namespace, with a socket of this role. An application that bound the
-/// port after the agent had died does not count.
+/// Whether an agent listens at `at` in a namespace. OUTBOUND has its listeners, from which one that is closed is gone: an
+/// application that bound the port after the agent had died is not there.
 #[inline(always)]
-pub fn agent_listens(ctx: &impl EbpfContext, at: &Endpoint, role: Role) -> bool {
-    let (mut tuple, size) = packet_to(at);
-    // SAFETY: the tuple is initialised in its first `size` bytes, which is what the helper reads.
-    let sk = unsafe { bpf_sk_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size as u32, BPF_F_CURRENT_NETNS, 0) };
+pub fn agent_listens(netns: u64, at: &Endpoint) -> bool {
+    let key = OutboundKey { netns, port: at.port, v4: at.addr.is_v4().into() };
+    let map = ptr::from_ref(&OUTBOUND).cast_mut().cast();
+    // SAFETY: the map is a sockhash with keys of this type, of which the helper reads one.
+    let sk = unsafe { bpf_map_lookup_elem(map, (&raw const key).cast()) }.cast::<bpf_sock>();
     if sk.is_null() {
         return false;
     }
     // SAFETY: sk came from the lookup and is not null.
-    let found = unsafe { (*sk).state } == TCP_LISTEN && self::role(sk) == Some(role as u32);
+    let listens = unsafe { (*sk).state } == TCP_LISTEN;
     // SAFETY: the one release of this reference.
     unsafe { bpf_sk_release(sk.cast()) };
-    found
+    listens
 }
 
 /// The cookie of the network namespace in which the context's socket lives.
@@ -196,6 +197,35 @@ pub fn set_user6(ctx: &SockAddrContext, to: &Endpoint) {
         ptr::write_volatile(words.add(2), to.addr.0[2]);
         ptr::write_volatile(words.add(3), to.addr.0[3]);
         ptr::write_volatile(&raw mut (*ctx.sock_addr).user_port, (to.port as u16).to_be().into());
+    }
+}
+
+/// Where a socket is connected to. `sk` must have been tested for null.
+#[inline(always)]
+pub fn remote(sk: *mut bpf_sock) -> Endpoint {
+    // SAFETY: sk is a socket; its fields are read one by one as the verifier wants it.
+    unsafe {
+        let v4 = ptr::read_volatile(&raw const (*sk).family) == AF_INET;
+        let ip4 = ptr::read_volatile(&raw const (*sk).dst_ip4);
+        let words = (&raw const (*sk).dst_ip6).cast::<u32>();
+        let word = |i: usize| ptr::read_volatile(words.add(i));
+        let ip6 = Addr([word(0), word(1), word(2), word(3)]);
+        let port = u16::from_be(ptr::read_volatile(&raw const (*sk).dst_port)).into();
+        Endpoint { addr: if v4 { Addr::from_v4_wire(ip4) } else { ip6 }, port }
+    }
+}
+
+/// The address that a socket has here. `sk` must have been tested for null.
+#[inline(always)]
+pub fn local(sk: *mut bpf_sock) -> Addr {
+    // SAFETY: as in remote.
+    unsafe {
+        let v4 = ptr::read_volatile(&raw const (*sk).family) == AF_INET;
+        let ip4 = ptr::read_volatile(&raw const (*sk).src_ip4);
+        let words = (&raw const (*sk).src_ip6).cast::<u32>();
+        let word = |i: usize| ptr::read_volatile(words.add(i));
+        let ip6 = Addr([word(0), word(1), word(2), word(3)]);
+        if v4 { Addr::from_v4_wire(ip4) } else { ip6 }
     }
 }
 

@@ -16,6 +16,8 @@ mod egress;
 mod egress_frames;
 #[path = "bpf/egress_udp.rs"]
 mod egress_udp;
+#[path = "bpf/far.rs"]
+mod far;
 #[path = "bpf/fast_open.rs"]
 mod fast_open;
 #[path = "bpf/fragments.rs"]

@@ -30,6 +30,7 @@ pub(super) fn load(object: &mut Ebpf, hooks: impl Iterator<Item = &'static Hook>
         match program(object, name)? {
             Program::SockOps(p) => load_one(name, || p.load())?,
             Program::CgroupSockAddr(p) => load_one(name, || p.load())?,
+            Program::CgroupSock(p) => load_one(name, || p.load())?,
             Program::CgroupSockopt(p) => load_one(name, || p.load())?,
             Program::SchedClassifier(p) => load_one(name, || p.load())?,
             Program::SkLookup(p) => load_one(name, || p.load())?,

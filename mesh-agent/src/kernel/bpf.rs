@@ -33,6 +33,7 @@ mod command {
 pub enum Kind {
     SocketFilter = 1,
     SchedCls = 3,
+    Sock = 9,
     SockOps = 13,
     SockAddr = 18,
     Sockopt = 25,
@@ -53,6 +54,8 @@ pub const LOOPBACK: u32 = 1;
 pub const MAP_ARRAY: u32 = 2;
 /// As [`MAP_ARRAY`].
 pub const MAP_SOCKMAP: u32 = 15;
+/// As [`MAP_ARRAY`].
+pub const MAP_SOCKHASH: u32 = 18;
 /// As [`MAP_ARRAY`].
 pub const MAP_SK_STORAGE: u32 = 24;
 /// As [`MAP_ARRAY`].

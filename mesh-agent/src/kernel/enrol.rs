@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{MapError, SockMap};
-use mesh_common::abi::{self, HAS_PORT_MODES, MAX_ADDRESSES, Role, STRICT, TUNNEL_PORT, maps};
+use mesh_common::abi::{self, HAS_PORT_MODES, MAX_ADDRESSES, OutboundKey, Role, STRICT, TUNNEL_PORT, maps};
 use mesh_common::addr::Addr;
 use mesh_common::dns::PLACES6;
 use tracing::warn;
@@ -111,6 +112,7 @@ pub(super) fn prepare(
     let entry = abi::Workload {
         id,
         flags: subject.flags,
+        mode_ports: modes::marks([]),
         source4: first(addresses, IpAddr::is_ipv4),
         source6: first(addresses, IpAddr::is_ipv6),
         own: own(id, addresses),
@@ -139,7 +141,7 @@ pub(super) fn prepare(
 pub(super) fn commit(kernel: &mut Kernel, prepared: Prepared) -> Result<Listeners, KernelError> {
     let Prepared { id, mut pod, interfaces, mut programs, listeners, probed } = prepared;
     let was_there = kernel.pins.has_pod(pod.netns.cookie());
-    let done = put_in_force(kernel, &mut pod, id, &interfaces, &mut programs, !was_there);
+    let done = put_in_force(kernel, &mut pod, &listeners, &interfaces, &mut programs, !was_there);
     if let Err(e) = done {
         if !was_there {
             // The first error is the one to tell.
@@ -161,12 +163,12 @@ pub(super) fn commit(kernel: &mut Kernel, prepared: Prepared) -> Result<Listener
 fn put_in_force(
     kernel: &mut Kernel,
     pod: &mut Pod,
-    id: u32,
+    listeners: &Listeners,
     interfaces: &[String],
     programs: &mut Ebpf,
     new: bool,
 ) -> Result<(), KernelError> {
-    let cookie = pod.netns.cookie();
+    let (cookie, id) = (pod.netns.cookie(), pod.entry.id);
     let pins = kernel.pins.make_pod(&pod.netns, &pod.key).map_err(|e| KernelError::Pins {
         path: kernel.pins.root().to_owned(),
         why: format!("cannot make a directory for workload {}: {e}", pod.key),
@@ -178,6 +180,7 @@ fn put_in_force(
     };
     if !new {
         pod.modes = modes::of(&kernel.port_modes, cookie);
+        pod.entry.mode_ports = modes::marks(&pod.modes);
         pod.probed = modes::of(&kernel.probed, cookie);
         pod.kept = kept::of(&kernel.kept, cookie);
     }
@@ -185,6 +188,11 @@ fn put_in_force(
     match kernel.shares.insert(cookie, abi::Share::default(), BPF_NOEXIST) {
         Err(e) if kernel.shares.get(&cookie, 0).is_err() => return Err(refused(maps::SHARES, &e)),
         _ => {}
+    }
+    // As the shares: without its listener nobody is redirected.
+    for (listener, v4) in listeners.outbound.iter().zip([1, 0]) {
+        let key = OutboundKey { netns: cookie, port: pod.entry.outbound_port.into(), v4 };
+        kernel.outbound.insert(key, listener.as_raw_fd(), 0).map_err(|e| refused(maps::OUTBOUND, &e))?;
     }
     kernel.workloads.insert(cookie, pod.entry, 0).map_err(|e| refused(maps::WORKLOADS, &e))?;
     // From here on every connection is noted by the hooks, so what is there without a note is older.

@@ -51,6 +51,7 @@ pub enum AttachType {
     GetPeerName6 = 30,
     GetSockName4 = 31,
     GetSockName6 = 32,
+    SockRelease = 34,
 }
 
 impl AttachType {
@@ -69,6 +70,7 @@ impl AttachType {
             AttachType::GetPeerName6 => "cgroup/getpeername6",
             AttachType::GetSockName4 => "cgroup/getsockname4",
             AttachType::GetSockName6 => "cgroup/getsockname6",
+            AttachType::SockRelease => "cgroup/sock_release",
         }
     }
 }
@@ -87,8 +89,9 @@ impl Place {
 
 /// In the order in which they are attached: sock_ops before connect, so that no redirected connection goes unnoted; what
 /// tells addresses before what changes them; a pod's programs at its enrolment.
-pub const HOOKS: [Hook; 15] = [
+pub const HOOKS: [Hook; 16] = [
     hook("mesh_sock_ops", Place::Cgroup(AttachType::SockOps), "bpf_get_netns_cookie"),
+    hook("mesh_sock_release", Place::Cgroup(AttachType::SockRelease), "bpf_get_socket_cookie"),
     hook("mesh_getsockname6", Place::Cgroup(AttachType::GetSockName6), STORAGE),
     hook("mesh_getsockname4", Place::Cgroup(AttachType::GetSockName4), STORAGE),
     hook("mesh_getpeername6", Place::Cgroup(AttachType::GetPeerName6), STORAGE),

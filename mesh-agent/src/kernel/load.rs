@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use aya::maps::{HashMap as BpfHashMap, MapInfo, PerCpuArray};
+use aya::maps::{HashMap as BpfHashMap, MapInfo, PerCpuArray, SockHash};
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::abi::{INGRESS_NETNS, maps};
 use tracing::{debug, warn};
@@ -151,6 +151,7 @@ fn build(object: PathBuf, cgroups: Cgroups, pins: Pins) -> Result<Kernel, Kernel
     let metrics = take(&mut base, maps::METRICS, PerCpuArray::try_from)?;
     let workloads = take(&mut base, maps::WORKLOADS, BpfHashMap::try_from)?;
     let shares = take(&mut base, maps::SHARES, BpfHashMap::try_from)?;
+    let outbound = take(&mut base, maps::OUTBOUND, SockHash::try_from)?;
     let port_modes = take(&mut base, maps::PORT_MODES, BpfHashMap::try_from)?;
     let probed = take(&mut base, maps::PROBED, BpfHashMap::try_from)?;
     let node = take(&mut base, maps::NODE, BpfHashMap::try_from)?;
@@ -164,6 +165,7 @@ fn build(object: PathBuf, cgroups: Cgroups, pins: Pins) -> Result<Kernel, Kernel
         pods: Default::default(),
         workloads,
         shares,
+        outbound,
         port_modes,
         probed,
         node,

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
-use mesh_common::abi::{self, HAS_PORT_MODES, Mode, PortKey, STRICT, maps};
+use mesh_common::abi::{self, HAS_PORT_MODES, MODE_PORT_WORDS, Mode, PortKey, STRICT, maps};
+use mesh_common::capture;
 
 use super::enrol::Pod;
 use super::{KernelError, chain, refused};
@@ -48,7 +49,8 @@ impl Modes<'_> {
         // Exceptions first, which overrule the old default as well as the new one; then the default; then those that
         // are no longer exceptions.
         if !wanted.is_empty() {
-            self.flags(pod, pod.entry.flags | HAS_PORT_MODES)?;
+            let both = pod.modes.iter().chain(wanted.keys());
+            self.entry(pod, pod.entry.flags | HAS_PORT_MODES, marks(both))?;
         }
         for (port, own) in &wanted {
             let mode = if *own { Mode::Strict } else { Mode::Permissive };
@@ -60,14 +62,13 @@ impl Modes<'_> {
             }
         }
         let default = if strict || failed.is_some() { STRICT } else { 0 };
-        self.flags(pod, pod.entry.flags & !STRICT | default)?;
+        self.entry(pod, pod.entry.flags & !STRICT | default, pod.entry.mode_ports)?;
         let gone: Vec<u16> = pod.modes.iter().copied().filter(|port| !wanted.contains_key(port)).collect();
         for port in gone {
             self.forget(pod, port);
         }
-        if pod.modes.is_empty() {
-            self.flags(pod, pod.entry.flags & !HAS_PORT_MODES)?;
-        }
+        let has = if pod.modes.is_empty() { 0 } else { HAS_PORT_MODES };
+        self.entry(pod, pod.entry.flags & !HAS_PORT_MODES | has, marks(&pod.modes))?;
         failed.map_or(Ok(()), Err)
     }
 
@@ -84,17 +85,24 @@ impl Modes<'_> {
         pod.modes.remove(&port);
     }
 
-    fn flags(&mut self, pod: &mut Pod, flags: u32) -> Result<(), KernelError> {
-        if pod.entry.flags == flags {
+    fn entry(&mut self, pod: &mut Pod, flags: u32, mode_ports: [u32; MODE_PORT_WORDS]) -> Result<(), KernelError> {
+        let entry = abi::Workload { flags, mode_ports, ..pod.entry };
+        if pod.entry == entry {
             return Ok(());
         }
-        let entry = abi::Workload { flags, ..pod.entry };
         self.workloads
             .insert(pod.netns.cookie(), entry, 0)
             .map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
         pod.entry = entry;
         Ok(())
     }
+}
+
+/// The ports of which the programs look up the modes.
+pub(super) fn marks<'a>(ports: impl IntoIterator<Item = &'a u16>) -> [u32; MODE_PORT_WORDS] {
+    let mut marks = [0; MODE_PORT_WORDS];
+    ports.into_iter().for_each(|port| capture::mark(&mut marks, *port));
+    marks
 }
 
 /// The key of a port.

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
-use mesh_common::abi::{self, Counter, LOSS_OPEN, PortKey, Share, Tuple, maps};
+use mesh_common::abi::{self, Asked, Counter, LOSS_OPEN, PortKey, Share, Tuple, maps};
 use mesh_common::addr::{Addr, Endpoint};
 
 use super::support::*;
@@ -26,6 +26,9 @@ fn fill<K: Pod, V: Pod>(mut map: HashMap<MapData, K, V>, key: impl Fn(u32) -> K,
         }
     }
 }
+
+/// Somebody's destination.
+const NOWHERE: Asked = Asked { to: Endpoint::ZERO, sent: 0 };
 
 /// Cookies that no namespace has.
 fn nobody(i: u32) -> u64 {
@@ -210,11 +213,52 @@ fn no_place_for_events() {
     assert_eq!(lost + told, TRIES, "each is told or counted as lost");
 }
 
+/// Sockets keep their destinations themselves, and nobody sees a difference.
+#[test]
+fn no_place_for_a_destination() {
+    let mesh = Mesh::new();
+    fill(open::<u64, Asked>(&mesh.pins, maps::ASKED), nobody, NOWHERE);
+    for to in ["10.77.0.1:8080", "[fd77::1]:8080"] {
+        let client = mesh.connect(to).unwrap();
+        let (server, origin) = mesh.accept_outbound(at(to).is_ipv4());
+        assert_eq!(origin, Some(at(to)));
+        assert_eq!(client.peer_addr().unwrap(), at(to));
+        assert!(!client.local_addr().unwrap().ip().is_loopback());
+        assert_joined(&client, &server);
+        // One that nobody accepts leaves nothing.
+        drop((client, server));
+        let client = socket_in(&mesh.net.pod, to);
+        client.set_nonblocking(true).unwrap();
+        drop(client.connect(&at(to).into()));
+        drop(client);
+        mesh.assert_nothing_in_flight();
+        mesh.accept_outbound(at(to).is_ipv4());
+    }
+    // A socket that is used again tells only its last destination, wherever that is noted.
+    let socket = socket_in(&mesh.net.pod, "10.77.0.1:8080");
+    for (to, full) in
+        [("10.77.0.1:8080", true), ("10.77.0.1:8081", false), ("10.77.0.1:8082", true), ("10.77.0.1:8083", false)]
+    {
+        let mut asked = open::<u64, Asked>(&mesh.pins, maps::ASKED);
+        // Not there where the one before had its place.
+        let _ = asked.remove(&nobody(0));
+        assert_eq!(asked.keys().count(), abi::MAX_ASKED as usize - 1, "{to}: something is left");
+        if full {
+            asked.insert(nobody(0), NOWHERE, 0).unwrap();
+        }
+        socket.connect(&at(to).into()).unwrap();
+        assert_eq!(mesh.accept_outbound(true).1, Some(at(to)));
+        assert_eq!(socket.peer_addr().unwrap().as_socket().unwrap(), at(to));
+        disconnect(&socket);
+    }
+}
+
 /// A socket whose storage can hold no word does not go where it wants. Socket storages have no other bound than the
 /// memory that a socket may have for its options.
 #[test]
 fn no_place_on_a_socket() {
     let mesh = Mesh::new();
+    fill(open::<u64, Asked>(&mesh.pins, maps::ASKED), nobody, NOWHERE);
     let there = listen_in(&mesh.net.wire, "10.77.0.1:8080");
     let file = "/proc/sys/net/core/optmem_max";
     let Ok(before) = mesh.net.pod.run(|| std::fs::read_to_string(file)).unwrap() else {

@@ -12,29 +12,34 @@ use super::support::*;
 /// The agent closed first, so its side of the old connection is in TIME_WAIT; then the client comes from the same port.
 #[test]
 fn a_syn_that_meets_time_wait_reaches_the_agent() {
-    let mesh = Mesh::new();
-    for (i, (from, to)) in
-        [("10.77.0.1:40000", "10.77.0.2:8080"), ("[fd77::1]:40000", "[fd77::2]:8080")].into_iter().enumerate()
-    {
-        // The application's own listener, which the kernel would choose.
-        let app = listen_in(&mesh.net.pod, to);
-        for round in 0..3 {
-            let client = connect_from(&mesh, from, to);
-            let server = assert_inbound(&mesh, &mesh.listeners.inbound[i], &client, to);
-            drop(server);
-            let mut rest = Vec::new();
-            (&client).read_to_end(&mut rest).unwrap();
-            drop(client);
-            assert!(!is_waiting(&app), "round {round}");
+    for strict in [false, true] {
+        let mut mesh = Mesh::new();
+        mesh.kernel.set_inbound_modes(ID, strict, &[]).unwrap();
+        for (i, (from, to)) in
+            [("10.77.0.1:40000", "10.77.0.2:8080"), ("[fd77::1]:40000", "[fd77::2]:8080")].into_iter().enumerate()
+        {
+            // The application's own listener, which the kernel would choose.
+            let app = listen_in(&mesh.net.pod, to);
+            for round in 0..3 {
+                let client = connect_from(&mesh, from, to);
+                let server = assert_inbound(&mesh, &mesh.listeners.inbound[i], &client, to);
+                drop(server);
+                let mut rest = Vec::new();
+                (&client).read_to_end(&mut rest).unwrap();
+                drop(client);
+                assert!(!is_waiting(&app), "round {round}");
+            }
         }
+        // Who looks at no connection does not know.
+        assert_eq!(mesh.count(Counter::InboundTimeWait), if strict { 4 } else { 0 });
+        assert_eq!(mesh.count(Counter::InboundAssigned) > 0, strict);
     }
-    assert_eq!(mesh.count(Counter::InboundTimeWait), 4);
 }
 
 /// A destination options header (RFC 8200, 4.6) with nothing but padding stands before the client's TCP header.
 #[test]
 fn tcp_behind_an_extension_header_reaches_the_agent() {
-    let mesh = Mesh::new();
+    let mesh = Mesh::of(Net::new(), 0);
     let app = listen_in(&mesh.net.pod, "[fd77::2]:8080");
     for (listener, to) in
         [(&mesh.listeners.inbound[1], "[fd77::2]:8080"), (&mesh.listeners.tunnel[1], "[fd77::2]:15008")]
@@ -53,4 +58,5 @@ fn tcp_behind_an_extension_header_reaches_the_agent() {
     }
     assert!(!is_waiting(&app));
     assert_eq!(mesh.count(Counter::InboundAssigned), 0, "the header did not hide the packets from ingress");
+    assert!(mesh.count(Counter::InboundSteered) >= 2);
 }

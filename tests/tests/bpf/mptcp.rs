@@ -202,10 +202,10 @@ fn a_made_up_path_opens_nothing_of_the_applications() {
     let to = SocketAddr::new(ip_of(POD4), 8080);
     // MP_JOIN: kind 30, length 12, subtype 1, address id 1, a token and a random number.
     let join = [30, 12, 0x10, 1, 1, 2, 3, 4, 5, 6, 7, 8];
-    let before = mesh.count(Counter::InboundAssigned);
+    let before = mesh.count(Counter::InboundSteered);
     let syn = super::packets::segment_with(at("10.77.0.1:4000"), to, [1, 0], super::packets::SYN, &join, b"");
     raw.send_to(&syn, &SocketAddr::new(to.ip(), 0).into()).unwrap();
-    wait_for("the packet does not arrive", || mesh.count(Counter::InboundAssigned) > before);
+    wait_for("the packet does not arrive", || mesh.count(Counter::InboundSteered) > before);
     assert!(!is_waiting(&app));
     assert_eq!(counted(&mesh.net.pod, "MPJoinSynRx"), 0);
 }

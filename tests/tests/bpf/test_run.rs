@@ -187,6 +187,35 @@ fn packets_of_every_shape() {
     assert_eq!(mesh.count(Counter::InboundForeign), 5, "what hides whose it is");
 }
 
+/// Where nothing is forbidden the kernel gets what comes, and asks sk_lookup if nobody has it: but not what claims to come
+/// from the pod itself, for which sk_lookup has no word, and no SYN if there is no agent.
+#[test]
+fn what_is_left_to_the_kernel() {
+    use Said::{Drop, Next};
+    let mut mesh = Mesh::new();
+    mesh.kernel.set_inbound_modes(ID, false, &[(8081, true)]).unwrap();
+    let ingress = Program::of(&mesh, "mesh_ingress");
+    let run = |mesh: &Mesh, from: &str, to: &str, flags: u8| {
+        let content = segment(at(from), at(to), flags, b"");
+        ingress.run(mesh, &ip_frame(&packet_from(at(from).ip(), at(to).ip(), TCP, [1, 0], &content)))
+    };
+    let ends = [("10.77.0.1:4000", "10.77.0.2"), ("[fd77::1]:4000", "[fd77::2]")];
+    for (wire, pod) in ends {
+        for flags in [SYN, ACK, RST, SYN | ACK] {
+            for (port, said) in [(8080, Next), (15008, Next), (8081, Drop), (8081 + 128, Next)] {
+                assert_eq!(run(&mesh, wire, &format!("{pod}:{port}"), flags), said, "{port} {flags:#x}");
+            }
+            assert_eq!(run(&mesh, &format!("{pod}:4000"), &format!("{pod}:8080"), flags), Drop, "{flags:#x}");
+        }
+    }
+    mesh.lose_the_agent();
+    for (wire, pod) in ends {
+        assert_eq!(run(&mesh, wire, &format!("{pod}:8080"), SYN), Drop);
+        assert_eq!(run(&mesh, wire, &format!("{pod}:8080"), ACK), Next, "sk_lookup refuses it");
+    }
+    assert!(mesh.count(Counter::InboundRefused) >= 2);
+}
+
 /// What a frame carries in the eyes of who gets it: only what is in no doubt.
 #[derive(Debug, PartialEq)]
 enum Carries {

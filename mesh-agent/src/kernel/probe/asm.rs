@@ -28,6 +28,7 @@ pub const FP: Reg = 10;
 pub mod helper {
     #![allow(missing_docs, reason = "the kernel's names")]
     pub const MAP_LOOKUP_ELEM: i32 = 1;
+    pub const GET_SOCKET_COOKIE: i32 = 46;
     pub const SKB_LOAD_BYTES_RELATIVE: i32 = 68;
     pub const GET_CURRENT_CGROUP_ID: i32 = 80;
     pub const SK_LOOKUP_UDP: i32 = 85;

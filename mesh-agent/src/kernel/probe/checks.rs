@@ -161,8 +161,13 @@ fn helpers() -> Vec<Check> {
             "refuses with the right error",
             addr(AttachType::Connect4, |a| a.set(R1, 0).call(helper::SET_RETVAL)),
         ),
-        must(connect, "bpf_sk_storage_get", "5.12", "original destination", |b| {
+        must(connect, "bpf_sk_storage_get", "5.12", "what a socket may", |b| {
             storage(b, Kind::SockAddr, AttachType::Connect4 as u32, SOCK_ADDR_SK, false)
+        }),
+        must(connect, "a sockhash is looked into", "5.10", "finds the agent's listener", |_| listener()),
+        must("cgroup/sock_release", "bpf_get_socket_cookie", "5.7", "forgets original destinations", |_| {
+            let body = Asm::new().call(helper::GET_SOCKET_COOKIE);
+            loads(Kind::Sock, AttachType::SockRelease as u32, &body.end(1))
         }),
         must("cgroup/getpeername4", "bpf_sk_storage_get", "5.12", "shows real addresses", |b| {
             storage(b, Kind::SockAddr, AttachType::GetPeerName4 as u32, SOCK_ADDR_SK, false)
@@ -227,6 +232,14 @@ fn looked_up(helper: i32) -> Asm {
     call.leave_if(0, 0).copy(R1, 0).call(helper::SK_RELEASE)
 }
 
+/// Loads a program that looks for a socket in a map, and lets it go.
+fn listener() -> io::Result<()> {
+    let map = bpf::map(bpf::MAP_SOCKHASH, 1)?;
+    let key = Asm::new().put64(FP, -8, 0).map(R1, map.as_fd()).copy(R2, FP).add(R2, -8);
+    let call = key.call(helper::MAP_LOOKUP_ELEM).leave_if(0, 0).copy(R1, 0).call(helper::SK_RELEASE);
+    loads(Kind::SockAddr, AttachType::Connect4 as u32, &call.end(1))
+}
+
 /// Loads a program that asks for a value in the storage of its socket.
 fn storage(b: &Bench<'_>, kind: Kind, attach: u32, sk: i16, full: bool) -> io::Result<()> {
     let map = b.storage.as_ref().map_err(copy)?;
@@ -241,6 +254,7 @@ fn storage(b: &Bench<'_>, kind: Kind, attach: u32, sk: i16, full: bool) -> io::R
 fn attach_and_replace(b: &Bench<'_>, at: AttachType) -> io::Result<()> {
     let kind = match at {
         AttachType::SockOps => Kind::SockOps,
+        AttachType::SockRelease => Kind::Sock,
         AttachType::SetSockOpt => Kind::Sockopt,
         _ => Kind::SockAddr,
     };
