@@ -1,6 +1,7 @@
 //! The agent from start to end. In: settings, signals. Out: everything running, in the order below, and ended in the
 //! reverse. Holds no logic of its own beyond that order.
 
+mod direct;
 mod events;
 mod roster;
 
@@ -9,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use mesh_common::abi::MAX_NODE_ADDRESSES;
+use mesh_common::abi::{MAX_NODE_ADDRESSES, Tuple};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -29,6 +30,7 @@ use crate::shutdown;
 use crate::telemetry::access_log::{AccessLog, Log};
 use crate::telemetry::{Kind, Limits, Metrics};
 use crate::xds::{Client, ControlPlaneChannel, StatusCell};
+use direct::DirectWays;
 use roster::{InheritError, Parts, Workloads, lock};
 
 /// How often connections from before an enrolment are looked after.
@@ -169,8 +171,16 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
         tracing::info!("took over from the agent that ran before");
     }
     workloads.reconcile(&settings.workloads).await;
+    let mut direct = DirectWays::new(live.clone(), kernel.clone(), workloads.watch(), settings.node_stream, &metrics);
     let followed = lock(&kernel).take_events();
-    let followed = followed.map(|events| watch.spawn("kernel-events", events::follow(events)));
+    // Weak: the task must not keep the programs attached.
+    let ending = Arc::downgrade(&kernel);
+    let end = move |connection: &Tuple| {
+        if let Some(kernel) = ending.upgrade() {
+            lock(&kernel).end_direct(connection);
+        }
+    };
+    let followed = followed.map(|events| watch.spawn("kernel-events", events::follow(events, end)));
     let debug_log = lock(&kernel).take_debug_log();
     let debug_log = debug_log.map(|log| watch.spawn("kernel-log", events::print(log)));
     let mut successor = handover::serve(&settings, pins)
@@ -214,6 +224,7 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
                 },
             },
             key = workloads.due(), if !frozen => workloads.try_enrol(key).await,
+            () = direct.due(), if !frozen => direct.settle().await,
             () = gone(&mut alone) => {
                 alone = None;
                 lock(&kernel).claim()?;

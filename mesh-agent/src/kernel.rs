@@ -12,6 +12,7 @@ pub mod bpf;
 pub mod capabilities;
 mod cgroups;
 pub mod debug_log;
+mod direct;
 mod enrol;
 pub mod hooks;
 mod kept;
@@ -22,9 +23,10 @@ mod pins;
 mod places;
 pub mod probe;
 mod probed;
+mod services;
 mod sockets;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -43,9 +45,10 @@ use crate::settings::probes::Probe;
 use crate::settings::{KernelSettings, OnAgentLoss, Udp};
 use crate::workload::Workload;
 
+pub use direct::{DirectPlan, DirectService, DirectWay};
 pub use enrol::Prepared;
 pub use pins::{Left, check_free};
-pub use sockets::Sockets;
+pub use sockets::{Redirected, Sockets};
 
 use cgroups::Cgroups;
 use pins::Pins;
@@ -61,6 +64,7 @@ pub struct Kernel {
     node: BpfHashMap<MapData, Addr, u32>,
     kept: kept::Kept,
     places: places::Places,
+    ways: direct::Ways,
     agents: BpfHashMap<MapData, u64, u32>,
     metrics: PerCpuArray<MapData, u64>,
     events: Option<Map>,
@@ -298,6 +302,7 @@ impl Kernel {
     /// Detaches everything and removes the pins: all workloads are as if they never were enrolled. Nothing else is to be
     /// called after it.
     pub fn detach(&mut self) -> Result<(), KernelError> {
+        self.release_direct();
         let ids: Vec<u32> = self.pods.keys().copied().collect();
         ids.into_iter().for_each(|id| self.withdraw(id));
         let wrong = |e| KernelError::Pins { path: self.pins.root().to_owned(), why: format!("cannot be removed: {e}") };
@@ -352,6 +357,24 @@ impl Kernel {
     /// Says from which addresses probes come.
     pub fn set_node_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), KernelError> {
         probed::set_node(&mut self.node, addresses)
+    }
+
+    /// Says which workloads connect to which ports of others without the agent, and of which services the kernel chooses the
+    /// endpoint: these and no others. What is not allowed any more ends. Of the workloads in `undecided` it is not known: what they have open goes on, and nothing
+    /// new begins. On an error less is allowed than was asked for, never more.
+    pub fn set_direct(&mut self, plan: &DirectPlan, undecided: &HashSet<u32>) -> Result<(), KernelError> {
+        let left: HashSet<u64> = self.left().iter().map(|left| left.cookie).collect();
+        self.ways.set(&mut self.workloads, &mut self.pods, plan, undecided, &left)
+    }
+
+    /// Ends a direct connection of which the programs let nothing pass: it would only wait.
+    pub fn end_direct(&self, connection: &abi::Tuple) {
+        self.ways.end_one(&self.pods, connection);
+    }
+
+    /// Nothing new goes without the agent, and what does goes on by itself: before the end of the mesh on this node.
+    pub fn release_direct(&mut self) {
+        self.ways.release();
     }
 
     /// Forgets connections from before the enrolment that have ended. To be called now and then.
@@ -432,14 +455,14 @@ impl Kernel {
     /// Connections in the hand-over maps: redirected but not yet accepted by the agent, and dialled by the agent but not
     /// yet accepted by an application. For tests and debugging; reads both maps in full.
     pub fn in_flight(&self) -> Result<(usize, usize), KernelError> {
-        let count = |name: &'static str| {
+        fn count<V: aya::Pod>(pins: &Pins, name: &'static str) -> Result<usize, KernelError> {
             let wrong = |why: String| KernelError::Map { map: name, why };
-            let data = MapData::from_pin(self.pins.maps().join(name)).map_err(|e| wrong(chain(&e)))?;
+            let data = MapData::from_pin(pins.maps().join(name)).map_err(|e| wrong(chain(&e)))?;
             let map = aya::maps::Map::from_map_data(data).map_err(|e| wrong(chain(&e)))?;
-            let map = BpfHashMap::<_, abi::Tuple, Endpoint>::try_from(map).map_err(|e| wrong(chain(&e)))?;
+            let map = BpfHashMap::<_, abi::Tuple, V>::try_from(map).map_err(|e| wrong(chain(&e)))?;
             Ok(map.keys().filter(Result::is_ok).count())
-        };
-        Ok((count(abi::maps::FLOW)?, count(abi::maps::PEER)?))
+        }
+        Ok((count::<abi::Far>(&self.pins, abi::maps::FLOW)?, count::<Endpoint>(&self.pins, abi::maps::PEER)?))
     }
 }
 

@@ -187,6 +187,9 @@ pub struct WorkloadSettings {
     /// What becomes of connections that it has when it is enrolled.
     #[serde(default)]
     pub existing_connections: ExistingConnections,
+    /// How it and workloads of the same node connect to each other.
+    #[serde(default)]
+    pub same_node: SameNode,
     /// Which UDP may leave it.
     #[serde(default)]
     pub udp: Udp,
@@ -228,6 +231,17 @@ pub enum ExistingConnections {
     Keep,
     /// They are ended.
     Close,
+}
+
+/// How two workloads of one node connect to each other; both have to say [`SameNode::Direct`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SameNode {
+    /// By themselves where nothing needs the agent.
+    #[default]
+    Direct,
+    /// As with workloads of other nodes: through the agent and over the wire.
+    Wire,
 }
 
 /// What is wrong with a settings file.

@@ -9,7 +9,7 @@ use mesh_core::identity::{IdentityError, SpiffeId};
 
 use crate::net::netns::NetNs;
 use crate::settings::probes::Probe;
-use crate::settings::{ExistingConnections, OnAgentLoss, Udp, WorkloadSettings};
+use crate::settings::{ExistingConnections, OnAgentLoss, SameNode, Udp, WorkloadSettings};
 use crate::telemetry::Peer;
 
 /// A local workload: a pod, or a process group with a network namespace of its own.
@@ -37,6 +37,8 @@ pub struct Workload {
     pub on_agent_loss: OnAgentLoss,
     /// What becomes of connections that it has when it is enrolled.
     pub existing_connections: ExistingConnections,
+    /// How it and workloads of the same node connect to each other.
+    pub same_node: SameNode,
     /// Which UDP may leave it.
     pub udp: Udp,
     /// What the orchestrator asks it in the open, from the node.
@@ -67,6 +69,7 @@ impl Workload {
             peer,
             on_agent_loss: settings.on_agent_loss,
             existing_connections: settings.existing_connections,
+            same_node: settings.same_node,
             udp: settings.udp,
             // All of them: the settings were checked.
             probes: settings.probes.iter().filter_map(|probe| probe.get().ok()).collect(),
@@ -113,6 +116,7 @@ mod tests {
             on_agent_loss: OnAgentLoss::Closed,
             probes: Vec::new(),
             existing_connections: ExistingConnections::Keep,
+            same_node: SameNode::Direct,
             udp: Udp::Allow,
         };
         peer(&settings, &"c1".into(), &SpiffeId::new("cluster.local", "shop", "reviews").unwrap())

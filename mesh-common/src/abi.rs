@@ -43,6 +43,18 @@ pub const MAX_KEPT: u32 = 65_536;
 /// [`dns::PLACES4`]: crate::dns::PLACES4
 /// [`dns::PLACES6`]: crate::dns::PLACES6
 pub const MAX_DNS_PLACES: u32 = 262_144;
+/// Ports of workloads that other workloads of the node may connect to by themselves, once for each of those. What does
+/// not fit goes through the agent.
+pub const MAX_ALLOWED: u32 = 262_144;
+/// Direct connections of all workloads together. When the map is full no SYN of a new one leaves
+/// ([`Counter::DirectFull`]).
+pub const MAX_DIRECT: u32 = 1_048_576;
+/// Most of [`MAX_DIRECT`] that are of one client; further ones go through the agent.
+pub const MAX_DIRECT_SHARE: i64 = 32_768;
+/// Addresses of services whose endpoint the programs choose, once for each workload that knows them.
+pub const MAX_SERVICES: u32 = 262_144;
+/// Places of endpoints of all services together.
+pub const MAX_SLOTS: u32 = 1_048_576;
 /// Agents (cgroups) whose processes are never caught: two during an upgrade.
 pub const MAX_AGENTS: u32 = 16;
 /// Bytes of the ring buffer for [`Event`]s; what does not fit is counted ([`Counter::EventLost`]).
@@ -57,7 +69,7 @@ pub mod maps {
     pub const WORKLOADS: &str = "WORKLOADS";
     /// cgroup id (u64) → u32 (1). Written by the agent only.
     pub const AGENTS: &str = "AGENTS";
-    /// [`Tuple`](super::Tuple) → [`Endpoint`](super::Endpoint), the original destination.
+    /// [`Tuple`](super::Tuple) → [`Far`](super::Far), the original destination.
     pub const FLOW: &str = "FLOW";
     /// [`Tuple`](super::Tuple) → [`Endpoint`](super::Endpoint), the real client.
     pub const PEER: &str = "PEER";
@@ -65,7 +77,7 @@ pub mod maps {
     pub const SHARES: &str = "SHARES";
     /// cookie of an application's socket (u64) → [`Asked`](super::Asked), where it wanted to go.
     pub const ASKED: &str = "ASKED";
-    /// socket of an application → [`Endpoint`](super::Endpoint), who is really at the other end.
+    /// socket of an application → [`Far`](super::Far), who is really at the other end.
     pub const FAR: &str = "FAR";
     /// socket of the agent → [`Agent`](super::Agent); inherited by accepted sockets.
     pub const AGENT: &str = "AGENT";
@@ -81,6 +93,14 @@ pub mod maps {
     pub const VERDICT: &str = "VERDICT";
     /// [`DnsPlace`](super::DnsPlace) → [`Endpoint`](super::Endpoint), the DNS server.
     pub const DNS: &str = "DNS";
+    /// [`Way`](super::Way) → [`Allowance`](super::Allowance). Written by the agent; the programs count what is missed.
+    pub const ALLOWED: &str = "ALLOWED";
+    /// [`Tuple`](super::Tuple) with 0 for its namespace → [`Direct`](super::Direct).
+    pub const DIRECT: &str = "DIRECT";
+    /// [`Way`](super::Way) to a service → [`Service`](super::Service). Written by the agent only.
+    pub const SERVICES: &str = "SERVICES";
+    /// [`Slot`](super::Slot) → [`Endpoint`](super::Endpoint). Written by the agent only.
+    pub const SLOTS: &str = "SLOTS";
     /// [`Counter`](super::Counter) → u64, per CPU.
     pub const METRICS: &str = "METRICS";
     /// A `LISTENER_` constant → the agent's listener in this pod. One map per pod, not pinned. Written by the agent only.
@@ -90,9 +110,9 @@ pub mod maps {
     /// [`Event`](super::Event)s.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that is shared by all instances of the programs, by a pin.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 21] = [
         WORKLOADS, AGENTS, OUTBOUND, FLOW, PEER, SHARES, PORT_MODES, PROBED, NODE, KEPT, ASKED, FAR, AGENT, VERDICT,
-        DNS, METRICS, EVENTS,
+        DNS, ALLOWED, DIRECT, SERVICES, SLOTS, METRICS, EVENTS,
     ];
 }
 
@@ -127,6 +147,10 @@ pub const UDP_DNS_ONLY: u32 = 1 << 3;
 pub const UDP_DENY: u32 = 1 << 4;
 /// In [`Workload::flags`]: some ports of this workload are in PROBED.
 pub const HAS_PROBED: u32 = 1 << 5;
+/// In [`Workload::flags`]: some destinations of this workload are in ALLOWED, and new connections may go there directly.
+pub const HAS_DIRECT: u32 = 1 << 6;
+/// In [`Workload::flags`]: there may be connections to this workload in DIRECT.
+pub const TAKES_DIRECT: u32 = 1 << 7;
 
 /// An enrolled workload, by its network namespace's cookie.
 #[repr(C)]
@@ -154,7 +178,7 @@ pub struct Workload {
     pub dns_port: u16,
 }
 
-/// How many entries a workload has in FLOW and PEER. Signed: those of an earlier enrolment of the same namespace may still
+/// How many entries a workload has in FLOW, PEER and DIRECT. Signed: those of an earlier enrolment of the same namespace may still
 /// go when nobody counts them any more.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,14 +187,112 @@ pub struct Share {
     pub flows: i64,
     /// In PEER.
     pub peers: i64,
+    /// In DIRECT, as the client.
+    pub direct: i64,
+}
+
+/// Who is really at the other end of an application's socket. The value of FAR and FLOW.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Far {
+    /// Where the application wanted to go; or the client of an accepted connection.
+    pub to: Endpoint,
+    /// The endpoint that was chosen for it; [`Endpoint::ZERO`] if none was.
+    pub chosen: Endpoint,
+}
+
+/// The endpoints of a service: places 0 to `count` - 1 of SLOTS. The value of SERVICES. When they change, so does `id`: whoever
+/// has read the old one finds either its places or none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Of which list of endpoints.
+    pub id: u64,
+    /// How many places it has, at least 1.
+    pub count: u32,
+    /// 0; in the place of padding.
+    pub zero: u32,
+}
+
+/// A place in a list of endpoints. The key of SLOTS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slot {
+    /// [`Service::id`].
+    pub service: u64,
+    /// Which place.
+    pub index: u32,
+    /// 0; in the place of padding.
+    pub zero: u32,
+}
+
+/// In [`Allowance::flags`]: open connections may go on, and new ones go through the agent, because it is not known just now
+/// what is allowed.
+pub const PAUSED: u32 = 1;
+/// In [`Allowance::flags`]: only for connections to a service of which this is the endpoint that was chosen.
+pub const BY_SERVICE: u32 = 1 << 1;
+
+/// Where a workload may connect to by itself, or a service that it knows. The key of ALLOWED and SERVICES.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Way {
+    /// Cookie of the client's network namespace.
+    pub netns: u64,
+    /// A port of another workload of this node, or of a service.
+    pub to: Endpoint,
+    /// 0; in the place of padding.
+    pub zero: u32,
+}
+
+/// That a workload may connect to a port by itself: its policies let it, and nothing there needs the agent. The value of
+/// ALLOWED.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// Cookie of the server's network namespace.
+    pub server: u64,
+    /// Another one each time that this was not allowed in between: no connection outlives its allowance.
+    pub generation: u64,
+    /// Connections in a row of which no packet came to the server as it had left the client.
+    pub missed: u32,
+    /// [`PAUSED`] and [`BY_SERVICE`].
+    pub flags: u32,
+}
+
+/// A connection between two workloads of this node without the agent. The value of DIRECT.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Direct {
+    /// Cookie of the client's network namespace.
+    pub client: u64,
+    /// Cookie of the server's network namespace.
+    pub server: u64,
+    /// Of the [`Allowance`] by which it was opened.
+    pub generation: u64,
+    /// The initial sequence number, as the client's SYN carried it out of its pod.
+    pub sequence: u32,
+    /// A [`Stage`].
+    pub stage: u32,
+}
+
+/// How far a direct connection has come.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Its SYN has left the client.
+    Sent = 0,
+    /// Its SYN has come to the server.
+    Arrived = 1,
+    /// The server's kernel has accepted it: the record lives as long as the server's socket.
+    Accepted = 2,
 }
 
 /// Where a redirected socket wanted to go.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// The destination.
-    pub to: Endpoint,
+    /// The destination, and what was chosen for it.
+    pub far: Far,
     /// 1 once its first packet is about to leave: from then on the programs are told of the connection's end.
     pub sent: u32,
 }
@@ -219,6 +341,10 @@ pub enum Verdict {
     NoAgent = 2,
     /// The application accepted it from the wire while the agent was gone. STRICT does not let it go on.
     Accepted = 3,
+    /// It connects to a workload of the same node, as ALLOWED lets it.
+    Direct = 4,
+    /// The application accepted it from such a one.
+    DirectAccepted = 5,
 }
 
 /// A TCP connection, from its client's side, in one network namespace.
@@ -254,6 +380,8 @@ pub struct Agent {
     /// Of an accepted outbound connection: where the application wanted to go. Of one to an application: the client on
     /// whose behalf it is. Else [`Endpoint::ZERO`].
     pub far: Endpoint,
+    /// Of an accepted outbound connection: the endpoint that was chosen for it. Else [`Endpoint::ZERO`].
+    pub chosen: Endpoint,
 }
 
 /// What a socket of the agent is for.
@@ -336,11 +464,19 @@ pub enum Counter {
     ProbeUnanswered = 23,
     /// Packets for which the kernel looked for a listener and was told the agent's.
     InboundSteered = 24,
+    /// Connections to workloads of the same node that went there directly.
+    DirectOpened = 25,
+    /// Packets of direct connections that were dropped because they are no longer allowed.
+    DirectRevoked = 26,
+    /// SYNs of direct connections that were dropped because DIRECT is full.
+    DirectFull = 27,
+    /// Direct connections that ended without any packet of theirs having come to the server as it had left the client.
+    DirectMissed = 28,
 }
 
 impl Counter {
     /// Every counter with its name in metrics.
-    pub const ALL: [(Counter, &'static str); 25] = [
+    pub const ALL: [(Counter, &'static str); 29] = [
         (Counter::OutboundCaptured, "outbound_captured"),
         (Counter::OutboundExempt, "outbound_exempt"),
         (Counter::OutboundUnreachable, "outbound_unreachable"),
@@ -366,6 +502,10 @@ impl Counter {
         (Counter::OptionRefused, "option_refused"),
         (Counter::ProbeUnanswered, "probe_unanswered"),
         (Counter::InboundSteered, "inbound_steered"),
+        (Counter::DirectOpened, "direct_opened"),
+        (Counter::DirectRevoked, "direct_revoked"),
+        (Counter::DirectFull, "direct_full"),
+        (Counter::DirectMissed, "direct_missed"),
     ];
     /// How many there are.
     pub const COUNT: u32 = Counter::ALL.len() as u32;
@@ -389,15 +529,21 @@ const _: () = {
     assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
     assert!(size_of::<Tuple>() == 48 && align_of::<Tuple>() == 8);
     assert!(core::mem::offset_of!(Tuple, client) == 8 && core::mem::offset_of!(Tuple, server) == 28);
-    assert!(size_of::<Agent>() == 24 && align_of::<Agent>() == 4);
+    assert!(size_of::<Agent>() == 44 && align_of::<Agent>() == 4);
     assert!(size_of::<DnsPlace>() == 32 && core::mem::offset_of!(DnsPlace, zero) == 28);
     assert!(
         size_of::<Workload>() == 8 + 4 * MODE_PORT_WORDS + 32 + 16 * MAX_ADDRESSES + 8 && align_of::<Workload>() == 4
     );
     assert!(core::mem::offset_of!(Workload, outbound_port) == 40 + 4 * MODE_PORT_WORDS + 16 * MAX_ADDRESSES);
-    assert!(size_of::<Share>() == 16 && align_of::<Share>() == 8);
-    assert!(size_of::<Asked>() == 24 && align_of::<Asked>() == 4);
+    assert!(size_of::<Share>() == 24 && align_of::<Share>() == 8);
+    assert!(size_of::<Asked>() == 44 && align_of::<Asked>() == 4);
     assert!(size_of::<OutboundKey>() == 16 && align_of::<OutboundKey>() == 8);
+    assert!(size_of::<Far>() == 40 && align_of::<Far>() == 4);
+    assert!(size_of::<Service>() == 16 && align_of::<Service>() == 8);
+    assert!(size_of::<Slot>() == 16 && align_of::<Slot>() == 8);
+    assert!(size_of::<Way>() == 32 && core::mem::offset_of!(Way, zero) == 28);
+    assert!(size_of::<Allowance>() == 24 && align_of::<Allowance>() == 8);
+    assert!(size_of::<Direct>() == 32 && align_of::<Direct>() == 8);
     assert!(size_of::<PortKey>() == 16 && align_of::<PortKey>() == 8);
     assert!(size_of::<Event>() == 64 && align_of::<Event>() == 8);
     let mut i = 0;
@@ -409,7 +555,10 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Addr, Asked, DnsPlace, Endpoint, OutboundKey, PortKey, Share, Tuple, Workload};
+    use super::{
+        Addr, Allowance, Asked, Direct, DnsPlace, Endpoint, Far, OutboundKey, PortKey, Service, Share, Slot, Tuple,
+        Way, Workload,
+    };
 
     // SAFETY: repr(C), made of integers only, without padding (the assertions above), so any bytes are a value and
     // every byte of a value is initialised.
@@ -430,4 +579,16 @@ mod user {
     unsafe impl aya::Pod for Endpoint {}
     // SAFETY: as above.
     unsafe impl aya::Pod for DnsPlace {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Way {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Far {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Service {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Slot {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Allowance {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Direct {}
 }

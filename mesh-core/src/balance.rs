@@ -54,6 +54,20 @@ pub fn pick(
     avoiding(pool, chosen, context.avoid)
 }
 
+/// The endpoints of which every choice is one, drawn by weight alone; `None` where priorities, health or localities have a
+/// say.
+pub(crate) fn only_pool<'a>(assignment: &'a LoadAssignment, lb: &LbConfig) -> Option<&'a [Arc<Endpoint>]> {
+    match assignment.levels() {
+        [only]
+            if only.any.healthy.len() == only.any.all.len()
+                && (!lb.locality_weighted || only.localities.is_empty()) =>
+        {
+            Some(only.any.healthy.endpoints())
+        }
+        _ => None,
+    }
+}
+
 fn next_turn(runtime: &ClusterRuntime) -> u64 {
     runtime.turn.fetch_add(1, Ordering::Relaxed)
 }

@@ -14,6 +14,7 @@ pub mod ambient;
 pub mod authorization;
 pub mod balance;
 pub mod detect;
+pub mod direct;
 pub mod identity;
 pub mod resource;
 mod shards;

@@ -1,18 +1,18 @@
 //! cgroup/connect4 and connect6. In: the socket and the address that the application asks for. Out: the address that it
-//! gets, and in `far` the one it asked for. TCP of enrolled namespaces; never the agent's sockets. UDP is `sendmsg`'s.
+//! gets, and in `far` the one it asked for; or that the connection goes directly to a workload of this node. TCP of
+//! enrolled namespaces; never the agent's sockets. UDP is `sendmsg`'s.
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::abi::{Counter, Tuple, Verdict, Workload};
+use mesh_common::abi::{Counter, Far, Tuple, Verdict, Workload};
 use mesh_common::addr::Endpoint;
 use mesh_common::capture::{self, Outbound};
 
-use crate::far;
 use crate::maps::{AGENT, AGENTS, VERDICT, WORKLOADS};
 use crate::report::{decided, tell};
-use crate::sendmsg;
 use crate::socket::{agent_listens, netns, of_sock_addr, set_user4, set_user6, user4, user6};
+use crate::{direct, far, sendmsg};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -88,8 +88,21 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
             if !agent_listens(netns, &listener) {
                 return without_agent(ctx, sk, workload, netns, to);
             }
+            let chosen = direct::choose(workload, netns, to, random);
+            let far = Far { to: *to, chosen: chosen.unwrap_or(Endpoint::ZERO) };
+            if !device
+                && protocol == IPPROTO_TCP
+                && direct::goes(workload, netns, chosen.as_ref().unwrap_or(to), chosen.is_some())
+            {
+                if far::store(ctx, sk, &far) && VERDICT.set(sk, Verdict::Direct as u32) {
+                    decided(Counter::DirectOpened, || toward(netns, to));
+                    return Ok(chosen);
+                }
+                tell(Counter::StorageFailed, workload.id, &toward(netns, to));
+                return Err(());
+            }
             VERDICT.delete(sk);
-            if far::note(ctx, sk, to) {
+            if far::note(ctx, sk, &far) {
                 decided(Counter::OutboundCaptured, || toward(netns, to));
                 return Ok(Some(listener));
             }

@@ -6,12 +6,13 @@
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::bpf_sk_fullsock;
 use aya_ebpf::programs::TcContext;
-use mesh_common::abi::{Counter, Tuple};
+use mesh_common::abi::{Counter, Tuple, Verdict};
 use mesh_common::addr::Endpoint;
 use mesh_common::capture::Found;
 use mesh_common::egress::{self, Segment, Sender};
 use mesh_common::udp::{self, Leaving};
 
+use crate::direct;
 use crate::maps::{AGENT, INGRESS_NETNS, KEPT, VERDICT, WORKLOADS};
 use crate::packet::{
     self, Behind, Content, Datagram, ETH_P_IP, ETH_P_IPV6, IPPROTO_UDP, IPPROTO_UDPLITE, Packet, find,
@@ -23,20 +24,20 @@ const NEXT: i32 = -1;
 const DROP: i32 = 2;
 
 pub fn run(ctx: &TcContext) -> i32 {
-    let sender = sender(ctx);
+    let (sender, verdict) = sender(ctx);
     if matches!(sender, Sender::Agent | Sender::Kernel) {
         return NEXT;
     }
     let Some(carried) = packet::carries(ctx) else { return unreadable(sender) };
     match carried {
         ETH_P_IP => match packet::v4(ctx) {
-            Some(Content::Tcp(packet)) => judge::<true>(ctx, sender, &packet),
+            Some(Content::Tcp(packet)) => judge::<true>(ctx, sender, verdict, &packet),
             Some(Content::Else(IPPROTO_UDP | IPPROTO_UDPLITE)) => police(sender, packet::datagram4(ctx)),
             Some(Content::Else(_)) => NEXT,
             Some(Content::TcpPart) | None => unreadable(sender),
         },
         ETH_P_IPV6 => match packet::v6(ctx) {
-            Some(Content::Tcp(packet)) => judge::<false>(ctx, sender, &packet),
+            Some(Content::Tcp(packet)) => judge::<false>(ctx, sender, verdict, &packet),
             // No connection of the kernel's has any such headers before TCP.
             Some(Content::Else(next)) => match packet::behind(ctx, next) {
                 Behind::Tcp(_) | Behind::Hidden => unreadable(sender),
@@ -49,31 +50,42 @@ pub fn run(ctx: &TcContext) -> i32 {
     }
 }
 
-/// Whose packet it is.
+/// Whose packet it is, and why its socket was let go.
 #[inline(always)]
-fn sender(ctx: &TcContext) -> Sender {
+fn sender(ctx: &TcContext) -> (Sender, Option<u32>) {
     // SAFETY: a field of the context.
     let sk: *mut bpf_sock = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
     if sk.is_null() {
-        return Sender::Nobody;
+        return (Sender::Nobody, None);
     }
     // SAFETY: the context's socket, not null.
     let full = unsafe { bpf_sk_fullsock(sk) };
     if full.is_null() {
-        return Sender::Kernel;
+        return (Sender::Kernel, None);
     }
     if AGENT.get(full).is_some() {
-        Sender::Agent
-    } else if VERDICT.get(full).is_some() {
-        Sender::Released
-    } else {
-        Sender::Unknown
+        return (Sender::Agent, None);
     }
+    let verdict = VERDICT.get(full);
+    (if verdict.is_some() { Sender::Released } else { Sender::Unknown }, verdict)
 }
 
 #[inline(always)]
-fn judge<const V4: bool>(ctx: &TcContext, sender: Sender, packet: &Packet) -> i32 {
-    let tuple = packet.sent(INGRESS_NETNS.load());
+fn judge<const V4: bool>(ctx: &TcContext, sender: Sender, verdict: Option<u32>, packet: &Packet) -> i32 {
+    let netns = INGRESS_NETNS.load();
+    const DIRECT: u32 = Verdict::Direct as u32;
+    const ACCEPTED: u32 = Verdict::DirectAccepted as u32;
+    let direct = match verdict {
+        Some(DIRECT) => Some(direct::leaves(netns, packet)),
+        Some(ACCEPTED) => Some(direct::answers(netns, packet)),
+        _ => None,
+    };
+    match direct {
+        Some(true) => return NEXT,
+        Some(false) => return DROP,
+        None => {}
+    }
+    let tuple = packet.sent(netns);
     let segment = Segment { flags: packet.flags, empty: packet.empty };
     let answers = || match find::<V4>(ctx, &packet.destination, &packet.source, Some(&tuple)) {
         Found::Live | Found::TimeWait => true,

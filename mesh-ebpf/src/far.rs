@@ -10,8 +10,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::programs::SockContext;
-use mesh_common::abi::Asked;
-use mesh_common::addr::Endpoint;
+use mesh_common::abi::{self, Asked};
 
 use crate::maps::{ASKED, FAR};
 use crate::socket::local;
@@ -26,15 +25,22 @@ const OK: i32 = 1;
 /// that is bound to an address of the pod's is not told from one that the application accepts from the agent, by its ends:
 /// it has a storage, as those do.
 #[inline(always)]
-pub fn note(ctx: &impl EbpfContext, sk: *mut bpf_sock, to: &Endpoint) -> bool {
-    let cookie = cookie(ctx);
+pub fn note(ctx: &impl EbpfContext, sk: *mut bpf_sock, far: &abi::Far) -> bool {
     let from = local(sk);
-    if (from.is_unspecified() || from.is_loopback()) && ASKED.insert(cookie, Asked { to: *to, sent: 0 }, 0).is_ok() {
+    if (from.is_unspecified() || from.is_loopback())
+        && ASKED.insert(cookie(ctx), Asked { far: *far, sent: 0 }, 0).is_ok()
+    {
         FAR.delete(sk);
         return true;
     }
-    let _ = ASKED.remove(cookie);
-    FAR.set(sk, *to)
+    store(ctx, sk, far)
+}
+
+/// As [`note`], in the socket's storage: that of one that is not redirected is not looked for elsewhere.
+#[inline(always)]
+pub fn store(ctx: &impl EbpfContext, sk: *mut bpf_sock, far: &abi::Far) -> bool {
+    let _ = ASKED.remove(cookie(ctx));
+    FAR.set(sk, *far)
 }
 
 /// The socket's `connect()` goes where it says.
@@ -46,7 +52,7 @@ pub fn forget(ctx: &impl EbpfContext, sk: *mut bpf_sock) {
 
 /// Where a redirected socket wanted to go.
 pub struct Far {
-    pub to: Endpoint,
+    pub far: abi::Far,
     /// It stands in the socket's storage, because ASKED had no place for it.
     pub stored: bool,
 }
@@ -56,8 +62,8 @@ pub struct Far {
 pub fn of(ctx: &impl EbpfContext, sk: *mut bpf_sock) -> Option<Far> {
     match ASKED.get_ptr(cookie(ctx)) {
         // SAFETY: only this socket's own system calls write the entry, and none of them does now.
-        Some(asked) => Some(Far { to: unsafe { (*asked).to }, stored: false }),
-        None => FAR.get(sk).map(|to| Far { to, stored: true }),
+        Some(asked) => Some(Far { far: unsafe { (*asked).far }, stored: false }),
+        None => FAR.get(sk).map(|far| Far { far, stored: true }),
     }
 }
 
@@ -69,9 +75,9 @@ pub fn sending(ctx: &impl EbpfContext, sk: *mut bpf_sock) -> Option<Far> {
             // SAFETY: as in of.
             unsafe { (*asked).sent = 1 };
             // SAFETY: as in of.
-            Some(Far { to: unsafe { (*asked).to }, stored: false })
+            Some(Far { far: unsafe { (*asked).far }, stored: false })
         }
-        None => FAR.get(sk).map(|to| Far { to, stored: true }),
+        None => FAR.get(sk).map(|far| Far { far, stored: true }),
     }
 }
 

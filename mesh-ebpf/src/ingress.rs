@@ -22,6 +22,7 @@ use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture::{self, Arriving, Found, Inbound};
 use mesh_common::egress::{ACK, SYN};
 
+use crate::direct;
 use crate::maps::{AGENT, INGRESS_NETNS, LISTENERS, NODE, PROBED, WORKLOADS};
 use crate::packet::{
     self, Behind, Content, Datagram, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, Packet, find, find_or, is_strict,
@@ -104,6 +105,11 @@ fn steer<const V4: bool>(ctx: &TcContext, packet: &Packet) -> i32 {
     let netns = INGRESS_NETNS.load();
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
     let Some(workload) = (unsafe { WORKLOADS.get(netns) }) else { return NEXT };
+    match direct::arrives(workload, netns, packet) {
+        Some(direct::Arriving::Pass) => return NEXT,
+        Some(direct::Arriving::Drop) => return DROP,
+        Some(direct::Arriving::Unrelated) | None => {}
+    }
     let port = packet.destination.port as u16;
     let strict = is_strict(netns, workload, port);
     let syn = packet.flags & (SYN | ACK) == SYN;

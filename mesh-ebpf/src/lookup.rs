@@ -7,9 +7,10 @@ use core::ptr;
 
 use aya_ebpf::programs::SkLookupContext;
 use mesh_common::abi::Counter;
-use mesh_common::addr::Addr;
+use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture;
 
+use crate::direct;
 use crate::maps::{INGRESS_NETNS, LISTENERS, WORKLOADS};
 use crate::packet::is_strict;
 use crate::report::count;
@@ -24,7 +25,7 @@ const IPPROTO_TCP: u32 = 6;
 pub fn run(ctx: &SkLookupContext) -> u32 {
     let c = ctx.lookup;
     // SAFETY: fields of the context, read one by one as the verifier wants it.
-    let (v4, remote, local, port) = unsafe {
+    let (v4, remote, remote_port, local, port) = unsafe {
         if ptr::read_volatile(&raw const (*c).protocol) != IPPROTO_TCP {
             return PASS;
         }
@@ -39,13 +40,18 @@ pub fn run(ctx: &SkLookupContext) -> u32 {
         let local6 = Addr([word(0), word(1), word(2), word(3)]);
         let remote = if v4 { Addr::from_v4_wire(remote4) } else { remote6 };
         let local = if v4 { Addr::from_v4_wire(local4) } else { local6 };
-        (v4, remote, local, ptr::read_volatile(&raw const (*c).local_port))
+        let remote_port = u16::from_be(ptr::read_volatile(&raw const (*c).remote_port));
+        (v4, remote, u32::from(remote_port), local, ptr::read_volatile(&raw const (*c).local_port))
     };
     if capture::is_inside(&remote, &local) {
         return PASS;
     }
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
     let Some(workload) = (unsafe { WORKLOADS.get(INGRESS_NETNS.load()) }) else { return PASS };
+    let client = Endpoint { addr: remote, port: remote_port };
+    if direct::is_expected(workload, INGRESS_NETNS.load(), &client, &Endpoint { addr: local, port }) {
+        return PASS;
+    }
     let Some(listener) = capture::lookup(workload, &remote, &local, port as u16) else { return PASS };
     if LISTENERS.redirect_sk_lookup(ctx, capture::place(listener, v4), 0).is_ok() {
         count(Counter::InboundSteered);

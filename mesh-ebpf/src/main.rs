@@ -6,6 +6,7 @@
 #![feature(asm_experimental_arch)]
 
 mod connect;
+mod direct;
 mod egress;
 mod far;
 mod getname;

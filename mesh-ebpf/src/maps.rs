@@ -22,7 +22,7 @@ pub static AGENTS: HashMap<u64, u32, { abi::MAX_AGENTS as usize }> = HashMap::ne
 /// Original destinations on their way from the socket that connected to the one that the agent accepts. Key: the
 /// redirected connection. Bound: `MAX_FLOWS`. Writer: sock_ops (puts in at connect; takes out at accept or close).
 #[btf_map]
-pub static FLOW: HashMap<abi::Tuple, Endpoint, { abi::MAX_FLOWS as usize }> = HashMap::new();
+pub static FLOW: HashMap<abi::Tuple, abi::Far, { abi::MAX_FLOWS as usize }> = HashMap::new();
 
 /// Real clients on their way from the agent's socket to the one that the application accepts. Key: the agent's
 /// connection. Bound: `MAX_PEERS`. Writer: sock_ops (as FLOW).
@@ -56,16 +56,36 @@ pub static KEPT: HashMap<abi::Tuple, u32, { abi::MAX_KEPT as usize }, NO_PREALLO
 #[btf_map]
 pub static DNS: HashMap<abi::DnsPlace, Endpoint, { abi::MAX_DNS_PLACES as usize }, NO_PREALLOC> = HashMap::new();
 
+/// Which ports of other workloads of this node a workload may connect to by itself. Bound: `MAX_ALLOWED`. Writers: the
+/// agent; the programs count in it what was missed.
+#[btf_map]
+pub static ALLOWED: HashMap<abi::Way, abi::Allowance, { abi::MAX_ALLOWED as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Connections between workloads of this node without the agent. Key: the connection, with 0 for its namespace, of which
+/// it has two. Bound: `MAX_DIRECT`. Writers: egress puts in; sock_ops takes out; the agent removes those of a withdrawn
+/// workload.
+#[btf_map]
+pub static DIRECT: HashMap<abi::Tuple, abi::Direct, { abi::MAX_DIRECT as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Addresses of services whose endpoint is chosen here. Bound: `MAX_SERVICES`. Writer: the agent.
+#[btf_map]
+pub static SERVICES: HashMap<abi::Way, abi::Service, { abi::MAX_SERVICES as usize }, NO_PREALLOC> = HashMap::new();
+
+/// The endpoints of these. Bound: `MAX_SLOTS`. Writer: the agent, which writes a list before SERVICES names it and removes
+/// it after SERVICES names another.
+#[btf_map]
+pub static SLOTS: HashMap<abi::Slot, Endpoint, { abi::MAX_SLOTS as usize }, NO_PREALLOC> = HashMap::new();
+
 /// Where redirected sockets wanted to go. Key: the socket's cookie. Never the agent's sockets. Bound: `MAX_ASKED`; what
 /// does not fit is in FAR. Writers: connect puts in, sock_ops and sock_release take out.
 #[btf_map]
 pub static ASKED: HashMap<u64, abi::Asked, { abi::MAX_ASKED as usize }, NO_PREALLOC> = HashMap::new();
 
-/// Who is really at the other end of an application's socket: the client of an accepted one, or where a redirected one
-/// wanted to go for which ASKED had no place. Never on the agent's sockets. Lives as long as its socket. Writers: connect,
-/// sock_ops.
+/// Who is really at the other end of an application's socket: the client of an accepted one; where one that goes directly
+/// wanted to go; or where a redirected one did for which ASKED had no place. Never on the agent's sockets. Lives as long
+/// as its socket. Writers: connect, sock_ops.
 #[btf_map]
-pub static FAR: SkStorage<Endpoint, NO_PREALLOC> = SkStorage::new();
+pub static FAR: SkStorage<abi::Far, NO_PREALLOC> = SkStorage::new();
 
 /// Marks a socket as the agent's, and holds for it what FAR does for others: so that an accepted one, which inherits it,
 /// needs no storage more. Writers: the agent by descriptor, sock_ops (the far end only).

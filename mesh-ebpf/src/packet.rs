@@ -77,7 +77,7 @@ struct Ipv6 {
 struct Tcp {
     source: u16,
     destination: u16,
-    _sequence: u32,
+    sequence: u32,
     _acknowledged: u32,
     offset: u8,
     flags: u8,
@@ -134,6 +134,7 @@ pub struct Packet {
     pub source: Endpoint,
     pub destination: Endpoint,
     pub flags: u8,
+    pub sequence: u32,
     /// It carries no data.
     pub empty: bool,
 }
@@ -310,6 +311,7 @@ fn packet(tcp: &Tcp, source: Addr, destination: Addr, length: u32) -> Packet {
         source: Endpoint { addr: source, port: u16::from_be(tcp.source).into() },
         destination: Endpoint { addr: destination, port: u16::from_be(tcp.destination).into() },
         flags: tcp.flags,
+        sequence: u32::from_be(tcp.sequence),
         // Longer than the 16 bits can say (BIG TCP) is said as 0, which is not the header's length either.
         empty: length == u32::from(tcp.offset >> 4) * 4,
     }

@@ -10,10 +10,11 @@ use core::arch::asm;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::btf_maps::HashMap;
 use aya_ebpf::programs::SockOpsContext;
-use mesh_common::abi::{Agent, Counter, MAX_FLOWS, MAX_PEERS, Role, Share, Tuple, Verdict};
+use mesh_common::abi::{Agent, Counter, Far, MAX_FLOWS, MAX_PEERS, Role, Share, Tuple, Verdict};
 use mesh_common::addr::Endpoint;
 use mesh_common::capture;
 
+use crate::direct;
 use crate::far;
 use crate::maps::{AGENT, FAR, FLOW, PEER, SHARES, VERDICT, WORKLOADS};
 use crate::report::{decided, tell};
@@ -50,23 +51,23 @@ pub fn run(ctx: &SockOpsContext) -> u32 {
         TIMEOUT_INIT if role(sk) == Some(Role::Dial as u32) => ctx.set_reply(SYN_TIMEOUT),
         TCP_CONNECT_CB => connecting(ctx, sk, &Ends::of(ctx)),
         PASSIVE_ESTABLISHED_CB => accepted(ctx, sk, &Ends::of(ctx)),
-        STATE_CB if ctx.arg(1) == TCP_CLOSE => closed(ctx, &Ends::of(ctx)),
+        STATE_CB if ctx.arg(1) == TCP_CLOSE => closed(ctx, sk, &Ends::of(ctx)),
         _ => {}
     }
     OK
 }
 
 /// FLOW or PEER, and the part of a workload's share in it.
-struct Way<const N: usize> {
-    map: &'static HashMap<Tuple, Endpoint, N>,
+struct Way<V: 'static, const N: usize> {
+    map: &'static HashMap<Tuple, V, N>,
     part: fn(*mut Share) -> *mut i64,
     full: Counter,
 }
 
-const TO_AGENT: Way<{ MAX_FLOWS as usize }> =
+const TO_AGENT: Way<Far, { MAX_FLOWS as usize }> =
     // SAFETY: only the address is taken.
     Way { map: &FLOW, part: |share| unsafe { &raw mut (*share).flows }, full: Counter::FlowFull };
-const TO_APP: Way<{ MAX_PEERS as usize }> =
+const TO_APP: Way<Endpoint, { MAX_PEERS as usize }> =
     // SAFETY: as above.
     Way { map: &PEER, part: |share| unsafe { &raw mut (*share).peers }, full: Counter::PeerFull };
 
@@ -78,28 +79,37 @@ fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
             && !TO_APP.note(ctx, ends, &agent.far)
         {
             // So that the agent sees that the application will not know its client, and ends the connection.
-            AGENT.set(sk, Agent { role: agent.role, far: Endpoint::ZERO });
+            AGENT.set(sk, Agent { far: Endpoint::ZERO, ..agent });
         }
-    } else if capture::may_be_redirected(&ends.local.addr, &ends.remote.addr)
-        // SAFETY: the value is not used, only that it is there.
-        && unsafe { WORKLOADS.get(netns(ctx)) }.is_some()
+    } else if capture::may_be_redirected(&ends.local.addr, &ends.remote.addr) {
+        redirecting(ctx, sk, ends);
+    } else if direct::is_connecting(sk) {
+        follow(ctx);
+    }
+}
+
+/// To loopback, or by a socket that is bound to a device: an application that was redirected, if it is a workload's.
+#[inline(always)]
+fn redirecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
+    // SAFETY: the value is not used, only that it is there.
+    if unsafe { WORKLOADS.get(netns(ctx)) }.is_some()
         && let Some(far) = far::sending(ctx, sk)
     {
         // Also where there is no place in FLOW: ASKED is to be told of its end.
         let flags = ctx.cb_flags() as i32 & !STORED_FLAG | STATE_CB_FLAG;
         let _ = ctx.set_cb_flags(flags | if far.stored { STORED_FLAG } else { 0 });
         // If not: the agent finds nothing for the accepted socket and resets it.
-        TO_AGENT.note(ctx, ends, &far.to);
+        TO_AGENT.note(ctx, ends, &far.far);
     }
 }
 
-impl<const N: usize> Way<N> {
+impl<V: Copy, const N: usize> Way<V, N> {
     /// Puts a connection on its way. False, and told, if there is no place for it.
     #[inline(always)]
-    fn note(&self, ctx: &SockOpsContext, ends: &Ends, value: &Endpoint) -> bool {
+    fn note(&self, ctx: &SockOpsContext, ends: &Ends, value: &V) -> bool {
         let key = ends.connected(ctx);
         if self.put(&key, value) {
-            let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | STATE_CB_FLAG);
+            follow(ctx);
             return true;
         }
         // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
@@ -109,7 +119,7 @@ impl<const N: usize> Way<N> {
     }
 
     #[inline(always)]
-    fn put(&self, key: &Tuple, value: &Endpoint) -> bool {
+    fn put(&self, key: &Tuple, value: &V) -> bool {
         let Some(counted) = self.counted(key) else { return false };
         // SAFETY: the count lives in the map's entry, which stays readable until this program has ended.
         if !capture::may_have_more(unsafe { counted.read_volatile() }) {
@@ -142,10 +152,16 @@ impl<const N: usize> Way<N> {
 }
 
 #[inline(always)]
-fn add(counted: *mut i64, n: i64) {
+pub fn add(counted: *mut i64, n: i64) {
     // SAFETY: an aligned number in the map's entry, as in put. One instruction (RFC 9669, 5.3), because the others are on
     // other CPUs; the compiler's own atomics are not there for this target.
     unsafe { asm!("lock *(u64 *)({} + 0) += {}", in(reg) counted, in(reg) n) };
+}
+
+/// Has the socket's close told.
+#[inline(always)]
+fn follow(ctx: &SockOpsContext) {
+    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | STATE_CB_FLAG);
 }
 
 #[inline(always)]
@@ -164,9 +180,9 @@ fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
 fn redirected(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     if let Some(agent) = AGENT.get(sk)
         && agent.role == Role::Outbound as u32
-        && let Some(far) = take(ctx, ends, &TO_AGENT)
+        && let Some(Far { to, chosen }) = take(ctx, ends, &TO_AGENT)
     {
-        AGENT.set(sk, Agent { role: agent.role, far });
+        AGENT.set(sk, Agent { role: agent.role, far: to, chosen });
     }
 }
 
@@ -176,7 +192,7 @@ fn dialled(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     if let Some(client) = take(ctx, ends, &TO_APP)
         && AGENT.get(sk).is_none()
     {
-        FAR.set(sk, client);
+        FAR.set(sk, Far { to: client, chosen: Endpoint::ZERO });
     }
 }
 
@@ -188,14 +204,20 @@ fn from_outside(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     let Some(workload) = (unsafe { WORKLOADS.get(tuple.netns) }) else { return };
     if AGENT.get(sk).is_some() {
         redirected(ctx, sk, ends);
+        return;
+    }
     // The application itself accepts: `ingress` has let the connection pass, so its answers may leave.
-    } else if !VERDICT.set(sk, Verdict::Accepted as u32) {
+    let direct = direct::is_accepted(workload, tuple.netns, ends);
+    let verdict = if direct { Verdict::DirectAccepted } else { Verdict::Accepted };
+    if !VERDICT.set(sk, verdict as u32) {
         tell(Counter::StorageFailed, workload.id, &tuple);
+    } else if direct {
+        follow(ctx);
     }
 }
 
 #[inline(always)]
-fn take<const N: usize>(ctx: &SockOpsContext, ends: &Ends, way: &Way<N>) -> Option<Endpoint> {
+fn take<V: Copy, const N: usize>(ctx: &SockOpsContext, ends: &Ends, way: &Way<V, N>) -> Option<V> {
     let key = ends.accepted(ctx);
     // SAFETY: an entry is written once, before the SYN of this connection, and copied here at once.
     let value = *unsafe { way.map.get(key) }?;
@@ -204,12 +226,15 @@ fn take<const N: usize>(ctx: &SockOpsContext, ends: &Ends, way: &Way<N>) -> Opti
 }
 
 #[inline(always)]
-fn closed(ctx: &SockOpsContext, ends: &Ends) {
+fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     let key = ends.connected(ctx);
     let removed = if capture::is_to_app(&ends.local.addr, &ends.remote.addr) {
         TO_APP.remove(&key)
-    } else {
+    } else if capture::may_be_redirected(&ends.local.addr, &ends.remote.addr) {
         (ctx.cb_flags() as i32 & STORED_FLAG != 0 || far::over(ctx)) && TO_AGENT.remove(&key)
+    } else {
+        direct::closed(ctx, sk, ends);
+        return;
     };
     if removed {
         decided(Counter::Abandoned, || key);

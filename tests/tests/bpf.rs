@@ -10,6 +10,8 @@ mod bypass;
 mod connect;
 #[path = "bpf/debug_log.rs"]
 mod debug_log;
+#[path = "bpf/direct.rs"]
+mod direct;
 #[path = "bpf/egress.rs"]
 mod egress;
 #[path = "bpf/egress_frames.rs"]

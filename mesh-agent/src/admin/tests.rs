@@ -42,6 +42,7 @@ fn enrolled() -> Enrolled {
         workload_name: None,
         on_agent_loss: Default::default(),
         existing_connections: Default::default(),
+        same_node: Default::default(),
         udp: Default::default(),
         probes: Vec::new(),
     };

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh_common::abi::{Counter, Event};
+use mesh_common::abi::{Counter, Event, Tuple};
 use tokio::time::Instant;
 
 use crate::kernel::Events;
@@ -16,13 +16,20 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Events read at a time; about what the ring buffer holds.
 const MAX_EVENTS: usize = 4096;
 
-/// Logs events for ever.
-pub(super) async fn follow(mut events: Events) {
+/// Logs events for ever. `end` is told of direct connections that hang, so that they end.
+pub(super) async fn follow(mut events: Events, end: impl Fn(&Tuple)) {
     let mut budget = Budget::default();
     let mut ticks = tokio::time::interval(PERIOD);
     loop {
         let now = ticks.tick().await;
-        report(events.by_ref(), &mut budget, now);
+        report(events.by_ref().inspect(|event| hangs(event, &end)), &mut budget, now);
+    }
+}
+
+/// Nothing decides by this: what is dropped is dropped, and a connection of which nobody hears ends by its own clock.
+fn hangs(event: &Event, end: &impl Fn(&Tuple)) {
+    if [Counter::DirectRevoked as u32, Counter::DirectMissed as u32].contains(&event.reason) {
+        end(&event.tuple);
     }
 }
 
@@ -81,6 +88,14 @@ fn meaning(reason: u32) -> &'static str {
         Some(Counter::DnsBypassed) => "went straight to the DNS server: the agent could not take the question",
         Some(Counter::DnsRefused) => "refused: the agent could not take the question to a DNS server",
         Some(Counter::UdpDenied) => "refused: the workload's setting `udp` forbids it",
+        Some(Counter::DirectRevoked) => {
+            "dropped: between workloads of this node, and no longer allowed without the agent"
+        }
+        Some(Counter::DirectFull) => "dropped: there is no place for one more direct connection on this node",
+        Some(Counter::DirectMissed) => {
+            "between workloads of this node something changes packets, or answers in the other's place; after three such \
+             connections it goes through the agent: look for SNAT"
+        }
         Some(Counter::ProbeUnanswered) => "a TCP probe found no application listening",
         _ => "the kernel programs met a problem",
     }
@@ -91,7 +106,6 @@ mod tests {
     use std::io;
     use std::sync::{Arc, Mutex};
 
-    use mesh_common::abi::Tuple;
     use mesh_common::addr::Endpoint;
 
     use super::*;

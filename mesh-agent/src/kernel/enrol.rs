@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{MapError, SockMap};
-use mesh_common::abi::{self, HAS_PORT_MODES, MAX_ADDRESSES, OutboundKey, Role, STRICT, TUNNEL_PORT, maps};
+use mesh_common::abi::{
+    self, HAS_PORT_MODES, MAX_ADDRESSES, OutboundKey, Role, STRICT, TAKES_DIRECT, TUNNEL_PORT, maps,
+};
 use mesh_common::addr::Addr;
 use mesh_common::dns::PLACES6;
 use tracing::warn;
@@ -175,7 +177,7 @@ fn put_in_force(
     })?;
     // What was in force stays so until its configuration says otherwise; what is new is STRICT until then.
     pod.entry.flags |= match kernel.workloads.get(&cookie, 0) {
-        Ok(entry) => entry.flags & (STRICT | HAS_PORT_MODES),
+        Ok(entry) => entry.flags & (STRICT | HAS_PORT_MODES | TAKES_DIRECT),
         Err(_) => STRICT,
     };
     if !new {
@@ -223,6 +225,7 @@ pub(super) fn remove(kernel: &mut Kernel, pod: &mut Pod) -> Result<(), KernelErr
     probed::clear(&mut kernel.probed, pod);
     let cookie = pod.netns.cookie();
     places::forget(&mut kernel.places, cookie);
+    kernel.ways.forget(&kernel.pods, pod);
     let removed = match kernel.workloads.remove(&cookie) {
         Err(MapError::KeyNotFound) => Ok(()),
         done => done.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) }),
@@ -243,6 +246,7 @@ pub(super) fn discard(kernel: &mut Kernel, cookie: u64) -> Result<(), KernelErro
     modes::clear_of(&mut kernel.port_modes, cookie);
     modes::clear_of(&mut kernel.probed, cookie);
     places::forget(&mut kernel.places, cookie);
+    kernel.ways.discard(cookie);
     kernel.pins.remove_pod(cookie).map_err(|e| wrong_pins(kernel, cookie, &e))
 }
 

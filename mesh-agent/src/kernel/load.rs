@@ -12,7 +12,9 @@ use mesh_common::abi::{INGRESS_NETNS, maps};
 use tracing::{debug, warn};
 
 use super::cgroups::Cgroups;
-use super::{Kernel, KernelError, attach, chain, debug_log, hooks, pins::Pins, probe, sockets::Sockets};
+use super::{
+    Kernel, KernelError, attach, chain, debug_log, direct, hooks, pins::Pins, probe, services, sockets::Sockets,
+};
 use crate::settings::KernelSettings;
 
 /// The object's bytes, and what makes programs of them again and again.
@@ -157,6 +159,10 @@ fn build(object: PathBuf, cgroups: Cgroups, pins: Pins) -> Result<Kernel, Kernel
     let node = take(&mut base, maps::NODE, BpfHashMap::try_from)?;
     let kept = take(&mut base, maps::KEPT, BpfHashMap::try_from)?;
     let places = take(&mut base, maps::DNS, BpfHashMap::try_from)?;
+    let allowed = take(&mut base, maps::ALLOWED, BpfHashMap::try_from)?;
+    let records = take(&mut base, maps::DIRECT, BpfHashMap::try_from)?;
+    let services = take(&mut base, maps::SERVICES, BpfHashMap::try_from)?;
+    let slots = take(&mut base, maps::SLOTS, BpfHashMap::try_from)?;
     let agents = take(&mut base, maps::AGENTS, BpfHashMap::try_from)?;
     let events = take(&mut base, maps::EVENTS, Ok)?;
     let debug_log = debug_log::DebugLog::of(&mut base);
@@ -171,6 +177,7 @@ fn build(object: PathBuf, cgroups: Cgroups, pins: Pins) -> Result<Kernel, Kernel
         node,
         kept,
         places,
+        ways: direct::Ways::new(allowed, records, services::Services::new(services, slots)),
         agents,
         metrics,
         events: Some(events),

@@ -25,6 +25,15 @@ struct Storages {
     dns: OwnedFd,
 }
 
+/// What became of a connection before the agent accepted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redirected {
+    /// Where the application wanted to go.
+    pub to: SocketAddr,
+    /// The endpoint that the programs chose, where `to` is a service's address that they know.
+    pub chosen: Option<SocketAddr>,
+}
+
 impl Sockets {
     pub(super) fn new(object: &Ebpf) -> Result<Sockets, KernelError> {
         Ok(Sockets(Arc::new(Storages { agent: storage(object, maps::AGENT)?, dns: places(object)? })))
@@ -33,8 +42,15 @@ impl Sockets {
     /// Where the application wanted to go, for a socket accepted from an outbound listener. `None`: nobody was
     /// redirected, the application dialled the listener by hand (or the hand-over map was full): reset it.
     pub fn original_destination(&self, fd: BorrowedFd<'_>) -> io::Result<Option<SocketAddr>> {
+        Ok(self.redirected(fd)?.map(|redirected| redirected.to))
+    }
+
+    /// As [`Sockets::original_destination`], with what the programs have chosen for it.
+    pub fn redirected(&self, fd: BorrowedFd<'_>) -> io::Result<Option<Redirected>> {
         // Nobody can connect to port 0.
-        Ok(self.known(fd)?.filter(|known| known.far.port != 0).map(|known| known.far.into()))
+        let there = |end: Endpoint| (end.port != 0).then(|| SocketAddr::from(end));
+        let known = self.known(fd)?;
+        Ok(known.and_then(|known| Some(Redirected { to: there(known.far)?, chosen: there(known.chosen) })))
     }
 
     /// The DNS server for which the agent's listener stands at this address of the namespace. `None`: nobody was sent
@@ -68,7 +84,7 @@ impl Sockets {
     /// family can be shown only where the application listens with an AF_INET6 socket.
     pub fn socket_to_app(&self, ns: &NetNs, to: SocketAddr, client: SocketAddr) -> io::Result<Socket> {
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-        let known = Agent { role: Role::DialApp as u32, far: client.into() };
+        let known = Agent { far: client.into(), ..plain(Role::DialApp) };
         let socket = self.open(ns, to, Type::STREAM, Protocol::TCP, known)?;
         let from: IpAddr = match to {
             SocketAddr::V4(_) => Addr::from_v4_wire(capture::spread(rand::random())).into(),
@@ -94,7 +110,7 @@ impl Sockets {
     }
 
     fn known(&self, fd: BorrowedFd<'_>) -> io::Result<Option<Agent>> {
-        let mut known = Agent { role: 0, far: Endpoint::ZERO };
+        let mut known = Agent { role: 0, far: Endpoint::ZERO, chosen: Endpoint::ZERO };
         let there = found(element(MAP_LOOKUP_ELEM, &self.0.agent, &fd.as_raw_fd(), &mut known))?;
         Ok(there.then_some(known))
     }
@@ -131,7 +147,7 @@ fn places(object: &Ebpf) -> Result<OwnedFd, KernelError> {
 
 /// A socket of which only the role is known.
 fn plain(role: Role) -> Agent {
-    Agent { role: role as u32, far: Endpoint::ZERO }
+    Agent { role: role as u32, far: Endpoint::ZERO, chosen: Endpoint::ZERO }
 }
 
 /// Whether a lookup has found something: that there is nothing is no error.

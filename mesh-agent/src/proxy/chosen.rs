@@ -36,6 +36,8 @@ pub(super) struct Flow {
     pub(super) client: SocketAddr,
     /// Where it wanted to go.
     pub(super) destination: SocketAddr,
+    /// Outbound: the endpoint that the kernel has chosen, if the destination is a service that it knows.
+    pub(super) chosen: Option<SocketAddr>,
     /// Inbound: the other agent's word on who the client is, with the principal of its certificate.
     pub(super) source: Option<Arc<Peer>>,
     /// Inbound: the client's verified identity.
@@ -52,6 +54,7 @@ impl Flow {
             side,
             client: canonical(client),
             destination: canonical(destination),
+            chosen: None,
             source: None,
             identity: None,
             started: Instant::now(),

@@ -10,7 +10,8 @@ use std::sync::atomic::Ordering;
 use mesh_core::Snapshot;
 use mesh_core::balance::{PickContext, pick};
 use mesh_core::resource::cluster::{Cluster, ClusterKind, DnsHost};
-use mesh_core::resource::endpoint::Endpoint;
+use mesh_core::resource::endpoint::{Endpoint, Health};
+use mesh_core::resource::listener::TcpProxy;
 
 use super::chosen::{Flow, Side};
 use crate::errors::Flags;
@@ -65,6 +66,17 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.0.runtime.active.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// The endpoint that the kernel has chosen for a connection, if it is still one that may be used.
+pub(super) fn chosen(snapshot: &Snapshot, proxy: &TcpProxy, flow: &Flow) -> Option<Target> {
+    let address = flow.chosen?;
+    proxy.clusters.entries().find_map(|entry| {
+        let cluster = snapshot.cluster(&entry.name)?;
+        let mut endpoints = snapshot.endpoints(cluster).endpoints();
+        let endpoint = endpoints.find(|one| one.address == address && one.health == Health::Healthy)?;
+        Some(Target { cluster: cluster.clone(), endpoint: Some(Busy::new(endpoint.clone())), address })
+    })
 }
 
 /// Picks where a connection or request for `cluster` goes.

@@ -14,6 +14,7 @@ use super::chosen::{Chosen, Flow, Served, Side, server_name};
 use super::detect::{FirstBytes, first_bytes, is_http2, spoken};
 use super::pod::Pod;
 use super::tcp;
+use crate::kernel::Redirected;
 use crate::net::copy::Duplex;
 use crate::net::peek::{Peek, Peeked};
 use crate::upstream::stream::Stream;
@@ -31,7 +32,7 @@ pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
 async fn lead(pod: Rc<Pod>, accepted: TcpStream) -> Option<Served> {
     let pod = &*pod;
     let mut downstream = Peeked::new(Stream::Tcp(accepted));
-    let Some((client, destination)) = ends(pod, downstream.get_ref()) else {
+    let Some((client, Redirected { to: destination, chosen })) = ends(pod, downstream.get_ref()) else {
         downstream.reset();
         return None;
     };
@@ -40,7 +41,7 @@ async fn lead(pod: Rc<Pod>, accepted: TcpStream) -> Option<Served> {
         downstream.reset();
         return None;
     };
-    let flow = Flow::new(Side::Outbound, client, destination);
+    let flow = Flow { chosen, ..Flow::new(Side::Outbound, client, destination) };
     let Some(listener) = snapshot.outbound(flow.destination) else {
         tcp::refuse_without_chain(pod, &flow, downstream, None);
         return None;
@@ -96,22 +97,22 @@ async fn lead(pod: Rc<Pod>, accepted: TcpStream) -> Option<Served> {
 
 /// Who connected, and where to before the kernel redirected it. `None` for a connection that was not redirected: somebody
 /// dialled the listener by hand, or means the agent itself.
-fn ends(pod: &Pod, stream: &Stream) -> Option<(SocketAddr, SocketAddr)> {
+fn ends(pod: &Pod, stream: &Stream) -> Option<(SocketAddr, Redirected)> {
     let Stream::Tcp(stream) = stream else { return None };
     let client = stream.peer_addr().ok()?;
-    let destination = match pod.original_destination(stream) {
-        Ok(destination) => destination?,
+    let redirected = match pod.redirected(stream) {
+        Ok(redirected) => redirected?,
         Err(error) => {
             tracing::warn!(workload = pod.name, %error, "cannot read an original destination");
             return None;
         }
     };
-    if pod.is_own_listener(destination) {
+    if pod.is_own_listener(redirected.to) {
         return None;
     }
     // A wish of the application for low latency costs nothing to grant always.
     stream.set_nodelay(true).ok()?;
-    Some((pod.shown(client, destination), destination))
+    Some((pod.shown(client, redirected.to), redirected))
 }
 
 fn may_go_on(listener: &Listener) -> bool {

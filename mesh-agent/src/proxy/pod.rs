@@ -21,6 +21,7 @@ use super::cluster::Target;
 use super::plaintext::{Changes, Teller};
 use super::report::Reports;
 use super::worker::Worker;
+use crate::kernel::Redirected;
 use crate::live::Live;
 use crate::settings::probes::Probe;
 use crate::shutdown;
@@ -134,11 +135,11 @@ impl Pod {
     }
 
     /// Where a connection caught on its way out wanted to go; `None` if it was not caught but dialled us by hand.
-    pub(super) fn original_destination(&self, accepted: &TcpStream) -> io::Result<Option<SocketAddr>> {
+    pub(super) fn redirected(&self, accepted: &TcpStream) -> io::Result<Option<Redirected>> {
         match &self.net {
-            Net::Real(source) => source.sockets.original_destination(accepted.as_fd()),
+            Net::Real(source) => source.sockets.redirected(accepted.as_fd()),
             #[cfg(test)]
-            Net::Test(net) => Ok(net.original),
+            Net::Test(net) => Ok(net.original.map(|to| Redirected { to, chosen: net.chosen.get() })),
         }
     }
 

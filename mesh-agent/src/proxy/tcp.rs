@@ -69,10 +69,15 @@ pub(super) async fn connect(
     proxy: &TcpProxy,
     snapshot: &Snapshot,
 ) -> Result<Upstream, Failure> {
-    let name = &proxy.clusters.pick(rand::random()).name;
-    let hash = proxy.hash_source_ip.then(|| hash_of(flow));
-    let target = cluster::choose(snapshot, name, flow, &PickContext { hash, avoid: &[] })
-        .map_err(|none| Failure::no_target(none, name))?;
+    let target = match cluster::chosen(snapshot, proxy, flow) {
+        Some(target) => target,
+        None => {
+            let name = &proxy.clusters.pick(rand::random()).name;
+            let hash = proxy.hash_source_ip.then(|| hash_of(flow));
+            cluster::choose(snapshot, name, flow, &PickContext { hash, avoid: &[] })
+                .map_err(|none| Failure::no_target(none, name))?
+        }
+    };
     match pod.connect(flow, &target).await {
         Ok(connected) => Ok(Upstream { target, connected }),
         Err(error) => {

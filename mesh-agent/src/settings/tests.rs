@@ -32,6 +32,7 @@ workloads:
       - tcpSocket: {port: 9000}
       - grpc: {port: 50051, service: shop}
     existingConnections: close
+    sameNode: wire
 "#;
 
 fn parse(text: &str) -> Result<Settings, SettingsError> {
@@ -58,6 +59,8 @@ fn complete() {
     assert_eq!((settings.workloads[0].udp, settings.workloads[1].udp), (Udp::Allow, Udp::DnsOnly));
     let existing = settings.workloads.iter().map(|workload| workload.existing_connections);
     assert!(existing.eq([ExistingConnections::Keep, ExistingConnections::Close]));
+    let same_node = settings.workloads.iter().map(|workload| workload.same_node);
+    assert!(same_node.eq([SameNode::Direct, SameNode::Wire]));
     assert_eq!(settings.workloads[1].key(), "default/b");
     let probes: Vec<_> = settings.workloads[1].probes.iter().map(|probe| probe.get().unwrap()).collect();
     let http = probes::Probe::Http { port: 8080, path: "/healthz".into() };

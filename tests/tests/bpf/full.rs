@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
-use mesh_common::abi::{self, Asked, Counter, LOSS_OPEN, PortKey, Share, Tuple, maps};
+use mesh_common::abi::{self, Asked, Counter, Far, LOSS_OPEN, PortKey, Share, Tuple, maps};
 use mesh_common::addr::{Addr, Endpoint};
 
 use super::support::*;
@@ -28,7 +28,7 @@ fn fill<K: Pod, V: Pod>(mut map: HashMap<MapData, K, V>, key: impl Fn(u32) -> K,
 }
 
 /// Somebody's destination.
-const NOWHERE: Asked = Asked { to: Endpoint::ZERO, sent: 0 };
+const NOWHERE: Asked = Asked { far: Far { to: Endpoint::ZERO, chosen: Endpoint::ZERO }, sent: 0 };
 
 /// Cookies that no namespace has.
 fn nobody(i: u32) -> u64 {

@@ -116,11 +116,12 @@ fn a_connection_that_is_given_up_leaves_nothing() {
 fn a_full_map_is_counted_and_the_agent_finds_no_destination() {
     let mesh = Mesh::new();
     let pinned = aya::maps::MapData::from_pin(map(&mesh.pins, abi::maps::FLOW)).unwrap();
-    let mut flow: aya::maps::HashMap<_, abi::Tuple, Endpoint> =
+    let mut flow: aya::maps::HashMap<_, abi::Tuple, abi::Far> =
         aya::maps::Map::from_map_data(pinned).unwrap().try_into().unwrap();
     let end = |port| Endpoint { addr: Addr::ZERO, port };
+    let nowhere = abi::Far { to: end(0), chosen: end(0) };
     for port in 0..abi::MAX_FLOWS {
-        flow.insert(abi::Tuple { netns: 0, client: end(port), server: end(0) }, end(0), 0).unwrap();
+        flow.insert(abi::Tuple { netns: 0, client: end(port), server: end(0) }, nowhere, 0).unwrap();
     }
     let _client = mesh.connect("192.0.2.80:80").unwrap();
     assert_eq!(mesh.accept_outbound(true).1, None);

@@ -331,6 +331,15 @@ pub fn is_waiting(listener: &TcpListener) -> bool {
     nix::poll::poll(&mut poll, nix::poll::PollTimeout::ZERO).unwrap() == 1
 }
 
+/// Which of two listeners has a connection first.
+pub fn first_waiting(listeners: [&TcpListener; 2]) -> usize {
+    let poll_in = nix::poll::PollFlags::POLLIN;
+    let mut polled = listeners.map(|listener| nix::poll::PollFd::new(listener.as_fd(), poll_in));
+    nix::poll::poll(&mut polled, u16::try_from(PATIENCE.as_millis()).unwrap()).unwrap();
+    let waits = |p: &nix::poll::PollFd<'_>| p.revents().is_some_and(|got| got.contains(poll_in));
+    polled.iter().position(waits).expect("nobody connected")
+}
+
 /// Both ends can talk to each other.
 pub fn assert_joined(mut a: &TcpStream, mut b: &TcpStream) {
     for stream in [a, b] {

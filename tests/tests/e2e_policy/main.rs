@@ -9,6 +9,7 @@ use mesh_tests::topology::PodSpec;
 use mesh_tests::{Lab, LabBuilder, Shared, Topology};
 
 mod change;
+mod direct;
 mod start;
 mod who;
 

@@ -11,6 +11,8 @@ use crate::upstream::stream::Stream;
 /// Where connections of a test's pod really go.
 pub(crate) struct Net {
     pub(crate) original: Option<SocketAddr>,
+    /// The endpoint that the kernel has chosen.
+    pub(crate) chosen: Rc<Cell<Option<SocketAddr>>>,
     /// From the address that the configuration names to the one that is dialled; an address that is not here refuses.
     pub(crate) routes: Rc<RefCell<HashMap<SocketAddr, SocketAddr>>>,
     /// Connections made so far.
@@ -36,6 +38,7 @@ pub(crate) struct TestPod {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) routes: Rc<RefCell<HashMap<SocketAddr, SocketAddr>>>,
     pub(crate) dials: Rc<Cell<usize>>,
+    pub(crate) chosen: Rc<Cell<Option<SocketAddr>>>,
     pub(crate) trigger: shutdown::Trigger,
     _guard: shutdown::Guard,
 }
@@ -70,7 +73,7 @@ impl TestPod {
         let (trigger, shutdown, guard) = shutdown::channel();
         let (live, metrics) = (Arc::new(Live::default()), Metrics::new(Limits::default()));
         let refused = Arc::default();
-        let (routes, dials) = (Rc::default(), Rc::default());
+        let (routes, dials, chosen) = (Rc::default(), Rc::default(), Rc::default());
         let peer = Peer { workload: "client-v1".into(), namespace: "default".into(), ..Peer::default() };
         let pod = Pod {
             id: 1,
@@ -90,10 +93,15 @@ impl TestPod {
             shutdown,
             ended: CancellationToken::new(),
             connections: Rc::default(),
-            net: super::Net::Test(Net { original, routes: Rc::clone(&routes), dials: Rc::clone(&dials) }),
+            net: super::Net::Test(Net {
+                original,
+                chosen: Rc::clone(&chosen),
+                routes: Rc::clone(&routes),
+                dials: Rc::clone(&dials),
+            }),
         };
         let counting = Arc::clone(&refused);
         metrics.add_source(move |out| Refused::write(&counting, out));
-        Self { pod: Rc::new(pod), live, metrics, routes, dials, trigger, _guard: guard }
+        Self { pod: Rc::new(pod), live, metrics, routes, dials, chosen, trigger, _guard: guard }
     }
 }

@@ -135,3 +135,24 @@ async fn inbound_an_application_may_speak_first_and_its_refusal_is_the_client_s(
     })
     .await;
 }
+
+/// What the kernel has chosen is where it goes, for as long as that is an endpoint.
+#[tokio::test]
+async fn the_endpoint_that_the_kernel_has_chosen_is_taken() {
+    run(async {
+        let world = World::to("10.96.0.1:3306");
+        let listener = || tcp_listener("0.0.0.0_3306", "0.0.0.0", 3306, SERVICE);
+        let all = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"];
+        let servers = [world.server(all[0]).await, world.server(all[1]).await, world.server(all[2]).await];
+        world.configure(Config::new().endpoints(&all).listener(listener()).build());
+        for i in [2, 0, 2, 1, 1, 2] {
+            world.test.chosen.set(Some(all[i].parse().unwrap()));
+            let _client = world.client().await;
+            servers[i].accept().await.unwrap();
+        }
+        world.configure(Config::new().endpoints(&all[..1]).listener(listener()).build());
+        let _client = world.client().await;
+        servers[0].accept().await.unwrap();
+    })
+    .await;
+}

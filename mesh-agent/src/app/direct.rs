@@ -1,0 +1,201 @@
+//! Which workloads of this node connect to each other without the agent. In: the list of workloads, their configuration, the
+//! policies. Out: the kernel is told whenever one of them changes. Of a workload about which something is not known,
+//! nothing changes but that nothing new begins.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mesh_core::Snapshot;
+use mesh_core::authorization::Policies;
+use mesh_core::direct::{Choice, Local, comes_in, leaves, services};
+use mesh_core::resource::workload::Workload as Known;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::roster::lock;
+use crate::admin::Roster;
+use crate::kernel::{DirectPlan, DirectService, DirectWay, Kernel};
+use crate::live::{Live, NodeConfig};
+use crate::settings::SameNode;
+use crate::telemetry::{Kind, Metrics};
+use crate::workload::Workload;
+
+/// Between two rounds: many changes come together.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What is asked for every two workloads of the node.
+pub(super) struct DirectWays {
+    live: Arc<Live>,
+    kernel: Arc<Mutex<Kernel>>,
+    roster: watch::Receiver<Arc<Roster>>,
+    changes: watch::Receiver<u64>,
+    question: Question,
+    dirty: bool,
+    not_before: Instant,
+    count: Arc<AtomicI64>,
+}
+
+impl DirectWays {
+    /// `node_stream`: whether policies are enforced.
+    pub(super) fn new(
+        live: Arc<Live>,
+        kernel: Arc<Mutex<Kernel>>,
+        roster: watch::Receiver<Arc<Roster>>,
+        node_stream: bool,
+        metrics: &Metrics,
+    ) -> Self {
+        let count = Arc::new(AtomicI64::new(0));
+        let counting = count.clone();
+        metrics.add_source(move |out| {
+            let help =
+                "Ports of local workloads that other local workloads connect to without the agent, for each of these.";
+            out.single("mesh_agent_direct_ways", Kind::Gauge, help, counting.load(Relaxed));
+        });
+        let changes = live.changes();
+        let question = Question { node_stream, known: HashMap::new() };
+        Self { live, kernel, roster, changes, question, dirty: true, not_before: Instant::now(), count }
+    }
+
+    /// Waits until there is something to ask anew.
+    pub(super) async fn due(&mut self) {
+        while !self.dirty {
+            // The senders live as long as the agent.
+            tokio::select! {
+                _ = self.changes.changed() => {}
+                _ = self.roster.changed() => {}
+            }
+            self.dirty = true;
+        }
+        tokio::time::sleep_until(self.not_before).await;
+    }
+
+    /// Asks, and tells the kernel.
+    pub(super) async fn settle(&mut self) {
+        self.dirty = false;
+        self.changes.mark_unchanged();
+        let workloads: Vec<Arc<Workload>> =
+            self.roster.borrow_and_update().enrolled.iter().map(|enrolled| enrolled.workload.clone()).collect();
+        let (config, mut question, kernel) =
+            (self.live.load(), std::mem::take(&mut self.question), self.kernel.clone());
+        // With hundreds of workloads this takes long enough to be in others' way.
+        let asked = tokio::task::spawn_blocking(move || {
+            let (plan, undecided) = question.ask(&workloads, &config);
+            let told = lock(&kernel).set_direct(&plan, &undecided);
+            (question, plan.ways.len(), told)
+        });
+        match asked.await {
+            Ok((question, count, told)) => {
+                self.question = question;
+                self.count.store(i64::try_from(count).unwrap_or(i64::MAX), Relaxed);
+                if let Err(error) = told {
+                    tracing::error!(%error, "some connections go through the agent that need not");
+                }
+            }
+            // A defect; what the kernel knows stays.
+            Err(error) => tracing::error!(%error, "cannot tell which connections need no agent"),
+        }
+        self.not_before = Instant::now() + PAUSE;
+    }
+}
+
+/// How a client may go to a port of a server, if it may.
+fn way(client: &Whole, server: &Whole, to: SocketAddr) -> Option<DirectWay> {
+    let (from, into) = (client.local(), server.local());
+    let allowed = client.workload.id != server.workload.id && comes_in(&from, &into, to);
+    allowed.then(|| DirectWay {
+        client: client.workload.id,
+        to,
+        server: server.workload.id,
+        by_service: !leaves(&client.snapshot, to),
+    })
+}
+
+#[derive(Default)]
+struct Question {
+    node_stream: bool,
+    /// Workloads as they were told of last, by `Workload::id`, as in `proxy::authorize`.
+    known: HashMap<u32, Arc<Known>>,
+}
+
+/// A workload of which everything is known.
+struct Whole {
+    workload: Arc<Workload>,
+    snapshot: Arc<Snapshot>,
+    policies: Policies,
+}
+
+impl Whole {
+    fn local(&self) -> Local<'_> {
+        let Whole { workload, snapshot, policies } = self;
+        Local { snapshot, policies, identity: &workload.identity, addresses: &workload.addresses }
+    }
+}
+
+impl Question {
+    /// Everything that is direct, and the workloads of which nobody can tell.
+    fn ask(&mut self, workloads: &[Arc<Workload>], config: &NodeConfig) -> (DirectPlan, HashSet<u32>) {
+        let mut owners: HashMap<IpAddr, usize> = HashMap::new();
+        for address in workloads.iter().flat_map(|workload| &workload.addresses) {
+            *owners.entry(*address).or_default() += 1;
+        }
+        self.known.retain(|id, _| workloads.iter().any(|workload| workload.id == *id));
+        let unambiguous =
+            |workload: &Workload| workload.addresses.iter().all(|address| owners.get(address) == Some(&1));
+        let may = |workload: &&Arc<Workload>| workload.same_node == SameNode::Direct && unambiguous(workload);
+        let (mut whole, mut undecided) = (Vec::new(), HashSet::new());
+        for workload in workloads.iter().filter(may) {
+            match (config.by_workload.get(&workload.id), self.policies(workload, config)) {
+                (Some(snapshot), Some(policies)) => {
+                    whole.push(Whole { workload: workload.clone(), snapshot: snapshot.clone(), policies });
+                }
+                _ => {
+                    undecided.insert(workload.id);
+                }
+            }
+        }
+        let mut plan = DirectPlan::default();
+        for server in &whole {
+            for address in &server.workload.addresses {
+                for port in server.local().opaque_ports(*address) {
+                    let to = SocketAddr::new(*address, port);
+                    plan.ways.extend(whole.iter().filter_map(|client| way(client, server, to)));
+                }
+            }
+        }
+        let ways: HashSet<(u32, SocketAddr)> = plan.ways.iter().map(|way| (way.client, way.to)).collect();
+        let by_address: HashMap<IpAddr, &Whole> =
+            whole.iter().flat_map(|one| one.workload.addresses.iter().map(move |address| (*address, one))).collect();
+        for client in &whole {
+            let id = client.workload.id;
+            let chosen = services(&client.snapshot).filter(|service| {
+                // One that is not meant must not be gone to, and one that is chosen may be.
+                let meant = |choice: &Choice<'_>| {
+                    let server = by_address.get(&choice.address().ip());
+                    server.is_none_or(|server| choice.means(&server.workload.identity))
+                };
+                service.choices.iter().any(|choice| ways.contains(&(id, choice.address())))
+                    && service.choices.iter().all(meant)
+            });
+            plan.services.extend(chosen.map(|service| DirectService {
+                client: id,
+                to: service.to,
+                endpoints: service.slots().into(),
+            }));
+        }
+        (plan, undecided)
+    }
+
+    fn policies(&mut self, workload: &Workload, config: &NodeConfig) -> Option<Policies> {
+        if !self.node_stream {
+            return Some(Policies::default());
+        }
+        let ambient = config.ambient.as_ref()?;
+        if let Some(told) = ambient.local(&workload.addresses, &workload.namespace, &workload.name) {
+            self.known.insert(workload.id, told.clone());
+        }
+        ambient.in_force(self.known.get(&workload.id)?).ok()
+    }
+}

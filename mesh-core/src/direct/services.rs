@@ -1,0 +1,128 @@
+//! Services whose endpoint needs no agent to be chosen: bytes to one of several addresses, each as likely as its weight says.
+//!
+//! In: the configuration of a client. Out: for each address of a service, the endpoints to draw from. A service with a
+//! reason to ask the agent (hashing, limits, outlier detection, localities, unhealthy endpoints) is none of them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::opaque;
+use crate::balance::only_pool;
+use crate::identity::SpiffeId;
+use crate::resource::cluster::{Cluster, ClusterKind, LbPolicy, Transport};
+use crate::resource::endpoint::Endpoint;
+use crate::resource::listener::{Direction, Listener, Terminal};
+use crate::snapshot::Snapshot;
+
+/// Places to draw from of one service; weights that need more are the agent's to follow.
+pub const MAX_SLOTS: u64 = 1024;
+
+/// An address of a service, and where connections to it may go.
+#[derive(Debug)]
+pub struct Service<'s> {
+    /// The address and port that clients dial.
+    pub to: SocketAddr,
+    /// Its endpoints.
+    pub choices: Vec<Choice<'s>>,
+}
+
+/// One endpoint of a service.
+#[derive(Debug)]
+pub struct Choice<'s> {
+    cluster: &'s Cluster,
+    endpoint: &'s Arc<Endpoint>,
+    /// Places of its own among those of the service, at least 1.
+    places: u64,
+}
+
+impl Choice<'_> {
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.endpoint.address
+    }
+
+    /// Whether a workload with this identity is who is meant, and is to be spoken to by the mesh's own means.
+    pub fn means(&self, identity: &SpiffeId) -> bool {
+        let meshed = self.endpoint.tunnel || matches!(self.cluster.transport(self.endpoint), Transport::Hbone);
+        let expected = match &self.endpoint.identity {
+            Some(expected) => expected == identity,
+            None => self.cluster.sans.contains(identity),
+        };
+        meshed && expected
+    }
+}
+
+impl Service<'_> {
+    /// Its endpoints, each in as many places as its weight asks for.
+    pub fn slots(&self) -> Vec<SocketAddr> {
+        let places = |choice: &Choice<'_>| usize::try_from(choice.places).unwrap_or(usize::MAX);
+        self.choices.iter().flat_map(|choice| std::iter::repeat_n(choice.address(), places(choice))).collect()
+    }
+}
+
+/// The services that a workload knows by an address of their own.
+pub fn services(snapshot: &Snapshot) -> impl Iterator<Item = Service<'_>> {
+    let outbound = |listener: &&Arc<Listener>| !listener.bind_to_port && listener.direction != Direction::Inbound;
+    let addresses = |listener: &'_ Arc<Listener>| listener.addresses.clone();
+    snapshot
+        .listeners()
+        .filter(outbound)
+        .flat_map(addresses)
+        .filter(|to| !to.ip().is_unspecified())
+        .filter_map(|to| Some(Service { to, choices: choices(snapshot, to)? }))
+}
+
+/// `None`: the agent is to choose.
+fn choices(snapshot: &Snapshot, to: SocketAddr) -> Option<Vec<Choice<'_>>> {
+    // The one that serves the address, if several stand for it.
+    let listener = snapshot.outbound(to)?;
+    let unspecified = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+    let Terminal::Tcp(proxy) = &opaque(listener, to, unspecified, false)?.terminal else { return None };
+    if proxy.hash_source_ip {
+        return None;
+    }
+    let mut shares = Vec::new();
+    for entry in proxy.clusters.entries().filter(|entry| entry.weight > 0) {
+        let cluster = snapshot.cluster(&entry.name)?;
+        let endpoints = endpoints(snapshot, cluster)?;
+        let same_family = |endpoint: &Arc<Endpoint>| endpoint.address.is_ipv4() == to.is_ipv4();
+        if endpoints.is_empty() || !endpoints.iter().all(same_family) {
+            return None;
+        }
+        let total: u64 = endpoints.iter().map(|endpoint| u64::from(endpoint.weight)).sum();
+        shares.push((entry.weight, cluster, endpoints, total));
+    }
+    // An endpoint's part of all is weight of its cluster × its own weight / weight of the cluster's endpoints.
+    let common = shares.iter().try_fold(1_u64, |common, (.., total)| lcm(common, *total))?;
+    let mut choices = Vec::new();
+    for (weight, cluster, endpoints, total) in shares {
+        for endpoint in endpoints {
+            let part = u64::from(endpoint.weight).checked_mul(common / total)?;
+            choices.push(Choice { cluster, endpoint, places: part.checked_mul(u64::from(weight))? });
+        }
+    }
+    let divisor = choices.iter().fold(0, |divisor, choice| gcd(divisor, choice.places));
+    choices.iter_mut().for_each(|choice| choice.places /= divisor.max(1));
+    let places = choices.iter().try_fold(0_u64, |sum, choice| sum.checked_add(choice.places))?;
+    (1..=MAX_SLOTS).contains(&places).then_some(choices)
+}
+
+/// The endpoints of a cluster, if any of them may be drawn by its weight alone.
+fn endpoints<'s>(snapshot: &'s Snapshot, cluster: &'s Cluster) -> Option<&'s [Arc<Endpoint>]> {
+    let drawn = matches!(cluster.lb.policy, LbPolicy::RoundRobin | LbPolicy::LeastRequest { .. } | LbPolicy::Random);
+    let listed = matches!(cluster.kind, ClusterKind::Eds { .. } | ClusterKind::Static(_));
+    let asks =
+        cluster.outlier.is_some() || cluster.lb.slow_start.is_some() || cluster.limits.max_connections != u32::MAX;
+    (drawn && listed && !asks).then(|| only_pool(snapshot.endpoints(cluster), &cluster.lb)).flatten()
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+fn lcm(a: u64, b: u64) -> Option<u64> {
+    (a / gcd(a, b).max(1)).checked_mul(b)
+}
+
+#[cfg(test)]
+mod tests;
