@@ -23,6 +23,9 @@ use crate::report::tell;
 const NEXT: i32 = -1;
 const DROP: i32 = 2;
 
+const DIRECT: u32 = Verdict::Direct as u32;
+const ACCEPTED: u32 = Verdict::DirectAccepted as u32;
+
 pub fn run(ctx: &TcContext) -> i32 {
     let (sender, verdict) = sender(ctx);
     if matches!(sender, Sender::Agent | Sender::Kernel) {
@@ -50,7 +53,8 @@ pub fn run(ctx: &TcContext) -> i32 {
     }
 }
 
-/// Whose packet it is, and why its socket was let go.
+/// Whose packet it is, and why its socket was let go. One that was let go directly is not just let go: what nobody can
+/// judge does not leave it.
 #[inline(always)]
 fn sender(ctx: &TcContext) -> (Sender, Option<u32>) {
     // SAFETY: a field of the context.
@@ -67,14 +71,15 @@ fn sender(ctx: &TcContext) -> (Sender, Option<u32>) {
         return (Sender::Agent, None);
     }
     let verdict = VERDICT.get(full);
-    (if verdict.is_some() { Sender::Released } else { Sender::Unknown }, verdict)
+    match verdict {
+        None | Some(DIRECT | ACCEPTED) => (Sender::Unknown, verdict),
+        Some(_) => (Sender::Released, verdict),
+    }
 }
 
 #[inline(always)]
 fn judge<const V4: bool>(ctx: &TcContext, sender: Sender, verdict: Option<u32>, packet: &Packet) -> i32 {
     let netns = INGRESS_NETNS.load();
-    const DIRECT: u32 = Verdict::Direct as u32;
-    const ACCEPTED: u32 = Verdict::DirectAccepted as u32;
     let direct = match verdict {
         Some(DIRECT) => Some(direct::leaves(netns, packet)),
         Some(ACCEPTED) => Some(direct::answers(netns, packet)),

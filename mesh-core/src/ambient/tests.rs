@@ -197,7 +197,7 @@ fn a_refused_policy_is_no_pass() {
         assert_eq!((refused, policies.is_err()), (1, concerns), "{name}: {policies:?}");
         assert!(policies.err().is_none_or(|why| why.contains(&name)));
         if name != "shop/named" {
-            assert_eq!(tell(&mut store, &[], &[name.clone()]), (0, Ok(vec![])), "{name} is gone");
+            assert_eq!(tell(&mut store, &[], std::slice::from_ref(&name)), (0, Ok(vec![])), "{name} is gone");
         }
         // One that was good stays what it was.
         let (namespace, own) = name.split_once('/').unwrap();

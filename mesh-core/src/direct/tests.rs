@@ -196,7 +196,7 @@ fn policies_decide_by_the_identity_and_every_address_that_may_be_seen() {
     }
     assert!(!Pair { from: vec!["fd00::1".parse().unwrap()], ..Pair::new() }.is_direct(TCP), "no address of the family");
     let from = |ip: [u8; 4]| security::Match {
-        source_ips: vec![security::Address { address: ip.to_vec().into(), length: 32 }],
+        source_ips: vec![security::Address { address: ip.to_vec(), length: 32 }],
         ..Default::default()
     };
     let message = security::Authorization {

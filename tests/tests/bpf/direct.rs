@@ -305,6 +305,33 @@ fn the_next_packet_is_too_late() {
     assert_eq!((&client).read(&mut [0; 9]).unwrap_err().kind(), ErrorKind::WouldBlock);
 }
 
+/// Behind extension headers nobody would ask whether the connection is still allowed.
+#[test]
+fn what_cannot_be_judged_does_not_leave() {
+    let node = Node::allowing(&["[fd78:2::2]:8080"]);
+    let app = node.app("[::]:8080");
+    let (client, server) = node.assert_direct(&app, "[fd78:2::2]:8080");
+    // A header of destination options with nothing but padding (RFC 8200, 4.6).
+    let options = |some: &[u8]| {
+        const IPV6_DSTOPTS: libc::c_int = 59;
+        let (fd, value) = (std::os::fd::AsRawFd::as_raw_fd(&client), some.as_ptr().cast());
+        let size = libc::socklen_t::try_from(some.len()).unwrap();
+        // SAFETY: the value is live and its size is given.
+        let done = unsafe { libc::setsockopt(fd, libc::IPPROTO_IPV6, IPV6_DSTOPTS, value, size) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    };
+    options(&[0, 0, 1, 4, 0, 0, 0, 0]);
+    node.counts(Counter::EgressUnexplained, || (&client).write_all(b"hidden").unwrap());
+    server.set_nonblocking(true).unwrap();
+    assert_eq!((&server).read(&mut [0; 6]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    server.set_nonblocking(false).unwrap();
+    options(&[]);
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut got = [0; 6];
+    (&server).read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"hidden");
+}
+
 /// While it is not known what is allowed, what is open goes on and nothing new begins.
 #[test]
 fn what_is_not_known_ends_nothing_and_begins_nothing() {

@@ -19,7 +19,7 @@ mod ways;
 
 use measure::{Cpu, Round};
 use table::{Figure, Results};
-use ways::{ECHO, HTTP, ONCE, SINK, Way};
+use ways::{ECHO, HTTP, ONCE, SINK, Table, Way};
 
 #[derive(Parser)]
 #[command(about = "Measures the mesh against no mesh, nginx, HAProxy and iptables (release builds, root)")]
@@ -134,7 +134,9 @@ fn main() -> Result<()> {
     std::fs::write(&args.json, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("writing {}", args.json.display()))?;
     println!("\nEvery round: {}", args.json.display());
-    println!("Ratios are to the direct path of the same round (medians). All of it shares this machine's cores.");
+    println!(
+        "Ratios are to the first way of a table in the same round (medians). All of it shares this machine's cores."
+    );
     println!(
         "Proxy CPU: the proxies' processes. All CPU: the machine, with client, server and what the kernel does for packets."
     );
@@ -144,11 +146,16 @@ fn main() -> Result<()> {
 /// All measurements on all ways, in rounds of one after the other.
 fn compare(lab: &Lab, ways: &[Way], load: &str, args: &Args) -> Result<Vec<serde_json::Value>> {
     let mut reports = Vec::new();
-    for measurement in MEASUREMENTS {
+    let tables = MEASUREMENTS.iter().flat_map(|one| [(one, Table::Nodes), (one, Table::SameNode)]);
+    for (measurement, table) in tables {
         let ways: Vec<&Way> =
-            ways.iter().filter(|way| way.compared && way.to.contains_key(&measurement.port)).collect();
+            ways.iter().filter(|way| way.table == Some(table) && way.to.contains_key(&measurement.port)).collect();
+        if ways.is_empty() {
+            continue;
+        }
+        let suffix = if table == Table::SameNode { ", two pods of one node" } else { "" };
         let mut results = Results {
-            title: measurement.title,
+            title: format!("{}{suffix}", measurement.title),
             figures: measurement.figures,
             paths: ways.iter().map(|way| way.name).collect(),
             rounds: BTreeMap::new(),

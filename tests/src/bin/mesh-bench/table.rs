@@ -20,7 +20,7 @@ pub struct Figure {
 /// All rounds of one measurement: path name → rounds, in the order of `paths`.
 pub struct Results {
     /// What was measured, as a heading.
-    pub title: &'static str,
+    pub title: String,
     /// Shown figures.
     pub figures: &'static [Figure],
     /// Names of the paths; the first is the direct one.

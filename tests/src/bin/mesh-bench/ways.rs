@@ -29,6 +29,9 @@ const MESHED: &str = "10.96.77.1";
 /// Address of the Service in front of the server that is not enrolled.
 const PLAIN: &str = "10.96.77.2";
 
+/// Address of the Service in front of the enrolled server on the client's node.
+const NEAR: &str = "10.96.77.3";
+
 /// A way from a client to a server.
 pub struct Way {
     /// What the tables call it.
@@ -39,8 +42,17 @@ pub struct Way {
     pub to: BTreeMap<u16, SocketAddr>,
     /// The proxies on the way, for their CPU time.
     pub proxies: Vec<u32>,
-    /// Whether it stands in the tables beside the others.
-    pub compared: bool,
+    /// The tables in which it stands beside others.
+    pub table: Option<Table>,
+}
+
+/// Ways that are compared with each other, each with the first of its table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Table {
+    /// Between two nodes.
+    Nodes,
+    /// Between two pods of one node.
+    SameNode,
 }
 
 /// Two nodes, each with an enrolled pod, one that is not, and one with rules of iptables.
@@ -52,12 +64,14 @@ pub fn topology() -> Topology {
         .pod(PodSpec::new("plain-server", "far").unenrolled())
         // What iptables does costs every connection of a namespace something.
         .pod(PodSpec::new("redirect-client", "near").unenrolled())
+        .pod(PodSpec::new("near-server", "near"))
+        .pod(PodSpec::new("plain-near-server", "near").unenrolled())
         .pod(PodSpec::new("redirect-server", "far").unenrolled())
 }
 
 /// Services in front of the servers.
 pub fn services() -> String {
-    [("server", MESHED), ("plain-server", PLAIN)]
+    [("server", MESHED), ("plain-server", PLAIN), ("near-server", NEAR)]
         .map(|(name, address)| {
             format!(
                 "apiVersion: v1
@@ -81,7 +95,7 @@ spec:
 pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
     let mut processes = Vec::new();
     let load = sys::binary("mesh-load")?.display().to_string();
-    for name in ["server", "plain-server", "redirect-server"] {
+    for name in ["server", "plain-server", "redirect-server", "near-server", "plain-near-server"] {
         let pod = lab.pod(name)?;
         let [echo, sink, once, dns] = [ECHO, SINK, ONCE, DNS].map(|port| format!("0.0.0.0:{port}"));
         let argv = [&load, "serve", "--echo", &echo, "--sink", &sink, "--once", &once, "--dns", &dns];
@@ -110,38 +124,50 @@ pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
         to.insert(DNS, plain_to(DNS));
         to
     };
+    // Which never goes without an agent.
+    let without_http = |mut to: BTreeMap<u16, SocketAddr>| {
+        to.remove(&HTTP);
+        to
+    };
     let loopback =
         |pairs: &[(u16, u16)]| pairs.iter().map(|(of, at)| (*of, SocketAddr::from(([127, 0, 0, 1], *at)))).collect();
     let (near, far) = (agent(lab, "near")?, agent(lab, "far")?);
+    let both = near.clone();
     let ways = vec![
         Way {
             name: "direct",
             pod: "plain-client",
             to: with_dns(all(&plain.to_string())?),
             proxies: Vec::new(),
-            compared: true,
+            table: Some(Table::Nodes),
         },
         Way {
             name: "mesh, pair, mTLS",
             pod: "client",
             to: all(MESHED)?,
             proxies: [near.clone(), far.clone()].concat(),
-            compared: true,
+            table: Some(Table::Nodes),
         },
-        Way { name: "mesh, one hop, plain", pod: "client", to: with_dns(all(PLAIN)?), proxies: near, compared: true },
+        Way {
+            name: "mesh, one hop, plain",
+            pod: "client",
+            to: with_dns(all(PLAIN)?),
+            proxies: near,
+            table: Some(Table::Nodes),
+        },
         Way {
             name: "to an enrolled pod",
             pod: "plain-client",
             to: all(&lab.pod("server")?.address().to_string())?,
             proxies: far,
-            compared: false,
+            table: None,
         },
         Way {
             name: "nginx, one hop, plain",
             pod: "plain-client",
             to: loopback(&[(HTTP, peers::NGINX_HTTP)]),
             proxies: nginx.id().map(family).unwrap_or_default(),
-            compared: true,
+            table: Some(Table::Nodes),
         },
         Way {
             name: "HAProxy, one hop, plain",
@@ -153,21 +179,35 @@ pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
                 (ONCE, peers::HAPROXY_ONCE),
             ]),
             proxies: haproxy.id().map(family).unwrap_or_default(),
-            compared: true,
+            table: Some(Table::Nodes),
         },
         Way {
             name: "iptables REDIRECT, no proxy",
             pod: "plain-client",
             to: redirect_to(lab.pod("redirect-server")?.address()),
             proxies: Vec::new(),
-            compared: true,
+            table: Some(Table::Nodes),
         },
         Way {
             name: "iptables REDIRECT to HAProxy, TCP",
             pod: "redirect-client",
             to: redirect_to(plain),
             proxies: redirecting,
-            compared: true,
+            table: Some(Table::Nodes),
+        },
+        Way {
+            name: "no mesh",
+            pod: "plain-client",
+            to: without_http(all(&lab.pod("plain-near-server")?.address().to_string())?),
+            proxies: Vec::new(),
+            table: Some(Table::SameNode),
+        },
+        Way {
+            name: "mesh, directly",
+            pod: "client",
+            to: without_http(all(NEAR)?),
+            proxies: both,
+            table: Some(Table::SameNode),
         },
     ];
     processes.extend([nginx, haproxy]);
