@@ -113,7 +113,7 @@ pub fn arrives(workload: &Workload, netns: u64, packet: &Packet) -> Option<Arriv
         return None;
     }
     let mut key = direct::key(&packet.source, &packet.destination);
-    let record = DIRECT.get_ptr_mut(&key)?;
+    let record = DIRECT.get_ptr_mut(key)?;
     // SAFETY: the entry stays readable until this program has ended.
     let client = unsafe { (*record).client };
     let way = ALLOWED.get_ptr_mut(way(client, &packet.destination));
