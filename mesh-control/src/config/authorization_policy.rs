@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::peer_authentication::Selector;
+use super::fields::{Selector, check_labels};
 use super::{Findings, Labels};
 use crate::yaml::FieldPath;
 
@@ -248,12 +248,7 @@ impl AuthorizationPolicy {
 
     pub(super) fn check(&self, findings: &mut Findings) {
         let spec = FieldPath::of("spec");
-        for (key, value) in self.labels().into_iter().flatten() {
-            let path = spec.key("selector").key("matchLabels").key(key);
-            if key.is_empty() || key.contains('*') || value.contains('*') {
-                findings.error(path, format!("`{key}: {value}` is no label: both are compared as they stand"));
-            }
-        }
+        check_labels(&spec.key("selector").key("matchLabels"), self.labels(), findings);
         let targets = [("targetRef", self.target_ref.is_some()), ("targetRefs", !self.target_refs.is_empty())];
         for (field, _) in targets.iter().filter(|(_, given)| *given) {
             if self.selector.is_some() {

@@ -8,6 +8,9 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
+use super::{Findings, Labels};
+use crate::yaml::FieldPath;
+
 /// A duration as `1.5s`, `2m`, `1h30m`, `250ms`; at least 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
@@ -136,6 +139,23 @@ impl TryFrom<RawMatch> for StringMatch {
             RawMatch { exact: None, prefix: Some(text), regex: None } => Ok(StringMatch::Prefix(text)),
             RawMatch { exact: None, prefix: None, regex: Some(text) } => Ok(StringMatch::Regex(text)),
             _ => Err("only one of exact, prefix and regex may be given".to_owned()),
+        }
+    }
+}
+
+/// `selector`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Selector {
+    /// Labels that a workload must have, all of them.
+    pub match_labels: Labels,
+}
+
+/// Refuses labels that no workload has because they are meant as patterns. `path`: of the labels.
+pub(super) fn check_labels(path: &FieldPath, labels: Option<&Labels>, findings: &mut Findings) {
+    for (key, value) in labels.into_iter().flatten() {
+        if key.is_empty() || key.contains('*') || value.contains('*') {
+            findings.error(path.key(key), format!("`{key}: {value}` is no label: both are compared as they stand"));
         }
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::fields::{Selector, check_labels};
 use super::{Findings, Labels};
 use crate::yaml::FieldPath;
 
@@ -19,14 +20,6 @@ pub struct PeerAuthentication {
     pub mtls: Option<MutualTls>,
     /// For single ports of the workload, by number; only beside a selector.
     pub port_level_mtls: Option<BTreeMap<String, MutualTls>>,
-}
-
-/// `selector`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Selector {
-    /// Labels that a workload must have, all of them.
-    pub match_labels: Labels,
 }
 
 /// `mtls`.
@@ -70,12 +63,7 @@ impl PeerAuthentication {
 
     pub(super) fn check(&self, findings: &mut Findings) {
         let spec = FieldPath::of("spec");
-        for (key, value) in self.labels().into_iter().flatten() {
-            let path = spec.key("selector").key("matchLabels").key(key);
-            if key.is_empty() || key.contains('*') || value.contains('*') {
-                findings.error(path, format!("`{key}: {value}` is no label: both are compared as they stand"));
-            }
-        }
+        check_labels(&spec.key("selector").key("matchLabels"), self.labels(), findings);
         let Some(ports) = &self.port_level_mtls else { return };
         let path = spec.key("portLevelMtls");
         if ports.is_empty() {
