@@ -2,15 +2,14 @@
 //! entries, listeners handed to workers, configuration streams, certificates asked for. One that cannot be enrolled is
 //! reported and tried again; the others go on.
 
+mod error;
 mod inherit;
 
 use std::collections::{BTreeMap, HashMap};
-use std::io;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mesh_core::identity::IdentityError;
 use mesh_core::resource::listener::{InboundMode, InboundModes};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -30,6 +29,7 @@ use crate::telemetry::{Kind, Metrics};
 use crate::workload::Workload;
 use crate::xds::{Client, StatusCell};
 
+use error::EnrolError;
 pub(super) use inherit::InheritError;
 
 /// First pause before a workload is tried again; doubles up to [`LAST_RETRY`].
@@ -117,34 +117,6 @@ impl Waiting {
 struct Gauges {
     enrolled: AtomicI64,
     pending: AtomicI64,
-}
-
-/// Why a workload cannot be enrolled.
-#[derive(Debug, thiserror::Error)]
-enum EnrolError {
-    #[error("cannot open the network namespace {path}: {source}")]
-    Namespace { path: String, source: io::Error },
-    #[error("no process {pid}, or not one whose network namespace can be opened: {source}")]
-    Process { pid: u32, source: io::Error },
-    #[error(
-        "process {pid} is another one than the workload's, which has ended: give its pid of now, or its namespace as netns; \
-         if this is the workload after all, remove it from the settings, reload, and list it again"
-    )]
-    Reused { pid: u32 },
-    #[error("cannot read the addresses of its network namespace: {0}")]
-    Addresses(io::Error),
-    #[error("cannot copy its listeners: {0}")]
-    Listeners(io::Error),
-    #[error("its network namespace has no address yet")]
-    NoAddress,
-    #[error("its network namespace is the agent's own; a workload needs one of its own")]
-    OwnNamespace,
-    #[error("shares its network namespace with {0}; enrol one of them")]
-    Shared(String),
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
 }
 
 impl Workloads {
@@ -453,6 +425,8 @@ pub(super) fn lock(kernel: &Mutex<Kernel>) -> MutexGuard<'_, Kernel> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
     use crate::settings::OnAgentLoss;
 
