@@ -1,19 +1,13 @@
 //! What comes in the open: refused before the application hears of it, and cut off when it may no longer be there.
 
-use std::io::ErrorKind;
-
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 
 use super::config::Config;
 use super::world::*;
 
 const REFUSED: &str = "mesh_agent_plaintext_refused_total{";
 const ANYBODY: &str = "spiffe://";
-
-async fn is_reset(client: &mut TcpStream) -> bool {
-    client.read(&mut [0]).await.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
-}
 
 #[tokio::test]
 async fn where_mutual_tls_is_asked_for_nobody_dials_the_application() {
@@ -45,17 +39,11 @@ async fn without_a_configuration_nobody_comes_in() {
         // One that comes in time decides.
         for (config, served) in [(Config::new().strict(ANYBODY), false), (Config::new(), true)] {
             let world = World::new();
-            let mut client = world.inbound_client(Some(&app)).await;
+            let client = world.inbound_client(Some(&app)).await;
             tokio::task::yield_now().await;
             assert_eq!(world.dials(), 0);
             world.configure(config.build());
-            if served {
-                let (mut upstream, _) = app.accept().await.unwrap();
-                upstream.write_all(b"late").await.unwrap();
-                assert_eq!(read_text(&mut client, 4).await, "late");
-            } else {
-                assert!(is_reset(&mut client).await);
-            }
+            is_decided(client, &app, served).await;
         }
     })
     .await;
@@ -93,7 +81,7 @@ async fn open_connections_end_when_plaintext_may_no_longer_come_in() {
 
         world.reconfigure(Config::new().strict(ANYBODY).build());
         for end in [&mut bytes, &mut bytes_app, &mut http, &mut http_app, &mut socket, &mut socket_app] {
-            assert!(matches!(end.read(&mut [0]).await, Ok(0) | Err(_)), "no byte more");
+            assert!(is_over(end).await, "no byte more");
         }
         world.reported(REFUSED, &["reason=\"became_strict\"", "} 3"]).await;
         world.reported("istio_tcp_connections_closed_total{", &["response_flags=\"LR\"", "} 1"]).await;

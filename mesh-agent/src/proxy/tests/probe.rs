@@ -236,6 +236,7 @@ async fn grpc_health_checks_pass_and_no_other_call() {
                 assert_eq!(answer.body_mut().trailers().await.unwrap().unwrap()["grpc-status"], "0");
             }
         }
+        assert_eq!(send.current_max_send_streams(), 1, "one health check at a time");
         probed.refused(2).await;
     })
     .await;

@@ -1,12 +1,13 @@
 //! A pod on loopback, its clients and its servers.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use mesh_core::Snapshot;
 use mesh_core::ambient::Ambient;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
 
@@ -160,6 +161,27 @@ pub(super) async fn exchange(stream: &mut TcpStream, request: &str) -> (String, 
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
     let body = read_text(stream, length).await;
     (head, body)
+}
+
+/// Whether the other end resets it.
+pub(super) async fn is_reset(stream: &mut TcpStream) -> bool {
+    stream.read(&mut [0]).await.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+}
+
+/// Whether the other end closes it, in whichever way.
+pub(super) async fn is_over(stream: &mut (impl AsyncRead + Unpin)) -> bool {
+    matches!(stream.read(&mut [0]).await, Ok(0) | Err(_))
+}
+
+/// A client that waited for what decides on it is served, or reset.
+pub(super) async fn is_decided(mut client: TcpStream, app: &TcpListener, served: bool) {
+    if served {
+        let (mut upstream, _) = app.accept().await.unwrap();
+        upstream.write_all(b"late").await.unwrap();
+        assert_eq!(read_text(&mut client, 4).await, "late");
+    } else {
+        assert!(is_reset(&mut client).await);
+    }
 }
 
 /// Accepts one connection, reads a head and answers 200 with a short body.
