@@ -370,7 +370,9 @@ pub(crate) mod tests {
 
     #[test]
     fn lookup_steers_what_comes_from_the_wire_only() {
-        let w = workload();
+        let mut w = workload();
+        w.own[3] = "10.9.0.2".parse::<IpAddr>().unwrap().into();
+        w.own[4] = "fd09::2".parse::<IpAddr>().unwrap().into();
         let ask = |remote: &str, local: &str, port| {
             lookup(&w, &remote.parse::<IpAddr>().unwrap().into(), &local.parse::<IpAddr>().unwrap().into(), port)
         };
@@ -384,6 +386,9 @@ pub(crate) mod tests {
             ("10.0.0.2", "10.0.0.2"),
             ("fd00::2", "fd00::2"),
             ("fe80::2", "fe80::2"),
+            // Another address of its own.
+            ("10.9.0.2", "10.0.0.2"),
+            ("fd00::2", "fd09::2"),
             ("0.0.0.0", "0.0.0.0"),
             ("::", "::"),
         ] {

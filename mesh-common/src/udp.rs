@@ -6,6 +6,10 @@ use crate::addr::Endpoint;
 use crate::capture;
 use crate::egress::Sender;
 
+/// UDP's number (IANA, Assigned Internet Protocol Numbers).
+pub const UDP: u32 = 17;
+/// UDP-Lite's number.
+pub const UDP_LITE: u32 = 136;
 /// The port of DNS servers (RFC 1035, 4.2.1).
 pub const DNS_PORT: u32 = 53;
 
@@ -40,6 +44,14 @@ pub fn outbound(workload: &Workload, to: &Endpoint) -> Verdict {
         return Verdict::Pass;
     }
     elsewhere(workload, to)
+}
+
+/// Whether a question to a DNS server can go through the agent: from a socket of UDP (`protocol`), which is all that the
+/// agent listens for, and not one that is bound to a device (`device`), from which there is no way to loopback.
+/// `answers` finds out whether the agent listens; asked only where it matters.
+#[inline(always)]
+pub fn can_ask_agent(workload: &Workload, protocol: u32, device: bool, answers: impl FnOnce() -> bool) -> bool {
+    protocol == UDP && !device && workload.dns_port != 0 && answers()
 }
 
 /// Decides on a datagram that leaves by an interface other than loopback. `to` is `None` for a later piece of one, which
@@ -215,6 +227,19 @@ mod tests {
             if verdicts[0] == Verdict::Dns {
                 prop_assert!(!capture::is_never_captured(&w, &to));
             }
+        }
+
+        /// The agent takes no question that it could not answer.
+        #[test]
+        fn the_agent_is_asked_by_ordinary_sockets_only(known: bool, other: u32, device: bool, listens: bool, answers: bool) {
+            let mut w = workload();
+            w.dns_port = if listens { 15053 } else { 0 };
+            let protocol = if known { UDP } else { other };
+            let mut looked = false;
+            let asked = can_ask_agent(&w, protocol, device, || { looked = true; answers });
+            prop_assert_eq!(looked, protocol == 17 && !device && listens);
+            prop_assert_eq!(asked, looked && answers);
+            prop_assert!(!can_ask_agent(&w, UDP_LITE, device, || true));
         }
 
         #[test]

@@ -19,8 +19,6 @@ use crate::report::{count, decided, tell};
 use crate::socket::{agent_answers, is_agents, netns, of_sock_addr, remote, set_user4, set_user6, user4, user6};
 
 const SOCK_DGRAM: u32 = 2;
-const IPPROTO_UDP: u32 = 17;
-const IPPROTO_UDPLITE: u32 = 136;
 const BPF_NOEXIST: u64 = 1;
 
 const ALLOW: i32 = 1;
@@ -32,7 +30,7 @@ const DENY: i32 = 0;
 pub fn is_udp(ctx: &SockAddrContext) -> bool {
     // SAFETY: fields of the context.
     let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
-    kind == SOCK_DGRAM && (protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE)
+    kind == SOCK_DGRAM && (protocol == udp::UDP || protocol == udp::UDP_LITE)
 }
 
 pub fn v4(ctx: &SockAddrContext) -> i32 {
@@ -87,8 +85,8 @@ fn dns(
 ) -> Result<Option<Endpoint>, ()> {
     // SAFETY: a field of the context, and sk is a socket and not null.
     let (protocol, device) = unsafe { ((*ctx.sock_addr).protocol, (*sk).bound_dev_if) };
-    // From a socket that is bound to a device there is no way to loopback; the agent listens for UDP only.
-    if device == 0 && protocol == IPPROTO_UDP && agent_answers(ctx, &dns::place(server, 0, workload.dns_port)) {
+    let answers = || agent_answers(ctx, &dns::place(server, 0, workload.dns_port));
+    if udp::can_ask_agent(workload, protocol, device != 0, answers) {
         if let Some(at) = place(netns, server, workload.dns_port) {
             decided(Counter::DnsCaptured, || toward(netns, server));
             return Ok(Some(at));
