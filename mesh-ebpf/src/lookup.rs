@@ -6,14 +6,14 @@
 use core::ptr;
 
 use aya_ebpf::programs::SkLookupContext;
-use mesh_common::abi::Counter;
+use mesh_common::abi::{Counter, Tuple};
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture;
 
 use crate::direct;
 use crate::maps::{INGRESS_NETNS, LISTENERS, WORKLOADS};
 use crate::packet::is_strict;
-use crate::report::count;
+use crate::report::{count, decided};
 use crate::socket::AF_INET;
 
 /// Go on with what was assigned, or with the kernel's own search.
@@ -49,12 +49,13 @@ pub fn run(ctx: &SkLookupContext) -> u32 {
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
     let Some(workload) = (unsafe { WORKLOADS.get(INGRESS_NETNS.load()) }) else { return PASS };
     let client = Endpoint { addr: remote, port: remote_port };
-    if direct::is_expected(workload, INGRESS_NETNS.load(), &client, &Endpoint { addr: local, port }) {
+    let server = Endpoint { addr: local, port };
+    if direct::is_expected(workload, INGRESS_NETNS.load(), &client, &server) {
         return PASS;
     }
     let Some(listener) = capture::lookup(workload, &remote, &local, port as u16) else { return PASS };
     if LISTENERS.redirect_sk_lookup(ctx, capture::place(listener, v4), 0).is_ok() {
-        count(Counter::InboundSteered);
+        decided(Counter::InboundSteered, || Tuple { netns: INGRESS_NETNS.load(), client, server });
         return PASS;
     }
     // Not there: the agent is gone, as in `ingress`.

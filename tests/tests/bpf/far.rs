@@ -1,7 +1,8 @@
 //! Where redirected sockets wanted to go: known as long as anybody can ask for it, and gone afterwards.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Instant;
 
@@ -98,4 +99,39 @@ fn nothing_is_left_of_a_connect_that_fails() {
     accept(&own);
     assert_eq!(noted(&mesh.pins), 0);
     assert_eq!(socket.peer_addr().unwrap().as_socket().unwrap(), at("10.77.0.2:8081"));
+}
+
+/// Such a `connect()` sends nothing: the kernel waits for the first byte, to put it into the SYN.
+#[test]
+fn who_waits_for_the_first_byte_is_known_however_long_that_takes() {
+    /// Data in the SYN, without a cookie.
+    const CLIENT_WITHOUT_COOKIE: &str = "5";
+    let mesh = Mesh::new();
+    let path = "/proc/sys/net/ipv4/tcp_fastopen";
+    mesh.net.pod.run(|| std::fs::write(path, CLIENT_WITHOUT_COOKIE)).unwrap().unwrap();
+    let to = at("10.77.0.1:8080");
+    let connect = || {
+        let socket = socket_in(&mesh.net.pod, "10.77.0.1:8080");
+        let on: i32 = 1;
+        // SAFETY: the value is live and its size is given.
+        let done = unsafe {
+            let (value, size) = ((&raw const on).cast(), size_of::<i32>() as u32);
+            libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, value, size)
+        };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        socket.connect(&to.into()).unwrap();
+        assert_eq!((noted(&mesh.pins), mesh.kernel.in_flight().unwrap()), (1, (0, 0)), "nothing was sent");
+        TcpStream::from(socket)
+    };
+    let client = connect();
+    (&client).write_all(b"first").unwrap();
+    let (mut server, origin) = mesh.accept_outbound(true);
+    assert_eq!(origin, Some(to));
+    let mut said = [0; 5];
+    server.read_exact(&mut said).unwrap();
+    assert_eq!(client.peer_addr().unwrap(), to);
+    drop((client, server));
+    wait_for_nothing(&mesh, "after the first byte");
+    drop(connect());
+    wait_for_nothing(&mesh, "without a byte");
 }
