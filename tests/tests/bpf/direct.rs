@@ -420,6 +420,7 @@ fn nobody_else_opens_one() {
     let mut records = node.map::<Tuple, Direct>(maps::DIRECT);
     records.insert(tuple, sent, 0).unwrap();
     node.counts(Counter::InboundAssigned, || syn(&node.router, 40_001, 4999));
+    assert_eq!(records.get(&tuple, 0).unwrap().stage, Stage::Sent as u32, "another number came in by the record");
     records.insert(tuple, Direct { server: cookie + 1, ..sent }, 0).unwrap();
     node.counts(Counter::InboundAssigned, || syn(&node.router, 40_001, 5000));
     records.insert(tuple, Direct { generation: generation + 1, ..sent }, 0).unwrap();
