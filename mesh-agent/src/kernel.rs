@@ -33,8 +33,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aya::Ebpf;
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray, RingBuf, SockHash};
+use aya::{Ebpf, Pod};
 use mesh_common::abi;
 use mesh_common::abi::Counter;
 use mesh_common::addr::{Addr, Endpoint};
@@ -455,7 +455,7 @@ impl Kernel {
     /// Connections in the hand-over maps: redirected but not yet accepted by the agent, and dialled by the agent but not
     /// yet accepted by an application. For tests and debugging; reads both maps in full.
     pub fn in_flight(&self) -> Result<(usize, usize), KernelError> {
-        fn count<V: aya::Pod>(pins: &Pins, name: &'static str) -> Result<usize, KernelError> {
+        fn count<V: Pod>(pins: &Pins, name: &'static str) -> Result<usize, KernelError> {
             let wrong = |why: String| KernelError::Map { map: name, why };
             let data = MapData::from_pin(pins.maps().join(name)).map_err(|e| wrong(chain(&e)))?;
             let map = aya::maps::Map::from_map_data(data).map_err(|e| wrong(chain(&e)))?;
@@ -505,6 +505,18 @@ fn refused(map: &'static str, error: &MapError) -> KernelError {
         chain(error)
     };
     KernelError::Map { map, why }
+}
+
+/// Takes an entry out of a map. One that is not there needs no removal.
+fn take_out<K: Pod, V: Pod>(
+    map: &mut BpfHashMap<MapData, K, V>,
+    name: &'static str,
+    key: &K,
+) -> Result<(), KernelError> {
+    match map.remove(key) {
+        Err(MapError::KeyNotFound) => Ok(()),
+        done => done.map_err(|e| KernelError::Map { map: name, why: chain(&e) }),
+    }
 }
 
 /// An error with everything that caused it, in one line.

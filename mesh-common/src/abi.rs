@@ -253,7 +253,7 @@ pub struct Allowance {
     pub server: u64,
     /// Another one each time that this was not allowed in between: no connection outlives its allowance.
     pub generation: u64,
-    /// Connections in a row of which no packet came to the server as it had left the client.
+    /// Answers by somebody else and ends of connections since a SYN last came to the server as it had left the client.
     pub missed: u32,
     /// [`PAUSED`] and [`BY_SERVICE`].
     pub flags: u32,
@@ -470,7 +470,8 @@ pub enum Counter {
     DirectRevoked = 26,
     /// SYNs of direct connections that were dropped because DIRECT is full.
     DirectFull = 27,
-    /// Direct connections that ended without any packet of theirs having come to the server as it had left the client.
+    /// Direct connections that ended before their SYN had come to the server as it had left the client, and packets of such
+    /// ones that were kept back because somebody else had answered.
     DirectMissed = 28,
 }
 

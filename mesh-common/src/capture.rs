@@ -126,12 +126,12 @@ pub fn inbound(workload: &Workload, port: u16, found: Found, strict: bool) -> Ar
     }
 }
 
-/// Whether a packet from the wire may be left to the kernel without a look at its connection, and the listener that it
-/// then comes to if it has none: where nothing that is open is forbidden (`strict`), one that has a connection goes there
-/// anyway, and for one that has none the kernel asks [`lookup`].
+/// Whether a packet from the wire is left to the kernel without a look at its connection. Where nothing that is open is
+/// forbidden (`strict`), one that has a connection goes there anyway, and for one that has none the kernel asks [`lookup`].
+/// What opens a connection (`syn`) is left only where that is sure to answer (`answered`, asked for nothing else).
 #[inline(always)]
-pub fn left_to_kernel(workload: &Workload, remote: &Addr, local: &Addr, port: u16, strict: bool) -> Option<Inbound> {
-    if strict { None } else { lookup(workload, remote, local, port) }
+pub fn left_to_kernel(strict: bool, syn: bool, answered: impl FnOnce() -> bool) -> bool {
+    !strict && (!syn || answered())
 }
 
 /// The place in LISTENERS of a listener, by the family of what it takes.
@@ -458,13 +458,16 @@ pub(crate) mod tests {
 
         /// What is left to the kernel is forbidden nowhere, and comes to the agent if nobody has a connection for it.
         #[test]
-        fn the_kernel_gets_what_lookup_steers(octets: [u8; 16], v4: bool, own: bool, strict: bool, port: u16) {
+        fn the_kernel_gets_what_lookup_steers(octets: [u8; 16], v4: bool, own: bool, strict: bool, syn: bool, port: u16) {
             let w = workload();
             let local = if v4 { w.source4 } else { w.source6 };
             let ip: IpAddr = if v4 { Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3]).into() } else { octets.into() };
             let remote = if own { local } else { Addr::from(ip) };
             let steered = lookup(&w, &remote, &local, port);
-            prop_assert_eq!(left_to_kernel(&w, &remote, &local, port, strict), if strict { None } else { steered });
+            let mut asked = false;
+            let left = left_to_kernel(strict, syn, || { asked = true; steered.is_some() });
+            prop_assert_eq!(asked, syn && !strict);
+            prop_assert_eq!(left, !strict && (!syn || steered.is_some()));
             if let Some(listener) = steered {
                 for found in [Found::Live, Found::Foreign, Found::TimeWait] {
                     prop_assert_eq!(inbound(&w, port, found, false), Arriving::Pass);

@@ -3,13 +3,15 @@
 //!
 //! The client's SYN leaves a record with its initial sequence number as it leaves the client's pod; the server's pod lets a
 //! SYN in only by such a record. So neither a packet from another host nor one from a raw socket opens a connection, and
-//! nobody's address is taken for an identity. The client says nothing to whom the SYN has not come to. Both ends ask for every segment whether the connection is still allowed.
+//! nobody's address is taken for an identity. The client says nothing to whom the SYN has not come to. Both ends ask for every
+//! segment whether the connection is still allowed.
 
 use crate::abi::{Allowance, BY_SERVICE, Direct, HAS_DIRECT, MAX_DIRECT_SHARE, PAUSED, Stage, Tuple, Workload};
 use crate::addr::Endpoint;
 use crate::egress::{ACK, RST, SYN};
 
-/// Connections in a row that may miss their server before the way is taken for one on which packets are changed.
+/// How often the server may be missed before the way is taken for one on which packets are changed: a connection counts
+/// when it ends, and whenever somebody else answers it.
 pub const MAX_MISSED: u32 = 3;
 
 /// What to do with a segment that comes to a server's pod and whose connection has a record.

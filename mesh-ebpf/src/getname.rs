@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::programs::SockAddrContext;
-use mesh_common::abi::{HAS_DIRECT, Workload};
+use mesh_common::abi::Workload;
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture;
 
@@ -59,13 +59,13 @@ fn peer(ctx: &SockAddrContext, told: impl Fn(&SockAddrContext) -> Endpoint) -> O
     if capture::is_to_app(&told.addr, &local) {
         return FAR.get(sk).map(|far| far.to);
     }
-    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
-    let workload = unsafe { WORKLOADS.get(netns(ctx)) }?;
+    // SAFETY: the value is not used, only that it is there.
+    unsafe { WORKLOADS.get(netns(ctx)) }?;
     if capture::may_be_redirected(&local, &told.addr) {
         return far::of(ctx, sk).map(|far| far.far.to);
     }
     // It may have gone directly.
-    if workload.flags & HAS_DIRECT != 0 { FAR.get(sk).map(|far| far.to) } else { None }
+    FAR.get(sk).map(|far| far.to)
 }
 
 /// The socket's own address, if the kernel would say loopback for a connection that was redirected there.

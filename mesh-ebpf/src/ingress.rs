@@ -15,7 +15,7 @@ use core::ptr;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_lookup_tcp, bpf_sk_release};
+use aya_ebpf::helpers::generated::{bpf_sk_assign, bpf_sk_lookup_tcp, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
 use mesh_common::abi::{Counter, PortKey, Role, Tuple, Workload};
 use mesh_common::addr::{Addr, Endpoint};
@@ -29,7 +29,7 @@ use crate::packet::{
     sock_tuple,
 };
 use crate::report::{decided, tell};
-use crate::socket::{self, BPF_F_CURRENT_NETNS, TCP_LISTEN};
+use crate::socket::{self, BPF_F_CURRENT_NETNS, TCP_LISTEN, listens};
 
 /// Go on with the next program, or to the stack if there is none.
 const NEXT: i32 = -1;
@@ -114,11 +114,13 @@ fn steer<const V4: bool>(ctx: &TcContext, packet: &Packet) -> i32 {
     let strict = is_strict(netns, workload, port);
     let syn = packet.flags & (SYN | ACK) == SYN;
     let probe = is_probe(workload, netns, packet, syn);
-    if let Some(to) =
-        capture::left_to_kernel(workload, &packet.source.addr, &packet.destination.addr, port, strict)
-        // What opens a connection is to be told if there is no agent, and answered by the application if it is a probe.
-        && (!syn || (!probe && listens(capture::place(to, V4))))
-    {
+    // What opens a connection is to be told if there is no agent, and answered by the application if it is a probe.
+    let answered = || {
+        !probe
+            && capture::lookup(workload, &packet.source.addr, &packet.destination.addr, port)
+                .is_some_and(|to| listens(ptr::from_ref(&LISTENERS).cast(), &capture::place(to, V4)))
+    };
+    if capture::left_to_kernel(strict, syn, answered) {
         return NEXT;
     }
     let own = packet.answered(netns);
@@ -173,22 +175,6 @@ fn is_probe(workload: &Workload, netns: u64, packet: &Packet, syn: bool) -> bool
     // SAFETY: as above.
     let from_node = || unsafe { NODE.get(packet.source.addr) }.is_some();
     capture::is_probe(workload, syn, declared, from_node)
-}
-
-/// Whether the agent listens, at a place of LISTENERS.
-#[inline(always)]
-fn listens(place: u32) -> bool {
-    let map = ptr::from_ref(&LISTENERS).cast_mut().cast();
-    // SAFETY: the map is a sockmap, whose keys are numbers.
-    let sk = unsafe { bpf_map_lookup_elem(map, (&raw const place).cast()) }.cast::<bpf_sock>();
-    if sk.is_null() {
-        return false;
-    }
-    // SAFETY: sk came from the lookup and is not null.
-    let listens = unsafe { (*sk).state } == TCP_LISTEN;
-    // SAFETY: the one release of this reference.
-    unsafe { bpf_sk_release(sk.cast()) };
-    listens
 }
 
 /// Whether a socket that is not the agent's listens there.

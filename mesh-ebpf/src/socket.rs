@@ -1,6 +1,7 @@
 //! What the hooks need of a socket: its storages, its namespace, its addresses. In: a context. Out: values. Decides
 //! nothing.
 
+use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::EbpfContext;
@@ -112,9 +113,14 @@ pub fn is_agents(sk: *mut bpf_sock) -> bool {
 #[inline(always)]
 pub fn agent_listens(netns: u64, at: &Endpoint) -> bool {
     let key = OutboundKey { netns, port: at.port, v4: at.addr.is_v4().into() };
-    let map = ptr::from_ref(&OUTBOUND).cast_mut().cast();
-    // SAFETY: the map is a sockhash with keys of this type, of which the helper reads one.
-    let sk = unsafe { bpf_map_lookup_elem(map, (&raw const key).cast()) }.cast::<bpf_sock>();
+    listens(ptr::from_ref(&OUTBOUND).cast(), &key)
+}
+
+/// Whether a listener is there, in a map of sockets with keys of this type.
+#[inline(always)]
+pub fn listens<K>(map: *const c_void, key: &K) -> bool {
+    // SAFETY: the callers give a sockmap or sockhash, and a key of its type, of which the helper reads one.
+    let sk = unsafe { bpf_map_lookup_elem(map.cast_mut(), ptr::from_ref(key).cast()) }.cast::<bpf_sock>();
     if sk.is_null() {
         return false;
     }

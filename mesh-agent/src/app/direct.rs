@@ -25,6 +25,8 @@ use crate::workload::Workload;
 
 /// Between two rounds: many changes come together.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Until what the kernel did not take is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What is asked for every two workloads of the node.
 pub(super) struct DirectWays {
@@ -36,6 +38,8 @@ pub(super) struct DirectWays {
     dirty: bool,
     not_before: Instant,
     count: Arc<AtomicI64>,
+    /// What went wrong last: said once, not at every attempt.
+    failure: Option<String>,
 }
 
 impl DirectWays {
@@ -56,7 +60,7 @@ impl DirectWays {
         });
         let changes = live.changes();
         let question = Question { node_stream, known: HashMap::new() };
-        Self { live, kernel, roster, changes, question, dirty: true, not_before: Instant::now(), count }
+        Self { live, kernel, roster, changes, question, dirty: true, not_before: Instant::now(), count, failure: None }
     }
 
     /// Waits until there is something to ask anew.
@@ -90,14 +94,17 @@ impl DirectWays {
             Ok((question, count, told)) => {
                 self.question = question;
                 self.count.store(i64::try_from(count).unwrap_or(i64::MAX), Relaxed);
-                if let Err(error) = told {
-                    tracing::error!(%error, "some connections go through the agent that need not");
+                let failure = told.err().map(|error| error.to_string());
+                if let Some(error) = failure.as_ref().filter(|error| self.failure.as_ref() != Some(error)) {
+                    tracing::error!(error, again = ?RETRY, "the kernel does not know who may connect without the agent");
                 }
+                self.dirty |= failure.is_some();
+                self.failure = failure;
             }
             // A defect; what the kernel knows stays.
             Err(error) => tracing::error!(%error, "cannot tell which connections need no agent"),
         }
-        self.not_before = Instant::now() + PAUSE;
+        self.not_before = Instant::now() + if self.failure.is_some() { RETRY } else { PAUSE };
     }
 }
 

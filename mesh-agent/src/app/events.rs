@@ -93,8 +93,8 @@ fn meaning(reason: u32) -> &'static str {
         }
         Some(Counter::DirectFull) => "dropped: there is no place for one more direct connection on this node",
         Some(Counter::DirectMissed) => {
-            "between workloads of this node something changes packets, or answers in the other's place; after three such \
-             connections it goes through the agent: look for SNAT"
+            "between workloads of this node something changes packets, or answers in the other's place; soon \
+             connections there go through the agent: look for SNAT"
         }
         Some(Counter::ProbeUnanswered) => "a TCP probe found no application listening",
         _ => "the kernel programs met a problem",

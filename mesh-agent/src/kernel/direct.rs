@@ -7,13 +7,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
+use aya::maps::{HashMap as BpfHashMap, MapData};
 use mesh_common::abi::{self, Allowance, BY_SERVICE, Direct, HAS_DIRECT, PAUSED, TAKES_DIRECT, Tuple, Way, maps};
 use tracing::{info, warn};
 
 use super::enrol::Pod;
 use super::services::Services;
-use super::{KernelError, chain, refused};
+use super::{KernelError, chain, refused, take_out};
 use crate::net::connections::{Connection, destroy};
 use crate::net::netns::NetNs;
 
@@ -130,7 +130,9 @@ impl Ways {
             std::thread::sleep(ON_THEIR_WAY);
         }
         let gone: HashSet<Way> = gone.into_iter().map(|(way, _)| *way).collect();
-        gone.iter().for_each(|way| self.remove(way));
+        for way in &gone {
+            failed = self.remove(way).err().or(failed);
+        }
         self.end(pods, |way| gone.contains(way), "no longer allowed");
 
         let kept = kept.into_iter().filter_map(|(way, of)| Some((*way, *of, ways.get(way)?.1)));
@@ -156,25 +158,25 @@ impl Ways {
     }
 
     /// Forgets a workload that is being withdrawn. Its connections with others, which stay, end.
-    pub(super) fn forget(&mut self, others: &Pods, pod: &Pod) {
+    pub(super) fn forget(&mut self, others: &Pods, pod: &Pod) -> Result<(), KernelError> {
         let cookie = pod.netns.cookie();
         let concerns = |way: &Way, server: u64| way.netns == cookie || server == cookie;
         let gone: HashSet<Way> =
             self.known().iter().filter(|(way, of)| concerns(way, of.server)).map(|(way, _)| *way).collect();
-        gone.iter().for_each(|way| self.remove(way));
+        let removed = gone.iter().try_for_each(|way| self.remove(way));
         let all = |at: u64| if at == cookie { Some(&*pod.netns) } else { netns_of(others, at) };
         self.end_in(all, |way| gone.contains(way), "its workload was withdrawn");
         self.forget_records(cookie);
-        self.services.forget(cookie);
+        removed.and(self.services.forget(cookie))
     }
 
     /// Forgets a namespace of which only the cookie is known.
-    pub(super) fn discard(&mut self, cookie: u64) {
+    pub(super) fn discard(&mut self, cookie: u64) -> Result<(), KernelError> {
         let concerns = |(way, of): &(&Way, &Allowance)| way.netns == cookie || of.server == cookie;
         let gone: Vec<Way> = self.known().iter().filter(concerns).map(|(way, _)| *way).collect();
-        gone.iter().for_each(|way| self.remove(way));
+        let removed = gone.iter().try_for_each(|way| self.remove(way));
         self.forget_records(cookie);
-        self.services.forget(cookie);
+        removed.and(self.services.forget(cookie))
     }
 
     /// Takes everything away; connections go on by themselves.
@@ -186,7 +188,11 @@ impl Ways {
             // Gone is as good as removed.
             let _ = self.records.remove(&key);
         }
-        all.iter().for_each(|way| self.remove(way));
+        for way in all {
+            if let Err(error) = self.remove(&way) {
+                warn!(%error, "a direct way outlives the mesh on this node");
+            }
+        }
     }
 
     fn known(&mut self) -> &mut HashMap<Way, Allowance> {
@@ -207,14 +213,11 @@ impl Ways {
         Ok(())
     }
 
-    fn remove(&mut self, way: &Way) {
-        match self.allowed.remove(way) {
-            Err(e) if !matches!(e, MapError::KeyNotFound) => {
-                warn!(error = chain(&e), "a direct way cannot be taken out of the map")
-            }
-            _ => {}
-        }
+    /// What cannot be taken out is still known, and will be tried again.
+    fn remove(&mut self, way: &Way) -> Result<(), KernelError> {
+        take_out(&mut self.allowed, maps::ALLOWED, way)?;
         self.known().remove(way);
+        Ok(())
     }
 
     /// Ends a connection of which one end is in this namespace: nothing of it passes any more.

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use aya::Ebpf;
-use aya::maps::{MapError, SockMap};
+use aya::maps::SockMap;
 use mesh_common::abi::{
     self, HAS_PORT_MODES, MAX_ADDRESSES, OutboundKey, Role, STRICT, TAKES_DIRECT, TUNNEL_PORT, maps,
 };
@@ -18,7 +18,7 @@ use mesh_common::dns::PLACES6;
 use tracing::warn;
 
 use super::modes::{self, Modes};
-use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept, places, probe, probed, refused};
+use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept, places, probe, probed, refused, take_out};
 use crate::net::connections::Connection;
 use crate::net::datagram;
 use crate::net::listen::listen;
@@ -225,15 +225,12 @@ pub(super) fn remove(kernel: &mut Kernel, pod: &mut Pod) -> Result<(), KernelErr
     probed::clear(&mut kernel.probed, pod);
     let cookie = pod.netns.cookie();
     places::forget(&mut kernel.places, cookie);
-    kernel.ways.forget(&kernel.pods, pod);
-    let removed = match kernel.workloads.remove(&cookie) {
-        Err(MapError::KeyNotFound) => Ok(()),
-        done => done.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) }),
-    };
+    let direct = kernel.ways.forget(&kernel.pods, pod);
+    let removed = take_out(&mut kernel.workloads, maps::WORKLOADS, &cookie);
     // It is there, or there is nothing to remove.
     let _ = kernel.shares.remove(&cookie);
     let detached = kernel.pins.remove_pod(cookie);
-    removed?;
+    removed.and(direct)?;
     detached.map_err(|e| wrong_pins(kernel, cookie, &e))
 }
 
@@ -246,8 +243,9 @@ pub(super) fn discard(kernel: &mut Kernel, cookie: u64) -> Result<(), KernelErro
     modes::clear_of(&mut kernel.port_modes, cookie);
     modes::clear_of(&mut kernel.probed, cookie);
     places::forget(&mut kernel.places, cookie);
-    kernel.ways.discard(cookie);
-    kernel.pins.remove_pod(cookie).map_err(|e| wrong_pins(kernel, cookie, &e))
+    let direct = kernel.ways.discard(cookie);
+    kernel.pins.remove_pod(cookie).map_err(|e| wrong_pins(kernel, cookie, &e))?;
+    direct
 }
 
 fn wrong_pins(kernel: &Kernel, cookie: u64, error: &std::io::Error) -> KernelError {

@@ -6,12 +6,11 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use aya::maps::{HashMap as BpfHashMap, MapData, MapError};
+use aya::maps::{HashMap as BpfHashMap, MapData};
 use mesh_common::abi::{Service, Slot, Way, maps};
 use mesh_common::addr::Endpoint;
-use tracing::warn;
 
-use super::{KernelError, chain, refused};
+use super::{KernelError, refused, take_out};
 
 /// The maps SERVICES and SLOTS.
 pub(super) struct Services {
@@ -54,16 +53,19 @@ impl Services {
                 Err(error) => failed = Some(error),
             }
         }
-        gone.iter().filter(|way| !open(way.netns)).for_each(|way| self.remove(way));
+        for way in gone.iter().filter(|way| !open(way.netns)) {
+            failed = self.remove(way).err().or(failed);
+        }
         self.sweep();
         failed.map_or(Ok(()), Err)
     }
 
     /// Forgets what a namespace knows.
-    pub(super) fn forget(&mut self, netns: u64) {
+    pub(super) fn forget(&mut self, netns: u64) -> Result<(), KernelError> {
         let gone: Vec<Way> = self.known().services.keys().filter(|way| way.netns == netns).copied().collect();
-        gone.iter().for_each(|way| self.remove(way));
+        let forgotten = gone.iter().try_for_each(|way| self.remove(way));
         self.sweep();
+        forgotten
     }
 
     /// A list of endpoints, written if it is not there.
@@ -93,14 +95,11 @@ impl Services {
         Ok(())
     }
 
-    fn remove(&mut self, way: &Way) {
-        match self.services.remove(way) {
-            Err(e) if !matches!(e, MapError::KeyNotFound) => {
-                warn!(error = chain(&e), "a service cannot be taken out of the map")
-            }
-            _ => {}
-        }
+    /// What cannot be taken out is still known, and will be tried again.
+    fn remove(&mut self, way: &Way) -> Result<(), KernelError> {
+        take_out(&mut self.services, maps::SERVICES, way)?;
         self.known().services.remove(way);
+        Ok(())
     }
 
     /// Removes lists that no service names.
