@@ -70,6 +70,7 @@ pub struct Kernel {
     events: Option<Map>,
     debug_log: Option<debug_log::DebugLog>,
     sockets: Sockets,
+    shortcut_lacks: Vec<&'static str>,
     /// Makes every workload an instance of the programs for one pod.
     loader: load::Loader,
     /// The programs of the cgroup hooks until they are in force.
@@ -253,6 +254,7 @@ impl Kernel {
             self.agents.insert(id, 1, 0).map_err(|e| refused(abi::maps::AGENTS, &e))?;
         }
         if let Some(mut base) = self.base.take() {
+            attach::attach_sockets(&mut base)?;
             attach::attach_cgroup(&mut base, &self.cgroups.attach, &self.pins)?;
         }
         info!(cgroup = %self.cgroups.attach.display(), pins = %self.pins.root().display(), "kernel programs are in force");
@@ -397,12 +399,16 @@ impl Kernel {
             Udp::DnsOnly => abi::UDP_DNS_ONLY,
             Udp::Deny => abi::UDP_DENY,
         };
+        let shortcuts = match self.sockets.may_shorten(workload.shortcuts) {
+            true => abi::SHORTCUTS,
+            false => 0,
+        };
         let subject = enrol::Subject {
             id: workload.id,
             key: &key,
             netns: &workload.netns,
             addresses: &workload.addresses,
-            flags: loss | udp,
+            flags: loss | udp | shortcuts,
         };
         let mut prepared = enrol::prepare(self, &subject, listeners)?;
         prepared.pod.existing = workload.existing_connections;
@@ -422,6 +428,11 @@ impl Kernel {
         {
             warn!(workload = id, error = %e, "the kernel side of a workload could not be removed completely");
         }
+    }
+
+    /// In what shortcuts differ from TCP on this kernel; empty where `shortcuts: auto` uses them.
+    pub fn shortcut_lacks(&self) -> &[&'static str] {
+        &self.shortcut_lacks
     }
 
     /// What opens sockets that the programs leave alone; cheap to clone and to send.

@@ -193,6 +193,9 @@ pub struct WorkloadSettings {
     /// Which UDP may leave it.
     #[serde(default)]
     pub udp: Udp,
+    /// Whether what goes between it and the agent may take a shortcut past TCP.
+    #[serde(default)]
+    pub shortcuts: Shortcuts,
     /// What the orchestrator asks it in the open, from the node.
     #[serde(default)]
     pub probes: Vec<ProbeSettings>,
@@ -209,6 +212,19 @@ pub enum Udp {
     DnsOnly,
     /// None.
     Deny,
+}
+
+/// Whether what goes between a workload and its agent may take a shortcut past TCP (docs/paths.md).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shortcuts {
+    /// Where the running kernel's own test finds no difference that an application can see.
+    #[default]
+    Auto,
+    /// Yes: it is known that the application does nothing that docs/paths.md lists.
+    On,
+    /// No.
+    Off,
 }
 
 /// What happens to new connections of a workload while no agent is there.

@@ -9,7 +9,7 @@ use mesh_core::identity::{IdentityError, SpiffeId};
 
 use crate::net::netns::NetNs;
 use crate::settings::probes::Probe;
-use crate::settings::{ExistingConnections, OnAgentLoss, SameNode, Udp, WorkloadSettings};
+use crate::settings::{ExistingConnections, OnAgentLoss, SameNode, Shortcuts, Udp, WorkloadSettings};
 use crate::telemetry::Peer;
 
 /// A local workload: a pod, or a process group with a network namespace of its own.
@@ -41,6 +41,8 @@ pub struct Workload {
     pub same_node: SameNode,
     /// Which UDP may leave it.
     pub udp: Udp,
+    /// Whether what goes between it and the agent may take a shortcut past TCP.
+    pub shortcuts: Shortcuts,
     /// What the orchestrator asks it in the open, from the node.
     pub probes: Vec<Probe>,
 }
@@ -71,6 +73,7 @@ impl Workload {
             existing_connections: settings.existing_connections,
             same_node: settings.same_node,
             udp: settings.udp,
+            shortcuts: settings.shortcuts,
             // All of them: the settings were checked.
             probes: settings.probes.iter().filter_map(|probe| probe.get().ok()).collect(),
         })
@@ -118,6 +121,7 @@ mod tests {
             existing_connections: ExistingConnections::Keep,
             same_node: SameNode::Direct,
             udp: Udp::Allow,
+            shortcuts: Shortcuts::Auto,
         };
         peer(&settings, &"c1".into(), &SpiffeId::new("cluster.local", "shop", "reviews").unwrap())
     }

@@ -4,8 +4,12 @@
 
 use crate::addr::{Addr, Endpoint};
 
+mod short;
+
+pub use short::{End, LINK_WANTED, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut};
+
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
@@ -55,6 +59,9 @@ pub const MAX_DIRECT_SHARE: i64 = 32_768;
 pub const MAX_SERVICES: u32 = 262_144;
 /// Places of endpoints of all services together.
 pub const MAX_SLOTS: u32 = 1_048_576;
+/// Connections with a shortcut, of all workloads together. When it is full, or one of the maps beside it, a connection goes
+/// by TCP ([`Counter::ShortcutFull`]).
+pub const MAX_SHORTCUTS: u32 = 32_768;
 /// Agents (cgroups) whose processes are never caught: two during an upgrade.
 pub const MAX_AGENTS: u32 = 16;
 /// Bytes of the ring buffer for [`Event`]s; what does not fit is counted ([`Counter::EventLost`]).
@@ -101,6 +108,16 @@ pub mod maps {
     pub const SERVICES: &str = "SERVICES";
     /// [`Slot`](super::Slot) → [`Endpoint`](super::Endpoint). Written by the agent only.
     pub const SLOTS: &str = "SLOTS";
+    /// socket → [`Short`](super::Short), the end of a shortcut that it is.
+    pub const SHORT: &str = "SHORT";
+    /// id of a connection (u64) → [`Shortcut`](super::Shortcut).
+    pub const SHORTCUTS: &str = "SHORTCUTS";
+    /// [`End`](super::End) → socket.
+    pub const SHORT_SOCKETS: &str = "SHORT_SOCKETS";
+    /// [`Tuple`](super::Tuple) → id of the connection (u64), on its way to the socket that accepts.
+    pub const SHORT_WAY: &str = "SHORT_WAY";
+    /// id of a connection (u64) → bytes that the agent has read from it (u64).
+    pub const SHORT_READ: &str = "SHORT_READ";
     /// [`Counter`](super::Counter) → u64, per CPU.
     pub const METRICS: &str = "METRICS";
     /// A `LISTENER_` constant → the agent's listener in this pod. One map per pod, not pinned. Written by the agent only.
@@ -110,9 +127,33 @@ pub mod maps {
     /// [`Event`](super::Event)s.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that is shared by all instances of the programs, by a pin.
-    pub const ALL: [&str; 21] = [
-        WORKLOADS, AGENTS, OUTBOUND, FLOW, PEER, SHARES, PORT_MODES, PROBED, NODE, KEPT, ASKED, FAR, AGENT, VERDICT,
-        DNS, ALLOWED, DIRECT, SERVICES, SLOTS, METRICS, EVENTS,
+    pub const ALL: [&str; 26] = [
+        WORKLOADS,
+        AGENTS,
+        OUTBOUND,
+        FLOW,
+        PEER,
+        SHARES,
+        PORT_MODES,
+        PROBED,
+        NODE,
+        KEPT,
+        ASKED,
+        FAR,
+        AGENT,
+        VERDICT,
+        DNS,
+        ALLOWED,
+        DIRECT,
+        SERVICES,
+        SLOTS,
+        SHORT,
+        SHORTCUTS,
+        SHORT_SOCKETS,
+        SHORT_WAY,
+        SHORT_READ,
+        METRICS,
+        EVENTS,
     ];
 }
 
@@ -151,6 +192,9 @@ pub const HAS_PROBED: u32 = 1 << 5;
 pub const HAS_DIRECT: u32 = 1 << 6;
 /// In [`Workload::flags`]: there may be connections to this workload in DIRECT.
 pub const TAKES_DIRECT: u32 = 1 << 7;
+
+/// In [`Workload::flags`]: its connections with the agent may have shortcuts.
+pub const SHORTCUTS: u32 = 1 << 8;
 
 /// An enrolled workload, by its network namespace's cookie.
 #[repr(C)]
@@ -382,6 +426,10 @@ pub struct Agent {
     pub far: Endpoint,
     /// Of an accepted outbound connection: the endpoint that was chosen for it. Else [`Endpoint::ZERO`].
     pub chosen: Endpoint,
+    /// 0; in the place of padding.
+    pub zero: u32,
+    /// Id of the shortcut that the socket is an end of, [`LINK_WANTED`] before it is one, or 0.
+    pub link: u64,
 }
 
 /// What a socket of the agent is for.
@@ -473,11 +521,31 @@ pub enum Counter {
     /// Direct connections that ended before their SYN had come to the server as it had left the client, and packets of such
     /// ones that were kept back because somebody else had answered.
     DirectMissed = 28,
+    /// Sockets that became an end of a shortcut.
+    ShortcutJoined = 29,
+    /// Sockets that could not, because a map was full or the kernel did not take them: they send by TCP.
+    ShortcutFull = 30,
+    /// Sends by shortcut.
+    ShortcutSends = 31,
+    /// Bytes sent by shortcut.
+    ShortcutBytes = 32,
+    /// Directions that went over to TCP because the other socket was not there.
+    ShortcutNoPeer = 33,
+    /// Directions that went over to TCP because the agent had too much to read.
+    ShortcutWindow = 34,
+    /// Directions that went over to TCP because an application had been sent what it may be sent unseen.
+    ShortcutAllowance = 35,
+    /// Directions that went over to TCP because of many small sends.
+    ShortcutSmall = 36,
+    /// Directions that went over to TCP because one side had ended its own.
+    ShortcutEnding = 37,
+    /// Directions that went over to TCP because their first bytes had gone so, before or with the handshake.
+    ShortcutTcpFirst = 38,
 }
 
 impl Counter {
     /// Every counter with its name in metrics.
-    pub const ALL: [(Counter, &'static str); 29] = [
+    pub const ALL: [(Counter, &'static str); 39] = [
         (Counter::OutboundCaptured, "outbound_captured"),
         (Counter::OutboundExempt, "outbound_exempt"),
         (Counter::OutboundUnreachable, "outbound_unreachable"),
@@ -507,6 +575,16 @@ impl Counter {
         (Counter::DirectRevoked, "direct_revoked"),
         (Counter::DirectFull, "direct_full"),
         (Counter::DirectMissed, "direct_missed"),
+        (Counter::ShortcutJoined, "shortcut_joined"),
+        (Counter::ShortcutFull, "shortcut_full"),
+        (Counter::ShortcutSends, "shortcut_sends"),
+        (Counter::ShortcutBytes, "shortcut_bytes"),
+        (Counter::ShortcutNoPeer, "shortcut_no_peer"),
+        (Counter::ShortcutWindow, "shortcut_window"),
+        (Counter::ShortcutAllowance, "shortcut_allowance"),
+        (Counter::ShortcutSmall, "shortcut_small"),
+        (Counter::ShortcutEnding, "shortcut_ending"),
+        (Counter::ShortcutTcpFirst, "shortcut_tcp_first"),
     ];
     /// How many there are.
     pub const COUNT: u32 = Counter::ALL.len() as u32;
@@ -527,10 +605,19 @@ pub struct Event {
 }
 
 const _: () = {
+    // No flag is two.
+    let flags =
+        [STRICT, HAS_PORT_MODES, LOSS_OPEN, UDP_DNS_ONLY, UDP_DENY, HAS_PROBED, HAS_DIRECT, TAKES_DIRECT, SHORTCUTS];
+    let (mut i, mut seen) = (0, 0);
+    while i < flags.len() {
+        assert!(flags[i].count_ones() == 1 && seen & flags[i] == 0);
+        seen |= flags[i];
+        i += 1;
+    }
     assert!(size_of::<Endpoint>() == 20 && align_of::<Endpoint>() == 4);
     assert!(size_of::<Tuple>() == 48 && align_of::<Tuple>() == 8);
     assert!(core::mem::offset_of!(Tuple, client) == 8 && core::mem::offset_of!(Tuple, server) == 28);
-    assert!(size_of::<Agent>() == 44 && align_of::<Agent>() == 4);
+    assert!(size_of::<Agent>() == 56 && core::mem::offset_of!(Agent, link) == 48);
     assert!(size_of::<DnsPlace>() == 32 && core::mem::offset_of!(DnsPlace, zero) == 28);
     assert!(
         size_of::<Workload>() == 8 + 4 * MODE_PORT_WORDS + 32 + 16 * MAX_ADDRESSES + 8 && align_of::<Workload>() == 4
@@ -557,8 +644,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Addr, Allowance, Asked, Direct, DnsPlace, Endpoint, Far, OutboundKey, PortKey, Service, Share, Slot, Tuple,
-        Way, Workload,
+        Addr, Allowance, Asked, Direct, DnsPlace, Endpoint, Far, OutboundKey, PortKey, Service, Share, Shortcut, Slot,
+        Tuple, Way, Workload,
     };
 
     // SAFETY: repr(C), made of integers only, without padding (the assertions above), so any bytes are a value and
@@ -574,6 +661,8 @@ mod user {
     unsafe impl aya::Pod for OutboundKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Share {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Shortcut {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Addr {}
     // SAFETY: as above.

@@ -12,7 +12,7 @@ use mesh_common::capture::{self, Outbound};
 use crate::maps::{AGENT, AGENTS, VERDICT, WORKLOADS};
 use crate::report::{decided, tell};
 use crate::socket::{agent_listens, netns, of_sock_addr, set_user4, set_user6, user4, user6};
-use crate::{direct, far, sendmsg};
+use crate::{direct, far, sendmsg, shortcut};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -103,6 +103,7 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
             }
             VERDICT.delete(sk);
             if far::note(ctx, sk, &far) {
+                shortcut::may_begin(sk, workload);
                 decided(Counter::OutboundCaptured, || toward(netns, to));
                 return Ok(Some(listener));
             }

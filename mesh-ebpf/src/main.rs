@@ -18,11 +18,14 @@ mod recvmsg;
 mod report;
 mod sendmsg;
 mod setsockopt;
+mod shortcut;
 mod sock_ops;
 mod socket;
 
-use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sock_ops};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockContext, SockOpsContext, SockoptContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sk_msg, sock_ops};
+use aya_ebpf::programs::{
+    SkLookupContext, SkMsgContext, SockAddrContext, SockContext, SockOpsContext, SockoptContext, TcContext,
+};
 
 /// cgroup/connect4: `connect()` of an AF_INET socket, TCP or UDP, before the kernel looks for a route.
 #[cgroup_sock_addr(connect4)]
@@ -118,6 +121,12 @@ pub fn mesh_egress(ctx: TcContext) -> i32 {
 #[sk_lookup]
 pub fn mesh_lookup(ctx: SkLookupContext) -> u32 {
     lookup::run(&ctx)
+}
+
+/// sk_msg: one of the sockets of SHORT_SOCKETS sends.
+#[sk_msg]
+pub fn mesh_shortcut(ctx: SkMsgContext) -> u32 {
+    shortcut::run(&ctx)
 }
 
 /// The kernel offers helpers such as `bpf_sk_assign` to programs under a GPL-compatible licence only.

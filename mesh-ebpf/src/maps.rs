@@ -106,6 +106,28 @@ pub static LISTENERS: SockMap<{ abi::LISTENER_COUNT as usize }> = SockMap::new()
 /// disappears from it. Writer: the agent.
 #[btf_map]
 pub static OUTBOUND: SockHash<abi::OutboundKey, { abi::MAX_OUTBOUND as usize }> = SockHash::new();
+/// Which end of which shortcut a socket is. Lives as long as its socket. Writers: connect (that it is to be one), sock_ops.
+#[btf_map]
+pub static SHORT: SkStorage<abi::Short, NO_PREALLOC> = SkStorage::new();
+
+/// Connections with a shortcut, and how far each direction has come. Key: the cookie of the socket that connected. Bound:
+/// `MAX_SHORTCUTS`. Writers: sock_ops puts in and takes out; shortcut counts, each sender in its own half.
+#[btf_map]
+pub static SHORTCUTS: HashMap<u64, abi::Shortcut, { abi::MAX_SHORTCUTS as usize }, NO_PREALLOC> = HashMap::new();
+
+/// The sockets of both ends. A socket that closes disappears from it. Bound: twice `MAX_SHORTCUTS`. Writer: sock_ops.
+#[btf_map]
+pub static SHORT_SOCKETS: SockHash<abi::End, { 2 * abi::MAX_SHORTCUTS as usize }> = SockHash::new();
+
+/// Ids of shortcuts on their way to the socket that accepts. Key: the connection. Bound: `MAX_SHORTCUTS`. Writer: sock_ops
+/// (puts in when the client's side is established; takes out at accept or close).
+#[btf_map]
+pub static SHORT_WAY: HashMap<abi::Tuple, u64, { abi::MAX_SHORTCUTS as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Bytes that the agent has read. Key: the shortcut's id. Bound: `MAX_SHORTCUTS`. Writers: sock_ops puts in and takes out,
+/// the agent counts.
+#[btf_map]
+pub static SHORT_READ: HashMap<u64, u64, { abi::MAX_SHORTCUTS as usize }, NO_PREALLOC> = HashMap::new();
 
 /// What happened how often, per CPU. Key: a `Counter`. Writers: every program.
 #[btf_map]

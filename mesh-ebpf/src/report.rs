@@ -9,10 +9,16 @@ use crate::maps::{EVENTS, METRICS};
 /// Counts.
 #[inline(always)]
 pub fn count(counter: Counter) {
+    add(counter, 1);
+}
+
+/// Counts several.
+#[inline(always)]
+pub fn add(counter: Counter, n: u64) {
     if let Some(value) = METRICS.get_ptr_mut(counter as u32) {
         // SAFETY: this CPU's own value; programs of one CPU do not run at the same time here, and a lost count after a
         // nested run would only be a lost count.
-        unsafe { *value += 1 };
+        unsafe { *value += n };
     }
 }
 

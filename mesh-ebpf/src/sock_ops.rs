@@ -10,29 +10,35 @@ use core::arch::asm;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::btf_maps::HashMap;
 use aya_ebpf::programs::SockOpsContext;
-use mesh_common::abi::{Agent, Counter, Far, MAX_FLOWS, MAX_PEERS, Role, Share, Tuple, Verdict};
+use mesh_common::abi::{Agent, Counter, Far, LINK_WANTED, MAX_FLOWS, MAX_PEERS, Role, Share, Tuple, Verdict};
 use mesh_common::addr::Endpoint;
 use mesh_common::capture;
+use mesh_common::shortcut::Reader;
 
 use crate::direct;
 use crate::far;
 use crate::maps::{AGENT, FAR, FLOW, PEER, SHARES, VERDICT, WORKLOADS};
 use crate::report::{decided, tell};
+use crate::shortcut;
 use crate::socket::{Ends, netns, of_sock_ops, role};
 
 /// `enum` in linux/bpf.h: how long is the first SYN to wait for its answer? In jiffies; 0 leaves it at a second.
 const TIMEOUT_INIT: u32 = 1;
 /// The socket is about to send its SYN; its source address and port are known.
 const TCP_CONNECT_CB: u32 = 3;
+/// The handshake of an outgoing connection is complete; `connect()` has not returned yet.
+const ACTIVE_ESTABLISHED_CB: u32 = 4;
 /// The handshake of an incoming connection is complete; `accept()` has not seen it yet.
 const PASSIVE_ESTABLISHED_CB: u32 = 5;
 /// The socket's state changes; called only for sockets that asked for it.
 const STATE_CB: u32 = 10;
 /// What asks for `STATE_CB`.
-const STATE_CB_FLAG: i32 = 1 << 2;
+pub const STATE_CB_FLAG: i32 = 1 << 2;
 /// What asks to be called when the socket sends something again, which nobody is interested in: it is the mark of a socket
 /// for which ASKED had no place.
 const STORED_FLAG: i32 = 1 << 1;
+/// TCP is about to send something, and asks how long our part of its header is; called only for sockets that asked for it.
+const HDR_OPT_LEN_CB: u32 = 14;
 const TCP_CLOSE: u32 = 7;
 const OK: u32 = 1;
 const BPF_NOEXIST: u64 = 1;
@@ -50,7 +56,9 @@ pub fn run(ctx: &SockOpsContext) -> u32 {
     match ctx.op() {
         TIMEOUT_INIT if role(sk) == Some(Role::Dial as u32) => ctx.set_reply(SYN_TIMEOUT),
         TCP_CONNECT_CB => connecting(ctx, sk, &Ends::of(ctx)),
+        ACTIVE_ESTABLISHED_CB => shortcut::connected(ctx, sk),
         PASSIVE_ESTABLISHED_CB => accepted(ctx, sk, &Ends::of(ctx)),
+        HDR_OPT_LEN_CB => shortcut::by_tcp(ctx, sk),
         STATE_CB if ctx.arg(1) == TCP_CLOSE => closed(ctx, sk, &Ends::of(ctx)),
         _ => {}
     }
@@ -76,10 +84,13 @@ fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     if capture::is_to_app(&ends.local.addr, &ends.remote.addr) {
         if let Some(agent) = AGENT.get(sk)
             && agent.role == Role::DialApp as u32
-            && !TO_APP.note(ctx, ends, &agent.far)
         {
-            // So that the agent sees that the application will not know its client, and ends the connection.
-            AGENT.set(sk, Agent { far: Endpoint::ZERO, ..agent });
+            if !TO_APP.note(ctx, ends, &agent.far) {
+                // So that the agent sees that the application will not know its client, and ends the connection.
+                AGENT.set(sk, Agent { far: Endpoint::ZERO, ..agent });
+            } else if agent.link == LINK_WANTED {
+                shortcut::begin(sk, Reader::App);
+            }
         }
     } else if capture::may_be_redirected(&ends.local.addr, &ends.remote.addr) {
         redirecting(ctx, sk, ends);
@@ -182,7 +193,8 @@ fn redirected(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
         && agent.role == Role::Outbound as u32
         && let Some(Far { to, chosen }) = take(ctx, ends, &TO_AGENT)
     {
-        AGENT.set(sk, Agent { role: agent.role, far: to, chosen });
+        let link = if agent.link == LINK_WANTED { shortcut::accepted(ctx, sk, ends, Reader::App) } else { 0 };
+        AGENT.set(sk, Agent { far: to, chosen, link, ..agent });
     }
 }
 
@@ -193,6 +205,7 @@ fn dialled(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
         && AGENT.get(sk).is_none()
     {
         FAR.set(sk, Far { to: client, chosen: Endpoint::ZERO });
+        shortcut::accepted(ctx, sk, ends, Reader::Agent);
     }
 }
 
@@ -228,6 +241,9 @@ fn take<V: Copy, const N: usize>(ctx: &SockOpsContext, ends: &Ends, way: &Way<V,
 #[inline(always)]
 fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     let key = ends.connected(ctx);
+    if ctx.cb_flags() & shortcut::MARK != 0 && !shortcut::closed(sk, &key) {
+        return;
+    }
     let removed = if capture::is_to_app(&ends.local.addr, &ends.remote.addr) {
         TO_APP.remove(&key)
     } else if capture::may_be_redirected(&ends.local.addr, &ends.remote.addr) {

@@ -281,6 +281,9 @@ impl Agent<'_> {
             for (key, value) in &pod.labels {
                 let _ = writeln!(yaml, "    {key}: {}", quote(value));
             }
+            if let Some(word) = &pod.shortcuts {
+                let _ = writeln!(yaml, "  shortcuts: {}", quote(word));
+            }
         }
         if any { yaml } else { yaml.replace("workloads:\n", "workloads: []\n") }
     }

@@ -51,6 +51,8 @@ pub struct PodSpec {
     pub ports: Vec<u16>,
     /// Whether the mesh handles this pod's traffic.
     pub enrolled: bool,
+    /// The agent's setting `shortcuts` for it, if not the default.
+    pub shortcuts: Option<String>,
 }
 
 impl PodSpec {
@@ -94,6 +96,13 @@ impl PodSpec {
     #[must_use]
     pub fn unenrolled(mut self) -> Self {
         self.enrolled = false;
+        self
+    }
+
+    /// Gives the agent's setting `shortcuts` for it.
+    #[must_use]
+    pub fn shortcuts(mut self, word: &str) -> Self {
+        self.shortcuts = Some(word.to_owned());
         self
     }
 
@@ -259,6 +268,7 @@ fn pod_at(at: &At<'_>) -> Result<PodSpec> {
         "env",
         "ports",
         "enrolled",
+        "shortcuts",
     ])?;
     let name = name_at(&at.need("name")?)?;
     let table = |key| at.get(key).map(|t| t.table()).transpose().map(Option::unwrap_or_default);
@@ -282,6 +292,7 @@ fn pod_at(at: &At<'_>) -> Result<PodSpec> {
             None => Vec::new(),
         },
         enrolled: at.get("enrolled").map_or(Ok(true), |e| e.boolean())?,
+        shortcuts: at.get("shortcuts").map(|s| s.text()).transpose()?,
         name,
     })
 }

@@ -48,6 +48,8 @@ mod packets;
 mod probe;
 #[path = "bpf/sendmsg.rs"]
 mod sendmsg;
+#[path = "bpf/shortcut.rs"]
+mod shortcut;
 #[path = "bpf/sock_ops.rs"]
 mod sock_ops;
 #[path = "bpf/support.rs"]

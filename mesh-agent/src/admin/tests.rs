@@ -44,6 +44,7 @@ fn enrolled() -> Enrolled {
         existing_connections: Default::default(),
         same_node: Default::default(),
         udp: Default::default(),
+        shortcuts: Default::default(),
         probes: Vec::new(),
     };
     let netns = Arc::new(NetNs::current().expect("a network namespace (these tests need root)"));

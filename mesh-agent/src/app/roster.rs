@@ -158,6 +158,14 @@ impl Workloads {
             let (enrolled, pending) = (gauges.enrolled.load(Relaxed), gauges.pending.load(Relaxed));
             out.single("mesh_agent_workloads", Kind::Gauge, "Workloads whose traffic is caught.", enrolled);
             out.single("mesh_agent_workloads_pending", Kind::Gauge, "Workloads that could not be enrolled.", pending);
+            let lacks = kernel.upgrade().map(|kernel| lock(&kernel).shortcut_lacks().to_vec());
+            let help = "In what socket shortcuts differ from TCP on this kernel; none: `shortcuts: auto` uses them.";
+            out.family("mesh_agent_shortcut_difference", Kind::Gauge, help);
+            for feature in lacks.unwrap_or_default() {
+                out.name("mesh_agent_shortcut_difference", "");
+                out.label("feature", feature);
+                out.value(1_u64);
+            }
             let counters = kernel.upgrade().and_then(|kernel| lock(&kernel).counters().ok());
             out.family("mesh_agent_kernel_total", Kind::Counter, "What the kernel programs did, by event.");
             for (event, count) in counters.unwrap_or_default() {
@@ -443,6 +451,7 @@ mod tests {
             existing_connections: Default::default(),
             same_node: Default::default(),
             udp: Default::default(),
+            shortcuts: Default::default(),
             probes: Vec::new(),
         })
     }

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use aya::Ebpf;
+use aya::maps::Map;
 use aya::programs::links::FdLink;
 use aya::programs::tc::{SchedClassifierLink, TcError, TcHandle};
 use aya::programs::{LinkOrder, Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType, tc};
+use mesh_common::abi::maps;
 use nix::net::if_::if_nametoindex;
 
 use super::hooks::{Direction, Hook, Place};
@@ -29,6 +31,7 @@ pub(super) fn load(object: &mut Ebpf, hooks: impl Iterator<Item = &'static Hook>
         let name = hook.program;
         match program(object, name)? {
             Program::SockOps(p) => load_one(name, || p.load())?,
+            Program::SkMsg(p) => load_one(name, || p.load())?,
             Program::CgroupSockAddr(p) => load_one(name, || p.load())?,
             Program::CgroupSock(p) => load_one(name, || p.load())?,
             Program::CgroupSockopt(p) => load_one(name, || p.load())?,
@@ -58,6 +61,21 @@ pub(super) fn attach_cgroup(object: &mut Ebpf, cgroup: &Path, pins: &Pins) -> Re
     Ok(())
 }
 
+/// Lets the loaded program for shortcuts decide about what their sockets send. Of those that are ends already the program
+/// from before stays in force; it works with the same maps.
+pub(super) fn attach_sockets(object: &mut Ebpf) -> Result<(), KernelError> {
+    for hook in hooks::HOOKS.iter().filter(|hook| hook.place == Place::Sockets) {
+        let name = hook.program;
+        let failed = |why: String| KernelError::Attach { program: name, place: maps::SHORT_SOCKETS.into(), why };
+        let fd = fd(program(object, name)?).map_err(failed)?;
+        let Some(Map::SockHash(map)) = object.map(maps::SHORT_SOCKETS) else {
+            return Err(failed("not in the object, or not a map of sockets".into()));
+        };
+        bpf::attach_to_map(fd.as_fd(), map.fd().as_fd()).map_err(|e| failed(e.to_string()))?;
+    }
+    Ok(())
+}
+
 /// Puts this object's loaded programs for one pod in force: in the namespace, and on each of these interfaces of it.
 /// Interfaces that appear later are not covered. `pins` is the pod's directory; what it has for other interfaces goes.
 pub(super) fn attach_pod(
@@ -72,7 +90,7 @@ pub(super) fn attach_pod(
         let name = hook.program;
         let direction = match hook.place {
             Place::Interface(direction) => direction,
-            Place::Lookup | Place::Cgroup(_) => {
+            Place::Lookup | Place::Cgroup(_) | Place::Sockets => {
                 let pin = pins.join(name);
                 old.retain(|path| *path != pin);
                 attach_lookup(program(object, name)?, ns, &pin).map_err(|why| KernelError::Attach {

@@ -18,6 +18,7 @@ mod command {
     pub const PROG_LOAD: i32 = 5;
     pub const OBJ_PIN: i32 = 6;
     pub const OBJ_GET: i32 = 7;
+    pub const PROG_ATTACH: i32 = 8;
     pub const PROG_GET_FD_BY_ID: i32 = 13;
     pub const OBJ_GET_INFO_BY_FD: i32 = 15;
     pub const PROG_QUERY: i32 = 16;
@@ -35,12 +36,15 @@ pub enum Kind {
     SchedCls = 3,
     Sock = 9,
     SockOps = 13,
+    SkMsg = 16,
     SockAddr = 18,
     Sockopt = 25,
     SkLookup = 30,
 }
 
 /// `enum bpf_attach_type`, as far as it goes beyond the hooks of the cgroup.
+pub const SK_MSG_VERDICT: u32 = 7;
+/// As [`SK_MSG_VERDICT`].
 pub const SK_LOOKUP: u32 = 36;
 /// As [`SK_LOOKUP`].
 pub const TCX_INGRESS: u32 = 46;
@@ -191,6 +195,11 @@ pub fn put(map: BorrowedFd<'_>, key: u32, value: BorrowedFd<'_>) -> io::Result<(
     attr.call(command::MAP_UPDATE_ELEM).map(|_| ())
 }
 
+/// Takes an entry out of a map with 32-bit keys.
+pub fn remove(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
+    Attr::new().fd(0, map).at(8, &raw const key).call(command::MAP_DELETE_ELEM).map(|_| ())
+}
+
 /// Takes everything out of a hash map, whatever its keys are.
 pub fn clear(map: BorrowedFd<'_>) -> io::Result<()> {
     // `struct bpf_map_info` up to and with the number of entries.
@@ -235,6 +244,11 @@ impl Target<'_> {
 /// Attaches a program until the link is closed.
 pub fn link(program: BorrowedFd<'_>, target: Target<'_>, attach: u32) -> io::Result<OwnedFd> {
     Attr::new().fd(0, program).u32(4, target.number()).u32(8, attach).open(command::LINK_CREATE)
+}
+
+/// Lets a program decide about what the sockets in a map send. It stays until the map goes, or another takes its place.
+pub fn attach_to_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<()> {
+    Attr::new().fd(0, map).fd(4, program).u32(8, SK_MSG_VERDICT).call(command::PROG_ATTACH).map(|_| ())
 }
 
 /// Puts another program in the place of a link's.

@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::SockMap;
 use mesh_common::abi::{
-    self, HAS_PORT_MODES, MAX_ADDRESSES, OutboundKey, Role, STRICT, TAKES_DIRECT, TUNNEL_PORT, maps,
+    self, HAS_PORT_MODES, MAX_ADDRESSES, OutboundKey, Role, SHORTCUTS, STRICT, TAKES_DIRECT, TUNNEL_PORT, maps,
 };
 use mesh_common::addr::Addr;
 use mesh_common::dns::PLACES6;
@@ -106,6 +106,11 @@ pub(super) fn prepare(
                 .map_err(failed("listen for DNS"))?,
         },
     };
+    // Also of those that were handed over, which may have been marked otherwise.
+    for listener in &listeners.outbound {
+        let marked = kernel.sockets.mark_outbound(listener.as_fd(), subject.flags & SHORTCUTS != 0);
+        marked.map_err(failed("mark a listener"))?;
+    }
     let port_of = |first: Option<std::io::Result<SocketAddr>>| {
         let first = first.unwrap_or_else(|| Err(std::io::ErrorKind::NotFound.into()));
         first.map(|at| at.port()).map_err(failed("read the listeners' ports"))

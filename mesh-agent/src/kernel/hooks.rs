@@ -23,6 +23,8 @@ pub enum Place {
     Interface(Direction),
     /// To a pod's namespace.
     Lookup,
+    /// To the map of sockets with a shortcut.
+    Sockets,
 }
 
 /// A side of an interface, seen from the pod.
@@ -83,13 +85,16 @@ impl Place {
             Place::Interface(Direction::Ingress) => "tc ingress",
             Place::Interface(Direction::Egress) => "tc egress",
             Place::Lookup => "sk_lookup",
+            Place::Sockets => "sk_msg",
         }
     }
 }
 
-/// In the order in which they are attached: sock_ops before connect, so that no redirected connection goes unnoted; what
+/// In the order in which they are attached: sock_ops before connect, so that no redirected connection goes unnoted, and
+/// before it what its sockets send by; what
 /// tells addresses before what changes them; a pod's programs at its enrolment.
-pub const HOOKS: [Hook; 16] = [
+pub const HOOKS: [Hook; 17] = [
+    hook("mesh_shortcut", Place::Sockets, STORAGE),
     hook("mesh_sock_ops", Place::Cgroup(AttachType::SockOps), "bpf_get_netns_cookie"),
     hook("mesh_sock_release", Place::Cgroup(AttachType::SockRelease), "bpf_get_socket_cookie"),
     hook("mesh_getsockname6", Place::Cgroup(AttachType::GetSockName6), STORAGE),
@@ -122,9 +127,14 @@ pub fn cgroup() -> impl Iterator<Item = &'static Hook> {
     HOOKS.iter().filter(|hook| matches!(hook.place, Place::Cgroup(_)))
 }
 
+/// The programs that work for all pods: those of the cgroup, and what decides on shortcuts.
+pub fn shared() -> impl Iterator<Item = &'static Hook> {
+    HOOKS.iter().filter(|hook| matches!(hook.place, Place::Cgroup(_) | Place::Sockets))
+}
+
 /// The programs of one pod, in the order in which they are attached.
 pub fn pod() -> impl Iterator<Item = &'static Hook> {
-    HOOKS.iter().filter(|hook| !matches!(hook.place, Place::Cgroup(_)))
+    HOOKS.iter().filter(|hook| matches!(hook.place, Place::Interface(_) | Place::Lookup))
 }
 
 /// What a kernel must be for a program: `6.1 (bpf_sk_assign in tc ingress)`.

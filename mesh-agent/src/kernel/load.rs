@@ -9,7 +9,7 @@ use std::time::Instant;
 use aya::maps::{HashMap as BpfHashMap, MapInfo, PerCpuArray, SockHash};
 use aya::{Ebpf, EbpfLoader};
 use mesh_common::abi::{INGRESS_NETNS, maps};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::cgroups::Cgroups;
 use super::{
@@ -106,13 +106,23 @@ pub(super) fn load(
     let tried = Instant::now();
     probe::require(&cgroups.own, bpffs)?;
     debug!(milliseconds = tried.elapsed().as_millis(), "the kernel can do what the mesh needs");
+    let lacks = probe::shortcut_lacks(&cgroups.own)?;
+    let names = lacks.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    if lacks.is_empty() {
+        info!("socket shortcuts: an application cannot tell them from TCP on this kernel; shortcuts: auto uses them");
+    } else {
+        info!(differs = names, "socket shortcuts: this kernel's differ from TCP; shortcuts: auto uses none");
+    }
+    for (name, why) in &lacks {
+        debug!(name, why, "a socket shortcut differs from TCP");
+    }
     for foreign in probe::foreign::on_cgroup(&cgroups.attach) {
         warn!("{foreign}");
     }
     let pins = pins()?;
     // Held on to, so that nobody gets it before what was begun is removed.
     let (fresh, path, lock) = (pins.fresh, pins.root().to_owned(), pins.lock());
-    build(object, cgroups, pins).inspect_err(|_| {
+    build(object, cgroups, pins, lacks.into_iter().map(|(name, _)| name).collect()).inspect_err(|_| {
         if fresh
             && let Ok(lock) = lock
             && let Ok(pins) = Pins::take_over(path, lock)
@@ -145,11 +155,16 @@ pub(super) fn offer(settings: &KernelSettings, bpffs: &Path) -> Vec<(&'static st
     offered
 }
 
-fn build(object: PathBuf, cgroups: Cgroups, pins: Pins) -> Result<Kernel, KernelError> {
+fn build(
+    object: PathBuf,
+    cgroups: Cgroups,
+    pins: Pins,
+    shortcut_lacks: Vec<&'static str>,
+) -> Result<Kernel, KernelError> {
     let mut loader = Loader::new(object, pins.maps())?;
     loader.check(&pins)?;
     let mut base = loader.load(NOBODY)?;
-    let sockets = Sockets::new(&base)?;
+    let sockets = Sockets::new(&base, shortcut_lacks.is_empty())?;
     let metrics = take(&mut base, maps::METRICS, PerCpuArray::try_from)?;
     let workloads = take(&mut base, maps::WORKLOADS, BpfHashMap::try_from)?;
     let shares = take(&mut base, maps::SHARES, BpfHashMap::try_from)?;
@@ -166,7 +181,7 @@ fn build(object: PathBuf, cgroups: Cgroups, pins: Pins) -> Result<Kernel, Kernel
     let agents = take(&mut base, maps::AGENTS, BpfHashMap::try_from)?;
     let events = take(&mut base, maps::EVENTS, Ok)?;
     let debug_log = debug_log::DebugLog::of(&mut base);
-    attach::load(&mut base, hooks::cgroup())?;
+    attach::load(&mut base, hooks::shared())?;
     Ok(Kernel {
         pods: Default::default(),
         workloads,
@@ -183,6 +198,7 @@ fn build(object: PathBuf, cgroups: Cgroups, pins: Pins) -> Result<Kernel, Kernel
         events: Some(events),
         debug_log,
         sockets,
+        shortcut_lacks,
         loader,
         base: Some(base),
         cgroups,

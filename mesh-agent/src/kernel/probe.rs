@@ -8,6 +8,7 @@ pub mod foreign;
 mod live;
 mod report;
 mod scratch;
+mod shortcut;
 
 use std::fs;
 use std::path::Path;
@@ -50,6 +51,13 @@ pub fn require(own: &Path, pins: &Path) -> Result<(), KernelError> {
     let needed = checks::all().into_iter().filter(|check| check.need == Need::Must).collect();
     let lacks: Vec<_> = run(needed, own, Some(pins))?.iter().filter_map(Finding::lack).collect();
     if lacks.is_empty() { Ok(()) } else { Err(KernelError::Unfit { lacks }) }
+}
+
+/// What an application would see otherwise than over TCP if its connections with the agent had shortcuts, each with what was
+/// seen. Empty: nothing. `own` is the agent's cgroup.
+pub fn shortcut_lacks(own: &Path) -> Result<Vec<(&'static str, String)>, KernelError> {
+    let found = run(shortcut::checks(), own, None)?;
+    Ok(found.into_iter().filter_map(|f| Some((f.feature, f.missing?.why))).collect())
 }
 
 /// Tries everything, also what the mesh can do without, offers the object's programs to the kernel, and looks for what

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::Map;
-use mesh_common::abi::{Agent, DnsPlace, Role, maps};
+use mesh_common::abi::{Agent, DnsPlace, LINK_WANTED, Role, maps};
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{KernelError, chain};
 use crate::net::netns::{NetNs, socket_cookie};
+use crate::settings::Shortcuts;
 
 /// Opens sockets that the programs leave alone, and reads what they noted.
 #[derive(Clone)]
@@ -23,6 +24,9 @@ pub struct Sockets(Arc<Storages>);
 struct Storages {
     agent: OwnedFd,
     dns: OwnedFd,
+    read: OwnedFd,
+    /// Whether an application cannot tell a shortcut from TCP.
+    unseen: bool,
 }
 
 /// What became of a connection before the agent accepted it.
@@ -32,11 +36,18 @@ pub struct Redirected {
     pub to: SocketAddr,
     /// The endpoint that the programs chose, where `to` is a service's address that they know.
     pub chosen: Option<SocketAddr>,
+    /// The shortcut that the connection has, as [`Sockets::shortcut`] says it.
+    pub shortcut: Option<u64>,
 }
 
 impl Sockets {
-    pub(super) fn new(object: &Ebpf) -> Result<Sockets, KernelError> {
-        Ok(Sockets(Arc::new(Storages { agent: storage(object, maps::AGENT)?, dns: places(object)? })))
+    pub(super) fn new(object: &Ebpf, unseen: bool) -> Result<Sockets, KernelError> {
+        Ok(Sockets(Arc::new(Storages {
+            agent: storage(object, maps::AGENT)?,
+            dns: hash(object, maps::DNS)?,
+            read: hash(object, maps::SHORT_READ)?,
+            unseen,
+        })))
     }
 
     /// Where the application wanted to go, for a socket accepted from an outbound listener. `None`: nobody was
@@ -50,7 +61,9 @@ impl Sockets {
         // Nobody can connect to port 0.
         let there = |end: Endpoint| (end.port != 0).then(|| SocketAddr::from(end));
         let known = self.known(fd)?;
-        Ok(known.and_then(|known| Some(Redirected { to: there(known.far)?, chosen: there(known.chosen) })))
+        Ok(known.and_then(|known| {
+            Some(Redirected { to: there(known.far)?, chosen: there(known.chosen), shortcut: link(&known) })
+        }))
     }
 
     /// The DNS server for which the agent's listener stands at this address of the namespace. `None`: nobody was sent
@@ -83,8 +96,17 @@ impl Sockets {
     /// loopback address, so that the application's closed connections never use up the ports. A client of the other
     /// family can be shown only where the application listens with an AF_INET6 socket.
     pub fn socket_to_app(&self, ns: &NetNs, to: SocketAddr, client: SocketAddr) -> io::Result<Socket> {
+        self.to_app(ns, to, client, 0)
+    }
+
+    /// As [`Sockets::socket_to_app`]; the connection may have a shortcut.
+    pub fn socket_to_app_by_shortcut(&self, ns: &NetNs, to: SocketAddr, client: SocketAddr) -> io::Result<Socket> {
+        self.to_app(ns, to, client, LINK_WANTED)
+    }
+
+    fn to_app(&self, ns: &NetNs, to: SocketAddr, client: SocketAddr, link: u64) -> io::Result<Socket> {
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-        let known = Agent { far: client.into(), ..plain(Role::DialApp) };
+        let known = Agent { far: client.into(), link, ..plain(Role::DialApp) };
         let socket = self.open(ns, to, Type::STREAM, Protocol::TCP, known)?;
         let from: IpAddr = match to {
             SocketAddr::V4(_) => Addr::from_v4_wire(capture::spread(rand::random())).into(),
@@ -104,13 +126,40 @@ impl Sockets {
         Ok(self.known(fd)?.is_some_and(|known| known.far != Endpoint::ZERO))
     }
 
+    /// Whether connections of a workload with this setting may have shortcuts on this kernel.
+    pub fn may_shorten(&self, setting: Shortcuts) -> bool {
+        match setting {
+            Shortcuts::Auto => self.0.unseen,
+            Shortcuts::On => true,
+            Shortcuts::Off => false,
+        }
+    }
+
+    /// Which shortcut a connected or accepted socket is an end of, if any. What comes by it is to be counted, and told with
+    /// [`Sockets::tell_read`].
+    pub fn shortcut(&self, fd: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+        Ok(self.known(fd)?.and_then(|known| link(&known)))
+    }
+
+    /// Says how many bytes the agent has read, in all, of what came by a shortcut. That it is gone is no error.
+    pub fn tell_read(&self, shortcut: u64, bytes: u64) -> io::Result<()> {
+        let mut bytes = bytes;
+        found(element_with(MAP_UPDATE_ELEM, BPF_EXIST, &self.0.read, &shortcut, &mut bytes)).map(|_| ())
+    }
+
+    /// Marks a socket that listens for applications, so that what it accepts may have shortcuts.
+    pub(super) fn mark_outbound(&self, socket: BorrowedFd<'_>, shortcuts: bool) -> io::Result<()> {
+        let link = if shortcuts { LINK_WANTED } else { 0 };
+        element(MAP_UPDATE_ELEM, &self.0.agent, &socket.as_raw_fd(), &mut Agent { link, ..plain(Role::Outbound) })
+    }
+
     /// Marks a socket, before it listens or connects, as the agent's.
     pub(super) fn mark(&self, socket: &Socket, role: Role) -> io::Result<()> {
         self.note(socket, plain(role))
     }
 
     fn known(&self, fd: BorrowedFd<'_>) -> io::Result<Option<Agent>> {
-        let mut known = Agent { role: 0, far: Endpoint::ZERO, chosen: Endpoint::ZERO };
+        let mut known = Agent { role: 0, far: Endpoint::ZERO, chosen: Endpoint::ZERO, zero: 0, link: 0 };
         let there = found(element(MAP_LOOKUP_ELEM, &self.0.agent, &fd.as_raw_fd(), &mut known))?;
         Ok(there.then_some(known))
     }
@@ -137,17 +186,22 @@ fn storage(object: &Ebpf, name: &'static str) -> Result<OwnedFd, KernelError> {
     }
 }
 
-fn places(object: &Ebpf) -> Result<OwnedFd, KernelError> {
-    let wrong = |why: String| KernelError::Map { map: maps::DNS, why };
-    match object.map(maps::DNS) {
+fn hash(object: &Ebpf, name: &'static str) -> Result<OwnedFd, KernelError> {
+    let wrong = |why: String| KernelError::Map { map: name, why };
+    match object.map(name) {
         Some(Map::HashMap(data)) => data.fd().as_fd().try_clone_to_owned().map_err(|e| wrong(chain(&e))),
         _ => Err(wrong("not in the object, or not a hash".into())),
     }
 }
 
+/// The shortcut that a socket is an end of.
+fn link(known: &Agent) -> Option<u64> {
+    (!matches!(known.link, 0 | LINK_WANTED)).then_some(known.link)
+}
+
 /// A socket of which only the role is known.
 fn plain(role: Role) -> Agent {
-    Agent { role: role as u32, far: Endpoint::ZERO, chosen: Endpoint::ZERO }
+    Agent { role: role as u32, far: Endpoint::ZERO, chosen: Endpoint::ZERO, zero: 0, link: 0 }
 }
 
 /// Whether a lookup has found something: that there is nothing is no error.
@@ -171,6 +225,8 @@ fn bind_without_port(socket: &Socket) -> io::Result<()> {
 
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
+/// Fails if there is no such entry.
+const BPF_EXIST: u64 = 2;
 
 /// The part of `union bpf_attr` for the commands on elements, linux/bpf.h.
 #[repr(C, align(8))]
@@ -185,8 +241,13 @@ struct Attr {
 /// One command on one element. A socket storage's key is the socket's descriptor. A lookup writes `value`, an update
 /// reads it.
 fn element<K, V>(command: libc::c_long, map: &OwnedFd, key: &K, value: &mut V) -> io::Result<()> {
+    element_with(command, 0, map, key, value)
+}
+
+/// As [`element`], with flags.
+fn element_with<K, V>(command: libc::c_long, flags: u64, map: &OwnedFd, key: &K, value: &mut V) -> io::Result<()> {
     let (key, value) = (&raw const *key as u64, &raw mut *value as u64);
-    let mut attr = Attr { map: map.as_raw_fd().cast_unsigned(), pad: 0, key, value, flags: 0 };
+    let mut attr = Attr { map: map.as_raw_fd().cast_unsigned(), pad: 0, key, value, flags };
     // SAFETY: attr has the layout that the kernel expects for this command and its size is given; the callers above give
     // a key and a value of the map's types, which live until the call returns and may hold any bytes; their sizes are
     // asserted with the types and checked against the map's by the kernel tests.

@@ -105,11 +105,16 @@ pub struct Buffer {
 
 impl Buffer {
     /// Frees the memory; the size learnt so far is kept.
-    fn give_back(&mut self) {
+    pub(crate) fn give_back(&mut self) {
         self.spare = BytesMut::new();
     }
 
-    fn poll_fill<R: AsyncRead + Unpin>(&mut self, from: &mut R, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    /// Reads once, as much as has proved to fit.
+    pub(crate) fn poll_fill<R: AsyncRead + Unpin>(
+        &mut self,
+        from: &mut R,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Bytes>> {
         let step = usize::from(self.step);
         let size = STEPS[step];
         // One allocation serves several small reads; it is reclaimed when nobody holds what was split off.

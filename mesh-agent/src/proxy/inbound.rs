@@ -201,7 +201,7 @@ enum Heard {
 
 /// Waits for the application's first bytes and leaves them where they are.
 async fn heard(app: &Stream) -> std::io::Result<Heard> {
-    let Stream::Tcp(app) = app else { return std::future::pending().await };
+    let Some(app) = app.tcp() else { return std::future::pending().await };
     let mut head = [0; 9];
     let n = app.peek(&mut head).await?;
     // Frame header (RFC 9113, 4.1): length, type 4, no flags, stream 0.

@@ -29,13 +29,13 @@ pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
 }
 
 /// Leads a connection to the codec or relay that serves it. `None`: it was reset, and reported if there was anything to tell.
-async fn lead(pod: Rc<Pod>, accepted: TcpStream) -> Option<Served> {
+async fn lead(pod: Rc<Pod>, mut accepted: TcpStream) -> Option<Served> {
     let pod = &*pod;
-    let mut downstream = Peeked::new(Stream::Tcp(accepted));
-    let Some((client, Redirected { to: destination, chosen })) = ends(pod, downstream.get_ref()) else {
-        downstream.reset();
+    let Some((client, Redirected { to: destination, chosen, shortcut })) = ends(pod, &accepted) else {
+        accepted.reset();
         return None;
     };
+    let mut downstream = Peeked::new(pod.stream_from(accepted, shortcut));
     let Some(snapshot) = pod.config().await else {
         tracing::warn!(workload = pod.name, %destination, "no configuration yet: connection reset");
         downstream.reset();
@@ -97,8 +97,7 @@ async fn lead(pod: Rc<Pod>, accepted: TcpStream) -> Option<Served> {
 
 /// Who connected, and where to before the kernel redirected it. `None` for a connection that was not redirected: somebody
 /// dialled the listener by hand, or means the agent itself.
-fn ends(pod: &Pod, stream: &Stream) -> Option<(SocketAddr, Redirected)> {
-    let Stream::Tcp(stream) = stream else { return None };
+fn ends(pod: &Pod, stream: &TcpStream) -> Option<(SocketAddr, Redirected)> {
     let client = stream.peer_addr().ok()?;
     let redirected = match pod.redirected(stream) {
         Ok(redirected) => redirected?,

@@ -28,6 +28,7 @@ use crate::shutdown;
 use crate::telemetry::access_log::Log;
 use crate::telemetry::{Peer, WorkerMetrics};
 use crate::tls::Credential;
+use crate::upstream::stream::Stream;
 use crate::upstream::{CONNECT_TIMEOUT, Connected, Source, UpstreamError};
 use crate::workload::Workload;
 
@@ -139,7 +140,16 @@ impl Pod {
         match &self.net {
             Net::Real(source) => source.sockets.redirected(accepted.as_fd()),
             #[cfg(test)]
-            Net::Test(net) => Ok(net.original.map(|to| Redirected { to, chosen: net.chosen.get() })),
+            Net::Test(net) => Ok(net.original.map(|to| Redirected { to, chosen: net.chosen.get(), shortcut: None })),
+        }
+    }
+
+    /// The stream of a connection caught on its way out, with the shortcut that it has.
+    pub(super) fn stream_from(&self, accepted: TcpStream, shortcut: Option<u64>) -> Stream {
+        match &self.net {
+            Net::Real(source) => Stream::with_app(accepted, &source.sockets, shortcut),
+            #[cfg(test)]
+            Net::Test(_) => Stream::Tcp(accepted),
         }
     }
 

@@ -33,6 +33,7 @@ workloads:
       - grpc: {port: 50051, service: shop}
     existingConnections: close
     sameNode: wire
+    shortcuts: on
 "#;
 
 fn parse(text: &str) -> Result<Settings, SettingsError> {
@@ -57,6 +58,8 @@ fn complete() {
     assert_eq!(settings.workloads[0].labels["version"], "1");
     assert_eq!(settings.workloads[1].service_account, "default");
     assert_eq!((settings.workloads[0].udp, settings.workloads[1].udp), (Udp::Allow, Udp::DnsOnly));
+    let shortcuts = settings.workloads.iter().map(|workload| workload.shortcuts);
+    assert!(shortcuts.eq([Shortcuts::Auto, Shortcuts::On]));
     let existing = settings.workloads.iter().map(|workload| workload.existing_connections);
     assert!(existing.eq([ExistingConnections::Keep, ExistingConnections::Close]));
     let same_node = settings.workloads.iter().map(|workload| workload.same_node);
@@ -94,6 +97,11 @@ fn wrong_fields_are_named() {
         ("- name: b", "- name: B/x", "agent.yaml:21: workloads[1].name: \"B/x\" is not a Kubernetes name"),
         ("serviceAccount: sa-a", "serviceAccount: a~b", "agent.yaml:18: workloads[0].serviceAccount: "),
         ("dns-only", "none", "agent.yaml:25: workloads[1].udp: unknown variant `none`, expected one of `allow`"),
+        (
+            "shortcuts: on",
+            "shortcuts: yes",
+            "agent.yaml:32: workloads[1].shortcuts: unknown variant `yes`, expected one of `auto`",
+        ),
         ("port: 9000", "port: 0", "agent.yaml:28: workloads[1].probes[1]: 0 is not a port"),
         ("port: 9000", "port: http", "agent.yaml:28: workloads[1].probes[1].tcpSocket.port: invalid type: string"),
         ("path: /healthz", "path: healthz", "agent.yaml:27: workloads[1].probes[0].httpGet.path: \"healthz\" is not"),

@@ -109,14 +109,21 @@ impl Source {
         client: SocketAddr,
         limit: Duration,
     ) -> Result<Connected, UpstreamError> {
-        let stream =
-            self.tcp(to, limit, |sockets, workload| sockets.socket_to_app(&workload.netns, to, client)).await?;
+        let shorten = self.sockets.may_shorten(self.workload.shortcuts);
+        let open = |sockets: &Sockets, workload: &Workload| match shorten {
+            true => sockets.socket_to_app_by_shortcut(&workload.netns, to, client),
+            false => sockets.socket_to_app(&workload.netns, to, client),
+        };
+        let stream = self.tcp(to, limit, open).await?;
         let failed = |source: io::Error| UpstreamError::Connect { to, source: Arc::new(source) };
         if !self.sockets.shows_client(stream.as_fd()).map_err(failed)? {
             let why = "too many connections to applications are on their way (peer_full) to show one more its client";
             return Err(failed(io::Error::other(why)));
         }
-        Ok(in_the_open(stream, to))
+        let local = stream.local_addr().ok();
+        let shortcut = if shorten { self.sockets.shortcut(stream.as_fd()).map_err(failed)? } else { None };
+        let stream = Stream::with_app(stream, &self.sockets, shortcut);
+        Ok(Connected { stream, local, remote: to, identity: None, peer: None })
     }
 
     /// Whether `to` is one of the agent's own listeners in this workload's namespace.

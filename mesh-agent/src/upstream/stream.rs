@@ -15,6 +15,8 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::shortcut::Shortcut;
+use crate::kernel::Sockets;
 use crate::net::copy::{Buffer, Duplex};
 
 /// Largest piece that [`AsyncWrite`] copies into the tunnel at once, in bytes.
@@ -162,14 +164,37 @@ impl AsyncWrite for TunnelStream {
 pub enum Stream {
     /// A TCP connection of its own.
     Tcp(TcpStream),
+    /// As [`Stream::Tcp`], with a shortcut past TCP.
+    Shortcut(Box<Shortcut>),
     /// A stream of an HBONE tunnel.
     Tunnel(TunnelStream),
+}
+
+impl Stream {
+    /// A connection with an application, just accepted or made, and the shortcut that it has. The kernel is to be asked for
+    /// that, not the settings: they may have changed since the connection began.
+    pub fn with_app(tcp: TcpStream, sockets: &Sockets, shortcut: Option<u64>) -> Stream {
+        match shortcut {
+            Some(id) => Stream::Shortcut(Box::new(Shortcut::new(tcp, id, sockets.clone()))),
+            None => Stream::Tcp(tcp),
+        }
+    }
+
+    /// The socket, if it has one of its own.
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Stream::Tcp(tcp) => Some(tcp),
+            Stream::Shortcut(shortcut) => Some(shortcut.tcp()),
+            Stream::Tunnel(_) => None,
+        }
+    }
 }
 
 impl Duplex for Stream {
     fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<Bytes>> {
         match self {
             Stream::Tcp(stream) => stream.poll_recv(cx, buffer),
+            Stream::Shortcut(stream) => stream.poll_recv(cx, buffer),
             Stream::Tunnel(stream) => stream.poll_recv(cx, buffer),
         }
     }
@@ -177,6 +202,7 @@ impl Duplex for Stream {
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<usize>> {
         match self {
             Stream::Tcp(stream) => stream.poll_send(cx, data),
+            Stream::Shortcut(stream) => stream.poll_send(cx, data),
             Stream::Tunnel(stream) => stream.poll_send(cx, data),
         }
     }
@@ -184,6 +210,7 @@ impl Duplex for Stream {
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Stream::Tcp(stream) => stream.poll_finish(cx),
+            Stream::Shortcut(stream) => stream.poll_finish(cx),
             Stream::Tunnel(stream) => stream.poll_finish(cx),
         }
     }
@@ -191,6 +218,7 @@ impl Duplex for Stream {
     fn reset(&mut self) {
         match self {
             Stream::Tcp(stream) => stream.reset(),
+            Stream::Shortcut(stream) => stream.reset(),
             Stream::Tunnel(stream) => stream.reset(),
         }
     }
@@ -200,6 +228,7 @@ impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Shortcut(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
             Stream::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -209,6 +238,7 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Shortcut(stream) => Pin::new(stream.tcp_mut()).poll_write(cx, buf),
             Stream::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -220,6 +250,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Shortcut(stream) => Pin::new(stream.tcp_mut()).poll_write_vectored(cx, bufs),
             Stream::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
@@ -227,6 +258,7 @@ impl AsyncWrite for Stream {
     fn is_write_vectored(&self) -> bool {
         match self {
             Stream::Tcp(stream) => stream.is_write_vectored(),
+            Stream::Shortcut(stream) => stream.tcp().is_write_vectored(),
             Stream::Tunnel(stream) => stream.is_write_vectored(),
         }
     }
@@ -234,6 +266,7 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Shortcut(stream) => Pin::new(stream.tcp_mut()).poll_flush(cx),
             Stream::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -241,6 +274,7 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Shortcut(stream) => Pin::new(stream.tcp_mut()).poll_shutdown(cx),
             Stream::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

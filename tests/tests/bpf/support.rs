@@ -59,6 +59,8 @@ pub struct Mesh {
     pub kernel: Owned,
     pub net: Net,
     pub pins: PathBuf,
+    /// With which it was enrolled.
+    pub flags: u32,
 }
 
 /// The pod's id.
@@ -87,7 +89,7 @@ impl Mesh {
         for listener in listeners.outbound.iter().chain(&listeners.inbound).chain(&listeners.tunnel) {
             listener.set_nonblocking(false).unwrap();
         }
-        Mesh { listeners, sockets: kernel.sockets(), kernel, net, pins }
+        Mesh { listeners, sockets: kernel.sockets(), kernel, net, pins, flags }
     }
 
     /// Connects from the pod like an application, without waiting for anything but the handshake.

@@ -35,6 +35,8 @@ fn build() -> Result<Lab> {
         .pod(pod("six", "b").command(&echo, &[8080]))
         .pod(pod("near", "a").command(&echo, &[8080]))
         .pod(pod("tcp", "b").command(&["sh", "-c", both], &[9000, 9001]))
+        .pod(pod("short-client", "a").shortcuts("on"))
+        .pod(pod("short-tcp", "b").shortcuts("on").command(&["mesh-lab-app", "tcp", "--port", "9000"], &[9000]))
         .pod(pod("redis", "b"))
         .pod(pod("postgres", "b"))
         .pod(private(pod("left", "a").command(&echo, &[8080])))
@@ -75,6 +77,11 @@ apiVersion: v1
 kind: Service
 metadata: {name: near}
 spec: {selector: {app: near}, ports: [{name: http, port: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: short-tcp}
+spec: {selector: {app: short-tcp}, ports: [{name: tcp-any, port: 9000}]}
 ---
 apiVersion: v1
 kind: Service

@@ -71,6 +71,37 @@ fn half_close_lets_the_other_half_go_on() -> Result<()> {
     })
 }
 
+/// Where both workloads have `shortcuts: on`, on both agents: in words, and in bulk, which goes over to TCP on its way.
+#[test]
+fn what_goes_by_shortcut_arrives_as_by_tcp() -> Result<()> {
+    LAB.test(|lab| {
+        let before = ["a", "b"].map(|node| shortcut_sends(lab, node));
+        let talk = |more: &[&str]| {
+            let argv = [&["mesh-lab-app", "talk", "--to", "short-tcp:9000"], more].concat();
+            json(lab, "short-client", &argv)
+        };
+        let said = talk(&["--say", "whoami"])?;
+        let ends = format!("peer {} local ", said["local"].as_str().unwrap_or_default());
+        ensure!(said["received"].as_str().is_some_and(|text| text.starts_with(&ends)), "{said}");
+        let said = talk(&["--say", "count", "--bytes", "3000000", "--half-close"])?;
+        let expected = format!("3000000 {}\n", said["hash"].as_str().unwrap_or_default());
+        ensure!(said["received"] == expected.as_str() && said["end"] == "eof", "expected {expected}: {said}");
+        ensure!(talk(&["--say", "reset"])?["end"] == "reset");
+        for (node, before) in ["a", "b"].into_iter().zip(before) {
+            let (before, after) = (before?, shortcut_sends(lab, node)?);
+            let metrics = lab.node(node)?.agent().metrics()?;
+            let all: Vec<_> = metrics.select("mesh_agent_kernel_total", &[]).collect();
+            ensure!(after > before, "node {node}: nothing went by shortcut: {all:?}");
+        }
+        Ok(())
+    })
+}
+
+fn shortcut_sends(lab: &Lab, node: &str) -> Result<f64> {
+    let metrics = lab.node(node)?.agent().metrics()?;
+    Ok(metrics.sum("mesh_agent_kernel_total", &[("event", "shortcut_sends")]))
+}
+
 #[test]
 fn a_servers_reset_reaches_the_client() -> Result<()> {
     LAB.test(|lab| {

@@ -31,6 +31,7 @@ pub mod helper {
     pub const GET_SOCKET_COOKIE: i32 = 46;
     pub const SKB_LOAD_BYTES_RELATIVE: i32 = 68;
     pub const GET_CURRENT_CGROUP_ID: i32 = 80;
+    pub const MSG_REDIRECT_MAP: i32 = 60;
     pub const SK_LOOKUP_UDP: i32 = 85;
     pub const SK_RELEASE: i32 = 86;
     pub const SK_FULLSOCK: i32 = 95;

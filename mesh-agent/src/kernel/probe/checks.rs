@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::asm::{Asm, FP, R1, R2, R3, R4, R5, R6, helper};
 use super::live;
 use super::scratch::{Scratch, in_child};
+use super::shortcut;
 use crate::kernel::bpf::{self, Kind, Target};
 use crate::kernel::hooks::{AttachType, HOOKS, Place};
 
@@ -77,6 +78,7 @@ pub fn all() -> Vec<Check> {
     checks.extend(helpers());
     checks.extend(packets());
     checks.extend(live::checks());
+    checks.extend(shortcut::checks());
     checks
 }
 

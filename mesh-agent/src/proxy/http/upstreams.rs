@@ -22,7 +22,6 @@ use super::body::RequestBody;
 use super::record::Seen;
 use super::{CONNECTION_WINDOW, Conn, MAX_BUFFER, MAX_HEADERS, OnWorker, REQUEST_WINDOW};
 use crate::proxy::cluster::Target;
-use crate::upstream::stream::Stream;
 use crate::upstream::{Connected, UpstreamError};
 
 /// Upstream connections of one downstream connection that wait for the next request.
@@ -189,7 +188,7 @@ impl Upstreams {
 /// Whether a server that was connected to before the request was seen still wants one: it has not closed, and an HTTP/1
 /// server has not said anything unasked (408, as a rule). Asks the kernel itself, as the runtime may not have heard of it yet.
 fn still_waits(connected: &Connected, http2: bool) -> bool {
-    let Stream::Tcp(stream) = &connected.stream else { return true };
+    let Some(stream) = connected.stream.tcp() else { return true };
     match SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]) {
         Ok(0) => false,
         // Settings, as a rule.

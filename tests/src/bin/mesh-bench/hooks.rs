@@ -27,7 +27,7 @@ struct Load {
 }
 
 const fn load(title: &'static str, way: &'static str, port: u16, arguments: &'static [&'static str]) -> Load {
-    Load { measurement: Measurement { title, figures: &[], port, arguments }, way }
+    Load { measurement: Measurement { title, figures: &[], port, arguments, seconds: None }, way }
 }
 
 const CONNECT: &[&str] = &["connect", "--connections", "16"];

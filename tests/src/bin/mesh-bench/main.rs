@@ -19,7 +19,7 @@ mod ways;
 
 use measure::{Cpu, Round};
 use table::{Figure, Results};
-use ways::{ECHO, HTTP, ONCE, SINK, Table, Way};
+use ways::{ECHO, HTTP, ONCE, SINK, TABLES, Table, Way};
 
 #[derive(Parser)]
 #[command(about = "Measures the mesh against no mesh, nginx, HAProxy and iptables (release builds, root)")]
@@ -43,6 +43,8 @@ struct Args {
 enum Part {
     /// The ways from a client to a server, against each other.
     Ways,
+    /// Socket shortcuts, on against off.
+    Shortcuts,
     /// The kernel programs.
     Hooks,
 }
@@ -52,6 +54,8 @@ struct Measurement {
     figures: &'static [Figure],
     port: u16,
     arguments: &'static [&'static str],
+    /// Seconds of a round, where they are part of what is measured.
+    seconds: Option<f64>,
 }
 
 const fn relative(name: &'static str, heading: &'static str) -> Figure {
@@ -85,25 +89,60 @@ const MEASUREMENTS: &[Measurement] = &[
         figures: LATENCY,
         port: ECHO,
         arguments: &["round-trip"],
+        seconds: None,
     },
-    Measurement { title: "TCP bulk, 64 KiB writes, 1 connection", figures: BULK, port: SINK, arguments: &["bulk"] },
+    Measurement {
+        title: "TCP bulk, 64 KiB writes, 1 connection",
+        figures: BULK,
+        port: SINK,
+        arguments: &["bulk"],
+        seconds: None,
+    },
     Measurement {
         title: "New TCP connections, 16 clients",
         figures: CONNECTIONS,
         port: ONCE,
         arguments: &["connect", "--connections", "16"],
+        seconds: None,
     },
     Measurement {
         title: "HTTP/1.1, 1 KiB replies, 1 connection",
         figures: LATENCY,
         port: HTTP,
         arguments: &["http", "--host", "server"],
+        seconds: None,
     },
     Measurement {
         title: "HTTP/1.1, 1 KiB replies, 64 connections",
         figures: RATE,
         port: HTTP,
         arguments: &["http", "--host", "server", "--connections", "64"],
+        seconds: None,
+    },
+];
+
+/// An application, the agent, and another application of the same pod: nothing but the two legs that can have shortcuts.
+const SHORTCUTS: &[Measurement] = &[
+    Measurement {
+        title: "Shortcuts: TCP round trip, 128 bytes, a connection's first 0.1 s",
+        figures: LATENCY,
+        port: ECHO,
+        arguments: &["round-trip"],
+        seconds: Some(0.1),
+    },
+    Measurement {
+        title: "Shortcuts: TCP round trip, 128 bytes, 1 connection",
+        figures: LATENCY,
+        port: ECHO,
+        arguments: &["round-trip"],
+        seconds: None,
+    },
+    Measurement {
+        title: "Shortcuts: TCP bulk, 64 KiB writes, 1 connection",
+        figures: BULK,
+        port: SINK,
+        arguments: &["bulk"],
+        seconds: None,
     },
 ];
 
@@ -120,7 +159,15 @@ fn main() -> Result<()> {
     let (ways, processes) = ways::start(&lab)?;
     let load = sys::binary("mesh-load")?.display().to_string();
     let wants = |part| args.only.is_none_or(|only| only == part);
-    let reports = if wants(Part::Ways) { compare(&lab, &ways, &load, &args)? } else { Vec::new() };
+    let mut reports = Vec::new();
+    if wants(Part::Ways) {
+        reports = compare(&lab, &ways, MEASUREMENTS, &load, &args)?;
+    }
+    if wants(Part::Shortcuts) {
+        let (ways, processes) = ways::shortcuts(&lab)?;
+        reports.extend(compare(&lab, &ways, SHORTCUTS, &load, &args)?);
+        drop(processes);
+    }
     let hooks =
         wants(Part::Hooks).then(|| hooks::measure(&lab, &ways, &load, args.rounds, args.seconds)).transpose()?;
     drop(processes);
@@ -144,9 +191,15 @@ fn main() -> Result<()> {
 }
 
 /// All measurements on all ways, in rounds of one after the other.
-fn compare(lab: &Lab, ways: &[Way], load: &str, args: &Args) -> Result<Vec<serde_json::Value>> {
+fn compare(
+    lab: &Lab,
+    ways: &[Way],
+    measurements: &'static [Measurement],
+    load: &str,
+    args: &Args,
+) -> Result<Vec<serde_json::Value>> {
     let mut reports = Vec::new();
-    let tables = MEASUREMENTS.iter().flat_map(|one| [(one, Table::Nodes), (one, Table::SameNode)]);
+    let tables = measurements.iter().flat_map(|one| TABLES.map(|table| (one, table)));
     for (measurement, table) in tables {
         let ways: Vec<&Way> =
             ways.iter().filter(|way| way.table == Some(table) && way.to.contains_key(&measurement.port)).collect();
@@ -162,7 +215,8 @@ fn compare(lab: &Lab, ways: &[Way], load: &str, args: &Args) -> Result<Vec<serde
         };
         for round in 0..args.rounds.max(1) {
             for way in &ways {
-                let one = run(lab, way, measurement, load, args.seconds)
+                let seconds = measurement.seconds.unwrap_or(args.seconds);
+                let one = run(lab, way, measurement, load, seconds)
                     .with_context(|| format!("{}, {}, round {round}", measurement.title, way.name))?;
                 results.rounds.entry(way.name).or_default().push(one);
             }

@@ -26,6 +26,10 @@ const REDIRECTED: u16 = 7013;
 pub const DNS: u16 = 53;
 /// Address of the Service in front of the enrolled server.
 const MESHED: &str = "10.96.77.1";
+/// Address of the Service in front of the pod without shortcuts, which calls itself.
+const UNSHORTENED: &str = "10.96.77.5";
+/// Address of the Service in front of the pod with shortcuts, which calls itself.
+const SHORTENED: &str = "10.96.77.4";
 /// Address of the Service in front of the server that is not enrolled.
 const PLAIN: &str = "10.96.77.2";
 
@@ -53,7 +57,12 @@ pub enum Table {
     Nodes,
     /// Between two pods of one node.
     SameNode,
+    /// From a pod to itself.
+    Itself,
 }
+
+/// Every table.
+pub const TABLES: [Table; 3] = [Table::Nodes, Table::SameNode, Table::Itself];
 
 /// Two nodes, each with an enrolled pod, one that is not, and one with rules of iptables.
 pub fn topology() -> Topology {
@@ -62,6 +71,8 @@ pub fn topology() -> Topology {
         .pod(PodSpec::new("plain-client", "near").unenrolled())
         .pod(PodSpec::new("server", "far"))
         .pod(PodSpec::new("plain-server", "far").unenrolled())
+        .pod(PodSpec::new("unshortened", "near").shortcuts("off"))
+        .pod(PodSpec::new("shortened", "near").shortcuts("on"))
         // What iptables does costs every connection of a namespace something.
         .pod(PodSpec::new("redirect-client", "near").unenrolled())
         .pod(PodSpec::new("near-server", "near"))
@@ -71,10 +82,16 @@ pub fn topology() -> Topology {
 
 /// Services in front of the servers.
 pub fn services() -> String {
-    [("server", MESHED), ("plain-server", PLAIN), ("near-server", NEAR)]
-        .map(|(name, address)| {
-            format!(
-                "apiVersion: v1
+    [
+        ("server", MESHED),
+        ("plain-server", PLAIN),
+        ("near-server", NEAR),
+        ("unshortened", UNSHORTENED),
+        ("shortened", SHORTENED),
+    ]
+    .map(|(name, address)| {
+        format!(
+            "apiVersion: v1
 kind: Service
 metadata: {{ name: {name}, namespace: default }}
 spec:
@@ -86,9 +103,9 @@ spec:
   - {{ name: tcp-sink, port: {SINK} }}
   - {{ name: tcp-once, port: {ONCE} }}
 "
-            )
-        })
-        .join("---\n")
+        )
+    })
+    .join("---\n")
 }
 
 /// Starts servers and peers, and lists the ways between the pods.
@@ -97,9 +114,7 @@ pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
     let load = sys::binary("mesh-load")?.display().to_string();
     for name in ["server", "plain-server", "redirect-server", "near-server", "plain-near-server"] {
         let pod = lab.pod(name)?;
-        let [echo, sink, once, dns] = [ECHO, SINK, ONCE, DNS].map(|port| format!("0.0.0.0:{port}"));
-        let argv = [&load, "serve", "--echo", &echo, "--sink", &sink, "--once", &once, "--dns", &dns];
-        processes.push(pod.serve(&argv, ONCE)?);
+        processes.push(pod.serve(&servers(&load), ONCE)?);
         let dir = pod.scratch()?;
         let file = dir.join("nginx.conf");
         std::fs::write(&file, peers::origin(&dir, HTTP))?;
@@ -211,6 +226,26 @@ pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
         },
     ];
     processes.extend([nginx, haproxy]);
+    Ok((ways, processes))
+}
+
+/// The command line of a pod's servers.
+fn servers(load: &str) -> [&str; 10] {
+    [load, "serve", "--echo", "0.0.0.0:7001", "--sink", "0.0.0.0:7002", "--once", "0.0.0.0:7003", "--dns", "0.0.0.0:53"]
+}
+
+/// Starts servers in the pods that call themselves, and lists the ways from each to itself.
+pub fn shortcuts(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
+    let load = sys::binary("mesh-load")?.display().to_string();
+    let (mut ways, mut processes) = (Vec::new(), Vec::new());
+    for (name, pod, service) in
+        [("shortcuts off", "unshortened", UNSHORTENED), ("shortcuts on", "shortened", SHORTENED)]
+    {
+        processes.push(lab.pod(pod)?.serve(&servers(&load), ONCE)?);
+        let service = service.parse()?;
+        let to = [ECHO, SINK].map(|port| (port, SocketAddr::new(service, port))).into();
+        ways.push(Way { name, pod, to, proxies: agent(lab, "near")?, table: Some(Table::Itself) });
+    }
     Ok((ways, processes))
 }
 

@@ -1,0 +1,51 @@
+//! Keys and values of the maps of shortcuts, as [`super`] has them of all others. In and out: nothing, these are declarations.
+//! No field is ever padding.
+
+use crate::shortcut::Half;
+
+/// In [`Agent::link`](super::Agent::link): there is to be a shortcut.
+pub const LINK_WANTED: u64 = u64::MAX;
+
+/// In [`Short::side`] and [`End::side`]: who connected.
+pub const SIDE_CLIENT: u32 = 0;
+/// In [`Short::side`] and [`End::side`]: who accepted.
+pub const SIDE_SERVER: u32 = 1;
+
+/// Which end of which shortcut a socket is. The value of its SHORT storage.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Short {
+    /// The connection: the cookie of the socket that connected. 0: there is to be a shortcut.
+    pub id: u64,
+    /// `SIDE_CLIENT` or `SIDE_SERVER`.
+    pub side: u32,
+    /// Who reads what this socket sends: a [`Reader`](crate::shortcut::Reader) as u32.
+    pub reader: u32,
+}
+
+/// One end of a shortcut. The key of SHORT_SOCKETS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// The connection.
+    pub id: u64,
+    /// `SIDE_CLIENT` or `SIDE_SERVER`.
+    pub side: u32,
+    /// 0; in the place of padding.
+    pub zero: u32,
+}
+
+/// A connection with a shortcut: what its client sends, and its server.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shortcut {
+    /// From `SIDE_CLIENT`.
+    pub client: Half,
+    /// From `SIDE_SERVER`.
+    pub server: Half,
+}
+
+const _: () = {
+    assert!(size_of::<Short>() == 16 && size_of::<End>() == 16);
+    assert!(size_of::<Half>() == 56 && size_of::<Shortcut>() == 112 && align_of::<Shortcut>() == 8);
+};

@@ -1,0 +1,305 @@
+//! Whether what a socket sends may be put straight into the queue of the socket at the other end, past TCP. In: what one
+//! direction of a connection has done so far, and what it is about to send. Out: by shortcut, or by TCP. Reads no map: what
+//! costs a lookup is an argument to be called when it matters.
+//!
+//! A direction begins by shortcut and can only change to TCP, for ever. The kernel gives a reader what came by shortcut
+//! before what came by TCP, so this is what keeps the order. A shortcut has no backpressure, so each direction has a bound:
+//! where the agent reads, it tells how much; where an application does, nobody sees it, and there is a small total.
+
+/// Bytes that may be on their way to the agent, which tells what it has read.
+pub const WINDOW: u64 = 256 * 1024;
+/// The agent tells what it has read once this much is new, in bytes.
+pub const TOLD_EVERY: u64 = 32 * 1024;
+/// Bytes that may be sent to an application by shortcut before the application has sent something itself.
+pub const ALLOWANCE: u64 = 64 * 1024;
+/// How often an application gets a new [`ALLOWANCE`], having sent something: in all, an application that never reads
+/// gets less than a mebibyte.
+pub const RENEWALS: u32 = 14;
+/// Sends of fewer bytes are small: a stream of them is faster over TCP, which joins them.
+pub const SMALL: u32 = 8 * 1024;
+/// So many small sends in a row, without a word from the other side, are a stream.
+pub const SMALL_IN_A_ROW: u32 = 16;
+/// A first send to an application of more bytes than this begins something that soon has no allowance left.
+pub const LARGE: u32 = 32 * 1024;
+
+/// Level and name of the options of a socket that do not go with a shortcut (linux/socket.h, linux/tcp.h): TLS in the kernel
+/// would be given what comes by shortcut as if it were decrypted, and nobody is told that zero-copy buffers are free again.
+const REFUSED: [(i32, i32); 2] = [(6, 31), (1, 60)];
+
+/// Whether a socket with a shortcut must not have this option.
+#[inline(always)]
+pub fn refuses(level: i32, option: i32) -> bool {
+    let [(tcp, ulp), (socket, zerocopy)] = REFUSED;
+    (level == tcp && option == ulp) || (level == socket && option == zerocopy)
+}
+
+/// Who reads what is sent in one direction.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// The agent.
+    Agent = 0,
+    /// An application.
+    App = 1,
+}
+
+/// Why a direction has changed to TCP.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fall {
+    /// The other socket was not there yet, or no more.
+    NoPeer = 1,
+    /// The agent does not keep up with reading.
+    Window = 2,
+    /// The application has had all that it may have unseen.
+    Allowance = 3,
+    /// Many small sends.
+    Small = 4,
+    /// One side has ended its direction.
+    Ending = 5,
+    /// Something went by TCP before: it waited for the handshake, or came with it.
+    TcpFirst = 6,
+}
+
+/// How a send goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Past TCP.
+    Shortcut,
+    /// By TCP, as all before since the direction changed.
+    Tcp,
+    /// By TCP from now on.
+    Falls(Fall),
+}
+
+/// One direction of a connection. Only its sender changes it, under the lock of its socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Half {
+    /// Bytes sent by shortcut.
+    pub sent: u64,
+    /// Of these, bytes known to be read; where an application reads, those of earlier allowances.
+    pub base: u64,
+    /// Sends in all.
+    pub messages: u64,
+    /// The other direction's `messages` at the last send.
+    pub heard: u64,
+    /// The other direction's `messages` when the allowance began.
+    pub spoke: u64,
+    /// Small sends in a row.
+    pub streak: u32,
+    /// Allowances after the first.
+    pub renewals: u32,
+    /// 0, or the [`Fall`] by which it changed to TCP.
+    pub fallen: u32,
+    /// 0; in the place of padding.
+    pub zero: u32,
+}
+
+/// What a sender knows besides its direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Send {
+    /// Bytes.
+    pub size: u32,
+    /// Neither side has ended its direction.
+    pub open: bool,
+    /// Who reads.
+    pub reader: Reader,
+    /// The other direction's `messages`.
+    pub heard: u64,
+}
+
+impl Half {
+    /// How this goes. `read` asks for the bytes that the agent has read, in all.
+    #[inline(always)]
+    pub fn send(&mut self, send: Send, read: impl FnOnce() -> u64) -> Way {
+        // Before it has sent anything, a side leaves nothing unread either.
+        let answered = send.heard != self.heard || self.messages == 0;
+        self.heard = send.heard;
+        self.messages += 1;
+        if self.fallen != 0 {
+            return Way::Tcp;
+        }
+        if !send.open {
+            return self.fall(Fall::Ending);
+        }
+        self.streak = match send.size < SMALL {
+            true if answered => 1,
+            true => self.streak + 1,
+            false => 0,
+        };
+        if self.streak > SMALL_IN_A_ROW {
+            return self.fall(Fall::Small);
+        }
+        let fits = match send.reader {
+            Reader::Agent => self.fits_window(send.size, read),
+            Reader::App => self.fits_allowance(send, answered),
+        };
+        if let Err(fall) = fits {
+            return self.fall(fall);
+        }
+        self.sent += u64::from(send.size);
+        Way::Shortcut
+    }
+
+    /// By TCP from now on.
+    #[inline(always)]
+    pub fn fall(&mut self, why: Fall) -> Way {
+        self.fallen = why as u32;
+        Way::Falls(why)
+    }
+
+    #[inline(always)]
+    fn fits_window(&mut self, size: u32, read: impl FnOnce() -> u64) -> Result<(), Fall> {
+        let after = self.sent + u64::from(size);
+        if after - self.base <= WINDOW {
+            return Ok(());
+        }
+        let read = read();
+        // Nobody can have read more than was sent.
+        if read > self.base && read <= self.sent {
+            self.base = read;
+        }
+        if after - self.base <= WINDOW { Ok(()) } else { Err(Fall::Window) }
+    }
+
+    /// Where there is a choice, the change comes when the other side has just spoken, and so has most likely read
+    /// everything: a reader that takes a short read for an empty queue does not see what is queued behind by TCP.
+    #[inline(always)]
+    fn fits_allowance(&mut self, send: Send, answered: bool) -> Result<(), Fall> {
+        if answered && send.size > LARGE {
+            return Err(Fall::Allowance);
+        }
+        let after = self.sent + u64::from(send.size);
+        let last = self.renewals >= RENEWALS;
+        if after - self.base <= ALLOWANCE {
+            let soon_over = last && answered && after - self.base > ALLOWANCE / 2;
+            return if soon_over { Err(Fall::Allowance) } else { Ok(()) };
+        }
+        if last || send.heard == self.spoke || u64::from(send.size) > ALLOWANCE {
+            return Err(Fall::Allowance);
+        }
+        self.base = self.sent;
+        self.spoke = send.heard;
+        self.renewals += 1;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn to_agent(size: u32) -> Send {
+        Send { size, open: true, reader: Reader::Agent, heard: 0 }
+    }
+
+    fn to_app(size: u32, heard: u64) -> Send {
+        Send { size, open: true, reader: Reader::App, heard }
+    }
+
+    fn never() -> u64 {
+        panic!("nobody is to be asked")
+    }
+
+    #[test]
+    fn the_agent_is_asked_only_when_the_window_is_full() {
+        let mut half = Half::default();
+        let sends = WINDOW / 65_536;
+        for _ in 0..sends {
+            assert_eq!(half.send(to_agent(65_536), never), Way::Shortcut);
+        }
+        assert_eq!(half.send(to_agent(65_536), || 65_536), Way::Shortcut);
+        assert_eq!(half.send(to_agent(1), || 65_536), Way::Falls(Fall::Window));
+        assert_eq!(half.send(to_agent(1), never), Way::Tcp);
+    }
+
+    #[test]
+    fn a_nonsensical_word_of_what_was_read_opens_nothing() {
+        let mut half = Half::default();
+        while half.send(to_agent(65_536), || u64::MAX) == Way::Shortcut {}
+        assert_eq!((half.sent, half.fallen), (WINDOW, Fall::Window as u32));
+    }
+
+    #[test]
+    fn a_silent_application_gets_one_allowance() {
+        let mut half = Half::default();
+        for _ in 0..ALLOWANCE / 16_384 {
+            assert_eq!(half.send(to_app(16_384, 0), never), Way::Shortcut);
+        }
+        assert_eq!(half.send(to_app(1, 0), never), Way::Falls(Fall::Allowance));
+        assert_eq!(half.sent, ALLOWANCE);
+    }
+
+    #[test]
+    fn a_conversation_changes_when_it_is_quiet() {
+        let (mut half, mut heard) = (Half::default(), 0);
+        while half.send(to_app(1000, heard), never) == Way::Shortcut {
+            heard += 1;
+        }
+        assert_eq!(half.fallen, Fall::Allowance as u32);
+        assert!(half.sent > ALLOWANCE * u64::from(RENEWALS), "{half:?}");
+        // What begins as more than fits goes by TCP from the first byte.
+        let mut half = Half::default();
+        assert_eq!(half.send(to_app(LARGE + 1, 0), never), Way::Falls(Fall::Allowance));
+        assert_eq!(half.sent, 0);
+    }
+
+    #[test]
+    fn streams_of_small_sends_go_by_tcp_and_conversations_do_not() {
+        let mut half = Half::default();
+        let sent = (0..100).take_while(|_| half.send(to_agent(1024), never) == Way::Shortcut).count();
+        assert_eq!((sent, half.fallen), (SMALL_IN_A_ROW as usize, Fall::Small as u32));
+        let mut half = Half::default();
+        for heard in 0..100 {
+            assert_eq!(half.send(Send { heard, ..to_agent(1024) }, never), Way::Shortcut);
+        }
+    }
+
+    #[test]
+    fn what_follows_an_end_goes_by_tcp() {
+        let mut half = Half::default();
+        assert_eq!(half.send(Send { open: false, ..to_agent(1) }, never), Way::Falls(Fall::Ending));
+    }
+
+    proptest! {
+        /// Whatever is sent, heard and read: it never comes back from TCP, and what nobody has read stays in bounds.
+        #[test]
+        fn bounded_and_one_way(
+            app: bool,
+            steps in proptest::collection::vec((0_u32..200_000, 0_u8..3, 0_u64..400_000, proptest::bool::weighted(0.99)), 1..300),
+        ) {
+            let reader = if app { Reader::App } else { Reader::Agent };
+            let (mut half, mut heard, mut read, mut fallen) = (Half::default(), 0, 0, false);
+            for (size, speaks, reads, open) in steps {
+                heard += u64::from(speaks);
+                read = half.sent.min(read + reads);
+                let way = half.send(Send { size, open, reader, heard }, || read);
+                prop_assert!(!fallen || way == Way::Tcp, "{way:?} after TCP");
+                prop_assert!(fallen || way != Way::Tcp, "TCP without a reason");
+                fallen |= way != Way::Shortcut;
+                if way == Way::Shortcut {
+                    let bound = if app { ALLOWANCE * u64::from(RENEWALS + 1) } else { WINDOW + read };
+                    prop_assert!(open && half.sent <= bound);
+                }
+            }
+        }
+
+        /// An application that neither reads nor writes.
+        #[test]
+        fn a_reader_that_never_reads(app: bool, sizes in proptest::collection::vec(1_u32..1_000_000, 1..2000)) {
+            let reader = if app { Reader::App } else { Reader::Agent };
+            let mut half = Half::default();
+            for size in sizes {
+                half.send(Send { size, open: true, reader, heard: 0 }, || 0);
+            }
+            let bound = if app { ALLOWANCE } else { WINDOW };
+            prop_assert!(half.sent <= bound);
+        }
+    }
+
+    /// However it comes, an application that never reads has less than a mebibyte waiting for it.
+    const _: () = assert!(ALLOWANCE * (RENEWALS as u64 + 1) < 1 << 20 && WINDOW < 1 << 20);
+}

@@ -1,0 +1,208 @@
+//! Shortcuts: what one end of a connection between an application and its agent sends goes straight into the other end's
+//! queue. In: a send (sk_msg), and from connect and sock_ops the beginning and end of both sockets. Out: the send
+//! redirected, or left to TCP; both sockets in SHORT_SOCKETS, each once it is established. Only sockets of workloads that
+//! may have shortcuts are ever there, and none that carries TLS: what the agent sends on the wire has another role. Decides
+//! nothing: mesh-common's `shortcut` does.
+
+use core::ptr;
+
+use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_sock};
+use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+use aya_ebpf::programs::{SkMsgContext, SockOpsContext};
+use mesh_common::abi::{self, Counter, End, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut, Tuple, Workload};
+use mesh_common::capture;
+use mesh_common::shortcut::{Fall, Half, Reader, Send, Way};
+
+use crate::far;
+use crate::maps::{AGENT, SHORT, SHORT_READ, SHORT_SOCKETS, SHORT_WAY, SHORTCUTS};
+use crate::report::{add, count};
+use crate::sock_ops::STATE_CB_FLAG;
+use crate::socket::Ends;
+
+/// The message goes by TCP.
+const PASS: u32 = 1;
+const TCP_ESTABLISHED: u32 = 1;
+/// In the callback flags of a socket that connected and has a shortcut: so that others need no look for one when they close.
+/// It asks for a run of sock_ops at each packet with options that TCP does not know, of which there are none on loopback;
+/// others that attach to sock_ops hardly ever ask for it.
+pub const MARK: u32 = 1 << 5;
+/// What asks for a run of sock_ops when TCP sends.
+const HDR_OPT_FLAG: u32 = 1 << 6;
+/// First argument of that run where TCP asks before it takes a send into its queue (`BPF_WRITE_HDR_TCP_CURRENT_MSS`).
+const TCP_CURRENT_MSS: u32 = 1;
+const BPF_ANY: u64 = 0;
+const BPF_NOEXIST: u64 = 1;
+
+/// A socket of SHORT_SOCKETS sends.
+pub fn run(ctx: &SkMsgContext) -> u32 {
+    // SAFETY: fields of the context. The socket is never null here.
+    let (sk, size) = unsafe { ((*ctx.msg).__bindgen_anon_3.sk, (*ctx.msg).size) };
+    let Some(short) = SHORT.get(sk) else { return PASS };
+    let Some(link) = SHORTCUTS.get_ptr_mut(short.id) else { return PASS };
+    // SAFETY: the entry stays readable until this program has ended. Of its two halves only this socket's programs write
+    // the one, one after the other since each holds the socket's lock; the other is read as one number.
+    let (half, heard) = unsafe {
+        let (client, server) = (&raw mut (*link).client, &raw mut (*link).server);
+        let (own, other) = if short.side == SIDE_CLIENT { (client, server) } else { (server, client) };
+        (&mut *own, ptr::read_volatile(&raw const (*other).messages))
+    };
+    // SAFETY: a field of the socket.
+    let open = unsafe { (*sk).state } == TCP_ESTABLISHED;
+    let reader = if short.reader == Reader::Agent as u32 { Reader::Agent } else { Reader::App };
+    let way = half.send(Send { size, open, reader, heard }, || read(short.id));
+    let fall = match way {
+        Way::Tcp => return PASS,
+        Way::Falls(fall) => fall,
+        Way::Shortcut => match redirect(ctx, &short, size) {
+            true => return PASS,
+            false => {
+                half.fall(Fall::NoPeer);
+                Fall::NoPeer
+            }
+        },
+    };
+    count(match fall {
+        Fall::NoPeer => Counter::ShortcutNoPeer,
+        Fall::Window => Counter::ShortcutWindow,
+        Fall::Allowance => Counter::ShortcutAllowance,
+        Fall::Small => Counter::ShortcutSmall,
+        Fall::Ending => Counter::ShortcutEnding,
+        Fall::TcpFirst => Counter::ShortcutTcpFirst,
+    });
+    PASS
+}
+
+/// What the agent has said that it has read.
+#[inline(always)]
+fn read(id: u64) -> u64 {
+    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
+    unsafe { SHORT_READ.get(id) }.copied().unwrap_or(0)
+}
+
+/// Into the queue of the other end. False if it is not there.
+#[inline(always)]
+fn redirect(ctx: &SkMsgContext, short: &Short, size: u32) -> bool {
+    let peer = End { id: short.id, side: short.side ^ 1, zero: 0 };
+    if SHORT_SOCKETS.redirect_msg(SkMsgContext::new(ctx.msg), peer, BPF_F_INGRESS.into()) != i64::from(PASS) {
+        return false;
+    }
+    count(Counter::ShortcutSends);
+    add(Counter::ShortcutBytes, size.into());
+    true
+}
+
+/// A redirected application's socket is about to connect.
+#[inline(always)]
+pub fn may_begin(sk: *mut bpf_sock, workload: &Workload) {
+    if workload.flags & abi::SHORTCUTS != 0 {
+        begin(sk, Reader::Agent);
+    }
+}
+
+/// The connection that this socket is about to make is to have a shortcut. A socket that had one, and was disconnected,
+/// keeps the storage of it and gets no second one.
+#[inline(always)]
+pub fn begin(sk: *mut bpf_sock, reader: Reader) {
+    if SHORT.get(sk).is_none() {
+        // Without it there is no shortcut.
+        SHORT.set(sk, Short { id: 0, side: SIDE_CLIENT, reader: reader as u32 });
+    }
+}
+
+/// A socket that connected is established; the other one is not yet.
+#[inline(always)]
+pub fn connected(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    let Some(short) = SHORT.get(sk) else { return };
+    if short.id != 0 {
+        return;
+    }
+    let ends = Ends::of(ctx);
+    // An application's socket whose first, redirected `connect()` has failed may have gone elsewhere since.
+    let redirected = capture::may_be_redirected(&ends.local.addr, &ends.remote.addr);
+    if short.reader == Reader::Agent as u32 && (!redirected || far::of(ctx, sk).is_none()) {
+        return;
+    }
+    // SAFETY: this helper takes the context.
+    let id = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
+    let key = ends.connected(ctx);
+    let new: &Shortcut = &NEW;
+    let noted = SHORTCUTS.insert(id, new, BPF_NOEXIST).is_ok()
+        && SHORT_READ.insert(id, 0, BPF_NOEXIST).is_ok()
+        && SHORT_WAY.insert(key, id, BPF_ANY).is_ok();
+    if !noted {
+        count(Counter::ShortcutFull);
+    }
+    if !noted || !join(ctx, sk, Short { id, ..short }) {
+        forget(id, &key);
+        return;
+    }
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | MARK | HDR_OPT_FLAG) as i32 | STATE_CB_FLAG);
+    if let Some(agent) = AGENT.get(sk) {
+        AGENT.set(sk, abi::Agent { link: id, ..agent });
+    }
+}
+
+/// TCP is about to send something for a socket with [`MARK`]. If it is data, and nothing was to go by TCP yet, it has waited
+/// for the handshake or came with it: the rest must not overtake it.
+#[inline(always)]
+pub fn by_tcp(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    // SAFETY: fields of the context.
+    let (size, state) = unsafe { ((*ctx.ops).skb_len, (*ctx.ops).state) };
+    // From another state on there is only its end to send, or `run` has seen it.
+    if state != TCP_ESTABLISHED || (ctx.arg(0) != TCP_CURRENT_MSS && size == 0) {
+        return;
+    }
+    let Some(short) = SHORT.get(sk) else { return };
+    if let Some(link) = SHORTCUTS.get_ptr_mut(short.id) {
+        // SAFETY: as in run. TCP holds the socket's lock.
+        let half = unsafe { &mut (*link).client };
+        if half.fallen == 0 {
+            half.fall(Fall::TcpFirst);
+            count(Counter::ShortcutTcpFirst);
+        }
+    }
+    // Once is enough.
+    let _ = ctx.set_cb_flags((ctx.cb_flags() & !HDR_OPT_FLAG) as i32);
+}
+
+/// A socket was accepted. Returns the id of the shortcut that it is an end of from now on, or 0.
+#[inline(always)]
+pub fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, reader: Reader) -> u64 {
+    let key = ends.accepted(ctx);
+    // SAFETY: an entry is written once, when the other socket was established, and copied here at once.
+    let Some(id) = (unsafe { SHORT_WAY.get(key) }).copied() else { return 0 };
+    let _ = SHORT_WAY.remove(key);
+    if join(ctx, sk, Short { id, side: SIDE_SERVER, reader: reader as u32 }) { id } else { 0 }
+}
+
+/// A socket with [`MARK`] is closed. `key` is its connection. False if the mark is not ours.
+#[inline(always)]
+pub fn closed(sk: *mut bpf_sock, key: &Tuple) -> bool {
+    let Some(short) = SHORT.get(sk) else { return false };
+    forget(short.id, key);
+    true
+}
+
+#[inline(always)]
+fn forget(id: u64, key: &Tuple) {
+    // What is not there needs no removal.
+    let _ = SHORTCUTS.remove(id);
+    let _ = SHORT_READ.remove(id);
+    let _ = SHORT_WAY.remove(key);
+}
+
+#[inline(always)]
+fn join(ctx: &SockOpsContext, sk: *mut bpf_sock, short: Short) -> bool {
+    let end = End { id: short.id, side: short.side, zero: 0 };
+    // SAFETY: the context of this run, which nobody else has.
+    let ops = unsafe { &mut *ctx.ops };
+    // The storage first: a socket that is in the map and does not know its shortcut would send by TCP all the same.
+    let joined = SHORT.set(sk, short) && SHORT_SOCKETS.update(end, ops, BPF_NOEXIST).is_ok();
+    count(if joined { Counter::ShortcutJoined } else { Counter::ShortcutFull });
+    joined
+}
+
+/// Not a constant: the stack has no room for it beside what a debugging build has there.
+static NEW: Shortcut = Shortcut { client: NOTHING, server: NOTHING };
+const NOTHING: Half =
+    Half { sent: 0, base: 0, messages: 0, heard: 0, spoke: 0, streak: 0, renewals: 0, fallen: 0, zero: 0 };
