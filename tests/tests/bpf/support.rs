@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_agent::kernel::{Kernel, Listeners, Sockets};
 use mesh_agent::net::netlink;
@@ -302,8 +302,16 @@ pub fn connect_in(ns: &NetNs, to: &str) -> io::Result<TcpStream> {
     Ok(socket.into())
 }
 
+/// Listens. A program that another test is starting may hold a listener that was closed for a moment longer: between its
+/// fork and its exec it has every descriptor.
 pub fn listen_in(ns: &NetNs, on: &str) -> TcpListener {
-    ns.run(|| TcpListener::bind(at(on))).unwrap().unwrap()
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match ns.run(|| TcpListener::bind(at(on))).unwrap() {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => std::thread::yield_now(),
+            bound => return bound.unwrap(),
+        }
+    }
 }
 
 /// Enrols the pod of a [`Net`] with flags of its entry.
