@@ -24,7 +24,7 @@ use crate::http::{self, Pages};
 use crate::metrics::Metrics;
 use crate::model::{Mesh, MeshOptions};
 use crate::problem::Problems;
-use crate::resource::{Proxy, Published, Resources};
+use crate::resource::{Offer, Proxy, Published};
 use crate::server::{self, ServerCertificate};
 use crate::settings::Settings;
 use crate::source::{Loaded, Loader, watch as watch_directory};
@@ -205,7 +205,7 @@ fn published(translation: &Arc<Translation>) -> Arc<Published> {
         Proxy::Workload { namespace, name } => match translation.mesh().workloads.get(namespace, name) {
             Some(workload) => translation.resources(workload, kind),
             // Streams are only for workloads of the directory, which is made of the same mesh.
-            None => Arc::<Resources>::default(),
+            None => Offer::default(),
         },
     });
     Arc::new(Published { directory, resources })

@@ -104,8 +104,45 @@ impl Resource {
     }
 }
 
-/// All resources of one kind for one proxy, by name.
+/// Resources of one kind, by name.
 pub type Resources = BTreeMap<Arc<str>, Arc<Resource>>;
+
+/// All resources of one kind for one proxy.
+#[derive(Debug, Clone, Default)]
+pub struct Offer {
+    /// What others are told, too. As long as it stays what it is, over versions of the mesh, it is the same in memory.
+    pub shared: Arc<Resources>,
+    /// What is this proxy's only; it counts where both have a name.
+    pub own: Resources,
+}
+
+impl Offer {
+    /// What everybody is told.
+    pub fn shared(shared: Arc<Resources>) -> Offer {
+        Offer { shared, own: Resources::new() }
+    }
+
+    /// The resource of a name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Resource>> {
+        self.own.get(name).or_else(|| self.shared.get(name))
+    }
+
+    /// Every resource, with its name.
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Resource>)> {
+        self.shared.iter().filter(|(name, _)| !self.own.contains_key(*name)).chain(&self.own)
+    }
+
+    /// Whether nothing has changed since another one. It may be told as changed where it is not.
+    pub fn is_same(&self, other: &Offer) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared) && same(&self.own, &other.own)
+    }
+}
+
+/// Whether these are the same resources in the same versions.
+pub fn same(one: &Resources, other: &Resources) -> bool {
+    let version = |resource: &Arc<Resource>| resource.version;
+    one.keys().eq(other.keys()) && one.values().map(version).eq(other.values().map(version))
+}
 
 /// Whom a stream is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -131,7 +168,7 @@ impl fmt::Display for Proxy {
 }
 
 /// Finds what a proxy is to have of a kind.
-pub type Lookup = Box<dyn Fn(&Proxy, Kind) -> Arc<Resources> + Send + Sync>;
+pub type Lookup = Box<dyn Fn(&Proxy, Kind) -> Offer + Send + Sync>;
 
 /// The configuration in force, from one reading of the objects: immutable, replaced as a whole.
 pub struct Published {

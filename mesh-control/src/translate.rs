@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::config::Labels;
 use crate::model::Mesh;
 use crate::model::workload::Workload;
-use crate::resource::{Kind, Resources};
+use crate::resource::{Kind, Offer, Resources};
 use audience::{Audience, Audiences};
 
 pub use checked::{Checked, Refused};
@@ -51,19 +51,19 @@ impl<'c> Client<'c> {
 }
 
 /// What clients share, whatever names they use.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Common {
-    clusters: Resources,
+    clusters: Arc<Resources>,
     endpoints: Arc<Resources>,
-    listeners: Resources,
+    listeners: Arc<Resources>,
 }
 
 /// Values per audience, each made once. Made outside of the lock: other audiences go on meanwhile, the same one waits.
-type Cells<T> = Mutex<HashMap<Audience, Arc<OnceLock<Arc<T>>>>>;
+type Cells<T> = Mutex<HashMap<Audience, Arc<OnceLock<T>>>>;
 
-fn made_once<T>(cells: &Cells<T>, audience: Audience, make: impl FnOnce() -> T) -> Arc<T> {
-    let cell = cells.lock().unwrap_or_else(PoisonError::into_inner).entry(audience).or_default().clone();
-    cell.get_or_init(|| Arc::new(make())).clone()
+fn made_once<T: Clone>(cells: &Cells<T>, audience: &Audience, make: impl FnOnce() -> T) -> T {
+    let cell = cells.lock().unwrap_or_else(PoisonError::into_inner).entry(audience.clone()).or_default().clone();
+    cell.get_or_init(make).clone()
 }
 
 /// One version of the mesh with what was translated of it.
@@ -71,7 +71,7 @@ pub struct Translation {
     mesh: Arc<Mesh>,
     audiences: Audiences,
     common: Cells<Common>,
-    routes: Cells<Resources>,
+    routes: Cells<Arc<Resources>>,
     nodes: OnceLock<Nodes>,
     checked: Checked,
 }
@@ -106,58 +106,57 @@ impl Translation {
     }
 
     /// What a node is told of a kind.
-    pub fn of_nodes(&self, kind: Kind) -> Arc<Resources> {
+    pub fn of_nodes(&self, kind: Kind) -> Offer {
         match kind {
-            Kind::Authorization => self.nodes().policies.clone(),
-            Kind::Address => self.nodes().addresses.clone(),
-            Kind::Cluster | Kind::Endpoint | Kind::Listener | Kind::Route => Arc::default(),
+            Kind::Authorization => Offer::shared(self.nodes().policies.clone()),
+            Kind::Address => Offer::shared(self.nodes().addresses.clone()),
+            Kind::Cluster | Kind::Endpoint | Kind::Listener | Kind::Route => Offer::default(),
         }
     }
 
     fn nodes(&self) -> &Nodes {
         self.nodes.get_or_init(|| Nodes {
-            policies: Arc::new(self.checked.take(Kind::Authorization, authorization::all(&self.mesh))),
-            addresses: Arc::new(self.checked.take(Kind::Address, address::all(&self.mesh))),
+            policies: self.checked.share(Kind::Authorization, None, authorization::all(&self.mesh)),
+            addresses: self.checked.share(Kind::Address, None, address::all(&self.mesh)),
         })
     }
 
     /// What a workload's agent is told of a kind.
-    pub fn resources(&self, workload: &Workload, kind: Kind) -> Arc<Resources> {
-        let with = |shared: &Resources, own: Resources| {
-            let mut all = shared.clone();
-            all.extend(own);
-            Arc::new(all)
-        };
+    pub fn resources(&self, workload: &Workload, kind: Kind) -> Offer {
         match kind {
-            Kind::Endpoint => self.common(workload).endpoints.clone(),
-            Kind::Route => self.routes(workload),
+            Kind::Endpoint => Offer::shared(self.common(workload).endpoints.clone()),
+            Kind::Route => Offer::shared(self.routes(workload)),
             Kind::Cluster => {
                 let own = self.checked.take(kind, inbound::clusters(&self.mesh, workload));
-                with(&self.common(workload).clusters, own)
+                Offer { shared: self.common(workload).clusters.clone(), own }
             }
             Kind::Listener => {
                 let own = self.checked.take(kind, [inbound::listener(&self.mesh, workload)]);
-                with(&self.common(workload).listeners, own)
+                Offer { shared: self.common(workload).listeners.clone(), own }
             }
-            Kind::Authorization | Kind::Address => Arc::default(),
+            Kind::Authorization | Kind::Address => Offer::default(),
         }
     }
 
-    fn common(&self, workload: &Workload) -> Arc<Common> {
-        made_once(&self.common, self.audiences.common(workload), || {
+    fn common(&self, workload: &Workload) -> Common {
+        let audience = self.audiences.common(workload);
+        made_once(&self.common, &audience, || {
             let client = Client::of(workload);
             let (clusters, endpoints) = cluster::outbound(&self.mesh, &client);
+            let listeners = listener::outbound(&self.mesh, &client);
+            let share = |kind, list| self.checked.share(kind, Some(&audience), list);
             Common {
-                clusters: self.checked.take(Kind::Cluster, clusters),
-                endpoints: Arc::new(self.checked.take(Kind::Endpoint, endpoints)),
-                listeners: self.checked.take(Kind::Listener, listener::outbound(&self.mesh, &client)),
+                clusters: share(Kind::Cluster, clusters),
+                endpoints: share(Kind::Endpoint, endpoints),
+                listeners: share(Kind::Listener, listeners),
             }
         })
     }
 
     fn routes(&self, workload: &Workload) -> Arc<Resources> {
-        made_once(&self.routes, self.audiences.named(workload), || {
-            self.checked.take(Kind::Route, route::outbound(&self.mesh, &Client::of(workload)))
+        let audience = self.audiences.named(workload);
+        made_once(&self.routes, &audience, || {
+            self.checked.share(Kind::Route, Some(&audience), route::outbound(&self.mesh, &Client::of(workload)))
         })
     }
 }

@@ -16,7 +16,7 @@ use crate::snapshot::{BLACK_HOLE, Snapshot};
 
 mod services;
 
-pub use services::{Choice, MAX_SLOTS, Service, services};
+pub use services::{Choice, MAX_SLOTS, Service, Services};
 
 /// Ports of one workload that can be reached without an agent; further ones are not.
 pub const MAX_PORTS: usize = 256;

@@ -79,6 +79,11 @@ impl<'a> Control<'a> {
         state::populated(&self.cgroup())
     }
 
+    /// Its processes.
+    pub fn processes(&self) -> Vec<i32> {
+        state::processes(&self.cgroup())
+    }
+
     /// A page of its HTTP port.
     ///
     /// # Errors

@@ -201,8 +201,7 @@ impl Agent<'_> {
 
     /// Its processes: two while one takes over from the other.
     pub fn processes(&self) -> Vec<i32> {
-        let procs = std::fs::read_to_string(self.cgroup().join("cgroup.procs")).unwrap_or_default();
-        procs.lines().filter_map(|line| line.parse().ok()).collect()
+        state::processes(&self.cgroup())
     }
 
     /// Waits until it says that it is ready.

@@ -237,6 +237,12 @@ pub fn populated(cgroup: &Path) -> bool {
     std::fs::read_to_string(cgroup.join("cgroup.events")).is_ok_and(|t| t.lines().any(|l| l == "populated 1"))
 }
 
+/// The processes in a cgroup.
+pub fn processes(cgroup: &Path) -> Vec<i32> {
+    let procs = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    procs.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
 /// Kills every process in a cgroup and below, and waits until they are gone.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 //! policies. Out: the kernel is told whenever one of them changes. Of a workload about which something is not known,
 //! nothing changes but that nothing new begins.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use mesh_core::Snapshot;
 use mesh_core::authorization::Policies;
-use mesh_core::direct::{Choice, Local, comes_in, leaves, services};
+use mesh_core::direct::{Choice, Local, Service, Services, comes_in, leaves};
+use mesh_core::identity::SpiffeId;
 use mesh_core::resource::workload::Workload as Known;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -59,7 +60,7 @@ impl DirectWays {
             out.single("mesh_agent_direct_ways", Kind::Gauge, help, counting.load(Relaxed));
         });
         let changes = live.changes();
-        let question = Question { node_stream, known: HashMap::new() };
+        let question = Question { node_stream, ..Question::default() };
         Self { live, kernel, roster, changes, question, dirty: true, not_before: Instant::now(), count, failure: None }
     }
 
@@ -125,6 +126,51 @@ struct Question {
     node_stream: bool,
     /// Workloads as they were told of last, by `Workload::id`, as in `proxy::authorize`.
     known: HashMap<u32, Arc<Known>>,
+    /// Whose the addresses of these workloads are.
+    people: HashMap<IpAddr, SpiffeId>,
+    /// As far as they are workloads of which everything is known, by `Workload::id`.
+    clients: HashMap<u32, Client>,
+}
+
+/// What a client's kernel chooses endpoints for, kept for what does not change.
+#[derive(Default)]
+struct Client {
+    services: Services,
+    ways: BTreeSet<SocketAddr>,
+    /// Their endpoints, by the service's address.
+    chosen: HashMap<SocketAddr, Arc<[SocketAddr]>>,
+}
+
+impl Client {
+    /// `others`: `people` are not who they were.
+    fn follow(
+        &mut self,
+        snapshot: &Snapshot,
+        ways: BTreeSet<SocketAddr>,
+        people: &HashMap<IpAddr, SpiffeId>,
+        others: bool,
+    ) {
+        let mut changed = self.services.follow(snapshot);
+        if others || self.ways != ways {
+            self.ways = ways;
+            changed.extend(self.services.addresses());
+        }
+        for to in changed {
+            match self.services.get(to).filter(|service| self.is_chosen(service, people)) {
+                Some(service) => self.chosen.insert(to, service.slots().into()),
+                None => self.chosen.remove(&to),
+            };
+        }
+    }
+
+    /// A service of which at least one endpoint is gone to directly, and none that is of this node is who is not meant.
+    fn is_chosen(&self, service: &Service, people: &HashMap<IpAddr, SpiffeId>) -> bool {
+        let meant = |choice: &Choice| {
+            let server = people.get(&choice.address().ip());
+            server.is_none_or(|identity| choice.means(identity))
+        };
+        service.choices.iter().any(|choice| self.ways.contains(&choice.address())) && service.choices.iter().all(meant)
+    }
 }
 
 /// A workload of which everything is known.
@@ -172,24 +218,26 @@ impl Question {
                 }
             }
         }
-        let ways: HashSet<(u32, SocketAddr)> = plan.ways.iter().map(|way| (way.client, way.to)).collect();
-        let by_address: HashMap<IpAddr, &Whole> =
-            whole.iter().flat_map(|one| one.workload.addresses.iter().map(move |address| (*address, one))).collect();
-        for client in &whole {
-            let id = client.workload.id;
-            let chosen = services(&client.snapshot).filter(|service| {
-                // One that is not meant must not be gone to, and one that is chosen may be.
-                let meant = |choice: &Choice<'_>| {
-                    let server = by_address.get(&choice.address().ip());
-                    server.is_none_or(|server| choice.means(&server.workload.identity))
-                };
-                service.choices.iter().any(|choice| ways.contains(&(id, choice.address())))
-                    && service.choices.iter().all(meant)
-            });
-            plan.services.extend(chosen.map(|service| DirectService {
+        let mut ways: HashMap<u32, BTreeSet<SocketAddr>> = HashMap::new();
+        for way in &plan.ways {
+            ways.entry(way.client).or_default().insert(way.to);
+        }
+        let people: HashMap<IpAddr, SpiffeId> = whole
+            .iter()
+            .flat_map(|one| one.workload.addresses.iter().map(|ip| (*ip, one.workload.identity.clone())))
+            .collect();
+        let others = self.people != people;
+        self.people = people;
+        self.clients.retain(|id, _| whole.iter().any(|one| one.workload.id == *id));
+        for one in &whole {
+            let id = one.workload.id;
+            let client = self.clients.entry(id).or_default();
+            client.follow(&one.snapshot, ways.remove(&id).unwrap_or_default(), &self.people, others);
+            let chosen = client.chosen.iter();
+            plan.services.extend(chosen.map(|(to, endpoints)| DirectService {
                 client: id,
-                to: service.to,
-                endpoints: service.slots().into(),
+                to: *to,
+                endpoints: endpoints.clone(),
             }));
         }
         (plan, undecided)

@@ -158,7 +158,7 @@ async fn files_become_pushes() {
     client.ask(subscribe(Kind::Endpoint, &[web])).await;
     assert_eq!(client.next(None).await.1, [web]);
     client.ask(subscribe(Kind::Listener, &[])).await;
-    assert_eq!(client.next(None).await.1, ["0.0.0.0_80", "virtualInbound", "virtualOutbound"]);
+    assert_eq!(client.next(None).await.1, ["0.0.0.0_80", "virtualOutbound", "virtualInbound"]);
     client.ask(subscribe(Kind::Route, &["80"])).await;
     assert_eq!(client.next(None).await.1, ["80"]);
 

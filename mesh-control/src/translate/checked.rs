@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::resource::Rejection;
@@ -17,7 +17,8 @@ use mesh_core::resource::route::RouteTable;
 use mesh_core::resource::workload::Address;
 use prost::Message;
 
-use crate::resource::{Kind, Resource, Resources};
+use super::audience::Audience;
+use crate::resource::{Kind, Resource, Resources, same};
 
 /// A resource with its name.
 pub(crate) type Named = (Arc<str>, Arc<Resource>);
@@ -68,6 +69,8 @@ const MAX_REFUSED: usize = 1000;
 struct Known {
     good: HashSet<(Kind, Arc<str>, u64)>,
     bad: HashMap<(Kind, Arc<str>, u64), Refused>,
+    /// What was shared last, as long as somebody has it.
+    shared: HashMap<(Kind, Option<Audience>), Weak<Resources>>,
 }
 
 impl Checked {
@@ -79,6 +82,33 @@ impl Checked {
                 resources.insert(name, resource);
             }
         }
+        resources
+    }
+
+    /// As [`Checked::take`], for everybody of an audience; `None` stands for the nodes. Resources that have not changed since
+    /// the last time stay the same in memory, and the whole of them too if none has.
+    pub(super) fn share(
+        &self,
+        kind: Kind,
+        audience: Option<&Audience>,
+        list: impl IntoIterator<Item = Named>,
+    ) -> Arc<Resources> {
+        let key = (kind, audience.cloned());
+        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let former = known().shared.get(&key).and_then(Weak::upgrade).unwrap_or_default();
+        let mut resources = self.take(kind, list);
+        if same(&former, &resources) {
+            return former;
+        }
+        for (name, resource) in &mut resources {
+            if let Some(there) = former.get(name).filter(|there| there.version == resource.version) {
+                *resource = there.clone();
+            }
+        }
+        let resources = Arc::new(resources);
+        let mut known = known();
+        known.shared.retain(|_, set| set.strong_count() > 0);
+        known.shared.insert(key, Arc::downgrade(&resources));
         resources
     }
 

@@ -21,13 +21,17 @@ use prost::{Message, Name};
 use super::{Checked, Translation};
 use crate::model::Mesh;
 use crate::model::tests::{objects, options, pod};
-use crate::resource::{Kind, Resources};
+use crate::resource::{Kind, Offer, Resources};
 
 /// Translates for the pod `client` of a namespace, which is added to the objects.
 struct Told {
     translation: Translation,
     checked: Checked,
     namespace: &'static str,
+}
+
+fn whole(offer: &Offer) -> Resources {
+    offer.iter().map(|(name, resource)| (name.clone(), resource.clone())).collect()
 }
 
 impl Told {
@@ -43,16 +47,20 @@ impl Told {
         Told { translation: Translation::new(Arc::new(mesh), checked.clone()), checked, namespace }
     }
 
-    fn resources(&self, kind: Kind) -> Arc<Resources> {
+    fn of_nodes(&self, kind: Kind) -> Resources {
+        whole(&self.translation.of_nodes(kind))
+    }
+
+    fn resources(&self, kind: Kind) -> Resources {
         self.of("client", kind)
     }
 
-    fn of(&self, name: &str, kind: Kind) -> Arc<Resources> {
+    fn of(&self, name: &str, kind: Kind) -> Resources {
         let workload = self.translation.mesh().workloads.get(self.namespace, name).unwrap().clone();
         let resources = self.translation.resources(&workload, kind);
         let refused = self.checked.refused();
         assert!(refused.is_empty(), "mesh-core refuses {refused:#?}");
-        resources
+        whole(&resources)
     }
 
     fn names(&self, kind: Kind) -> Vec<String> {

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Entry,
 };
 
-use crate::resource::{Kind, Resources};
+use crate::resource::{Kind, Offer};
 
 /// Names that a client subscribes to, or says to have, of one kind.
 pub const MAX_NAMES: usize = 200_000;
@@ -54,6 +54,8 @@ struct Subscription {
     unanswered: Option<String>,
     /// It waits for an answer even if nothing changed.
     owed: bool,
+    /// What it was brought up to date with, if it asked for nothing since.
+    brought: Option<Offer>,
 }
 
 impl Session {
@@ -90,8 +92,12 @@ impl Session {
     }
 
     /// The response that brings the client from what it has to `all`; `None` if it has everything.
-    pub fn respond(&mut self, kind: Kind, all: &Resources) -> Option<DeltaDiscoveryResponse> {
+    pub fn respond(&mut self, kind: Kind, all: &Offer) -> Option<DeltaDiscoveryResponse> {
         let subscription = &mut self.kinds[kind.index()];
+        if subscription.brought.as_ref().is_some_and(|brought| brought.is_same(all)) {
+            return None;
+        }
+        subscription.brought = Some(all.clone());
         let mut entries = Vec::new();
         let mut removed = Vec::new();
         let mut offer = |sent: &mut BTreeMap<Arc<str>, u64>, name: &Arc<str>| {
@@ -122,11 +128,11 @@ impl Session {
             subscription.unknown.remove(&name);
         }
         if subscription.wildcard {
-            all.keys().for_each(|name| offer(&mut subscription.sent, name));
+            all.iter().for_each(|(name, _)| offer(&mut subscription.sent, name));
         }
         for (asked, name) in &names {
             offer(&mut subscription.sent, name);
-            if all.contains_key(name) {
+            if all.get(name).is_some() {
                 subscription.unknown.remove(asked);
             } else if kind.tells_unknown() && subscription.unknown.insert(asked.clone()) {
                 removed.push(asked.to_string());
@@ -135,7 +141,7 @@ impl Session {
         let wildcard = subscription.wildcard;
         let names: BTreeSet<&Arc<str>> = names.values().collect();
         subscription.sent.retain(|name, _| {
-            let stays = if all.contains_key(name) {
+            let stays = if all.get(name).is_some() {
                 wildcard || names.contains(name)
             } else {
                 names.contains(name) && !kind.has_wildcard()
@@ -164,8 +170,8 @@ impl Session {
 
 impl Subscription {
     /// Each name that was asked for, with the resource's own: it may have been an alias.
-    fn own_names(&self, kind: Kind, all: &Resources) -> BTreeMap<Arc<str>, Arc<str>> {
-        let has_aliases = kind.tells_unknown() && self.names.iter().any(|name| !all.contains_key(name));
+    fn own_names(&self, kind: Kind, all: &Offer) -> BTreeMap<Arc<str>, Arc<str>> {
+        let has_aliases = kind.tells_unknown() && self.names.iter().any(|name| all.get(name).is_none());
         let aliases: HashMap<&str, &Arc<str>> = if has_aliases {
             let own = all.iter().flat_map(|(name, one)| one.aliases.iter().map(move |alias| (alias.as_str(), name)));
             own.collect()
@@ -173,7 +179,7 @@ impl Subscription {
             HashMap::new()
         };
         let own =
-            |name: &Arc<str>| aliases.get(&**name).filter(|_| !all.contains_key(name)).map_or(name, |own| *own).clone();
+            |name: &Arc<str>| aliases.get(&**name).filter(|_| all.get(name).is_none()).map_or(name, |own| *own).clone();
         self.names.iter().map(|name| (name.clone(), own(name))).collect()
     }
 
@@ -181,6 +187,7 @@ impl Subscription {
     fn change(&mut self, kind: Kind, request: &DeltaDiscoveryRequest) -> Result<bool, String> {
         let first = !self.active;
         self.active = true;
+        self.brought = None;
         if first {
             // Until it says otherwise, a client that names nothing wants everything there is of these kinds.
             self.wildcard = kind.has_wildcard() && request.resource_names_subscribe.is_empty();

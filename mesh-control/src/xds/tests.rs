@@ -19,11 +19,12 @@ use super::session::{Event, Session};
 use crate::auth::NodeAuth;
 use crate::directory::{Directory, Resident};
 use crate::metrics::Metrics;
-use crate::resource::{Kind, Proxy, Published, Resource, Resources};
+use crate::resource::{Kind, Offer, Proxy, Published, Resource};
 use crate::settings::NodeSettings;
 
-fn resources(kind: Kind, list: &[(&str, &str)]) -> Resources {
-    list.iter().map(|(name, text)| ((*name).into(), Arc::new(Resource::new(kind, text.as_bytes().to_vec())))).collect()
+fn resources(kind: Kind, list: &[(&str, &str)]) -> Offer {
+    let one = |(name, text): &(&str, &str)| ((*name).into(), Arc::new(Resource::new(kind, text.as_bytes().to_vec())));
+    Offer::shared(Arc::new(list.iter().map(one).collect()))
 }
 
 fn subscribe(kind: Kind, names: &[&str]) -> DeltaDiscoveryRequest {
@@ -45,6 +46,27 @@ fn answer(response: &DeltaDiscoveryResponse, error: Option<&str>) -> DeltaDiscov
 
 fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
     response.resources.iter().map(|entry| entry.name.as_str()).collect()
+}
+
+/// What is a proxy's own counts where others have the name too, and changes without what is shared.
+#[test]
+fn an_offer_changes_in_either_of_its_parts() {
+    let kind = Kind::Listener;
+    let shared = resources(kind, &[("a", "1"), ("b", "1")]).shared;
+    let offer = |own: &[(&str, &str)]| Offer { shared: shared.clone(), own: (*resources(kind, own).shared).clone() };
+    let mut session = Session::default();
+    session.request(&subscribe(kind, &[])).unwrap();
+    let first = session.respond(kind, &offer(&[("b", "own")])).unwrap();
+    assert_eq!(names(&first), ["a", "b"]);
+    assert_eq!(first.resources[1].resource.as_ref().unwrap().value, b"own");
+    session.request(&answer(&first, None)).unwrap();
+    assert_eq!(session.respond(kind, &offer(&[("b", "own")])), None);
+    let second = session.respond(kind, &offer(&[("b", "other")])).unwrap();
+    assert_eq!(names(&second), ["b"]);
+    session.request(&answer(&second, None)).unwrap();
+    let third = session.respond(kind, &Offer { shared: resources(kind, &[("a", "2")]).shared, ..offer(&[]) }).unwrap();
+    assert_eq!(names(&third), ["a"]);
+    assert_eq!(third.removed_resources, ["b"]);
 }
 
 #[test]
@@ -132,17 +154,17 @@ fn a_client_that_comes_back_gets_only_what_changed_while_it_was_away() {
 fn the_first_request_is_answered_even_with_nothing() {
     let mut session = Session::default();
     session.request(&subscribe(Kind::Cluster, &[])).unwrap();
-    let response = session.respond(Kind::Cluster, &Resources::new()).unwrap();
+    let response = session.respond(Kind::Cluster, &Offer::default()).unwrap();
     assert!(response.resources.is_empty());
 }
 
-fn addresses(list: &[(&str, &str, &str)]) -> Resources {
+fn addresses(list: &[(&str, &str, &str)]) -> Offer {
     let one = |(name, text, alias): &(&str, &str, &str)| {
         let mut resource = Resource::new(Kind::Address, text.as_bytes().to_vec());
         resource.aliases.push((*alias).to_owned());
         ((*name).into(), Arc::new(resource))
     };
-    list.iter().map(one).collect()
+    Offer::shared(Arc::new(list.iter().map(one).collect()))
 }
 
 #[test]
@@ -198,11 +220,11 @@ fn published(clusters: &[(&str, &str)], with_web: bool) -> Arc<Published> {
         let identity = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
         directory.add("shop".into(), "web".into(), Resident { node: "a".into(), identity });
     }
-    let clusters = Arc::new(resources(Kind::Cluster, clusters));
+    let clusters = resources(Kind::Cluster, clusters);
     let resources = Box::new(move |proxy: &Proxy, kind| match (proxy, kind) {
         (Proxy::Workload { .. }, Kind::Cluster) => clusters.clone(),
-        (Proxy::Node, Kind::Cluster) => Arc::new(resources(Kind::Cluster, &[("of the node", "1")])),
-        _ => Arc::default(),
+        (Proxy::Node, Kind::Cluster) => resources(Kind::Cluster, &[("of the node", "1")]),
+        _ => Offer::default(),
     });
     Arc::new(Published { directory: Arc::new(directory), resources })
 }

@@ -3,6 +3,7 @@
 //! In: the configuration of a client. Out: for each address of a service, the endpoints to draw from. A service with a
 //! reason to ask the agent (hashing, limits, outlier detection, localities, unhealthy endpoints) is none of them.
 
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::balance::only_pool;
 use crate::identity::SpiffeId;
 use crate::resource::cluster::{Cluster, ClusterKind, LbPolicy, Transport};
 use crate::resource::endpoint::Endpoint;
-use crate::resource::listener::{Direction, Listener, Terminal};
+use crate::resource::listener::Terminal;
 use crate::snapshot::Snapshot;
 
 /// Places to draw from of one service; weights that need more are the agent's to follow.
@@ -19,23 +20,23 @@ pub const MAX_SLOTS: u64 = 1024;
 
 /// An address of a service, and where connections to it may go.
 #[derive(Debug)]
-pub struct Service<'s> {
+pub struct Service {
     /// The address and port that clients dial.
     pub to: SocketAddr,
     /// Its endpoints.
-    pub choices: Vec<Choice<'s>>,
+    pub choices: Vec<Choice>,
 }
 
 /// One endpoint of a service.
 #[derive(Debug)]
-pub struct Choice<'s> {
-    cluster: &'s Cluster,
-    endpoint: &'s Arc<Endpoint>,
+pub struct Choice {
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
     /// Places of its own among those of the service, at least 1.
     places: u64,
 }
 
-impl Choice<'_> {
+impl Choice {
     /// Where it is.
     pub fn address(&self) -> SocketAddr {
         self.endpoint.address
@@ -43,7 +44,7 @@ impl Choice<'_> {
 
     /// Whether a workload with this identity is who is meant, and is to be spoken to by the mesh's own means.
     pub fn means(&self, identity: &SpiffeId) -> bool {
-        let meshed = self.endpoint.tunnel || matches!(self.cluster.transport(self.endpoint), Transport::Hbone);
+        let meshed = self.endpoint.tunnel || matches!(self.cluster.transport(&self.endpoint), Transport::Hbone);
         let expected = match &self.endpoint.identity {
             Some(expected) => expected == identity,
             None => self.cluster.sans.contains(identity),
@@ -52,35 +53,95 @@ impl Choice<'_> {
     }
 }
 
-impl Service<'_> {
+impl Service {
     /// Its endpoints, each in as many places as its weight asks for.
     pub fn slots(&self) -> Vec<SocketAddr> {
-        let places = |choice: &Choice<'_>| usize::try_from(choice.places).unwrap_or(usize::MAX);
+        let places = |choice: &Choice| usize::try_from(choice.places).unwrap_or(usize::MAX);
         self.choices.iter().flat_map(|choice| std::iter::repeat_n(choice.address(), places(choice))).collect()
     }
 }
 
-/// The services that a workload knows by an address of their own.
-pub fn services(snapshot: &Snapshot) -> impl Iterator<Item = Service<'_>> {
-    let outbound = |listener: &&Arc<Listener>| !listener.bind_to_port && listener.direction != Direction::Inbound;
-    let addresses = |listener: &'_ Arc<Listener>| listener.addresses.clone();
-    snapshot
-        .listeners()
-        .filter(outbound)
-        .flat_map(addresses)
-        .filter(|to| !to.ip().is_unspecified())
-        .filter_map(|to| Some(Service { to, choices: choices(snapshot, to)? }))
+/// The services that a workload knows by an address of their own. They follow its configuration at the cost of what has
+/// changed in it.
+#[derive(Debug, Default)]
+pub struct Services {
+    snapshot: Snapshot,
+    known: HashMap<SocketAddr, Service>,
+    /// Of every address that leads to bytes: the clusters and assignments that were looked at, there or not.
+    uses: HashMap<SocketAddr, Vec<Arc<str>>>,
+    /// The other way round.
+    users: HashMap<Arc<str>, Vec<SocketAddr>>,
 }
 
-/// `None`: the agent is to choose.
-fn choices(snapshot: &Snapshot, to: SocketAddr) -> Option<Vec<Choice<'_>>> {
-    // The one that serves the address, if several stand for it.
-    let listener = snapshot.outbound(to)?;
+impl Services {
+    /// Takes in the configuration that is in force now. Tells the addresses of services that may have changed, come or gone.
+    pub fn follow(&mut self, snapshot: &Snapshot) -> BTreeSet<SocketAddr> {
+        let before = std::mem::replace(&mut self.snapshot, snapshot.clone());
+        let mut changed: BTreeSet<SocketAddr> = BTreeSet::new();
+        for name in before.listeners.differences(&snapshot.listeners) {
+            let both = [before.listeners.get(name), snapshot.listeners.get(name)];
+            changed.extend(both.into_iter().flatten().flat_map(|listener| &listener.addresses));
+        }
+        let clusters = before.clusters.differences(&snapshot.clusters);
+        for name in clusters.chain(before.endpoints.differences(&snapshot.endpoints)) {
+            changed.extend(self.users.get(name).into_iter().flatten());
+        }
+        changed.retain(|to| !to.ip().is_unspecified());
+        changed.iter().for_each(|to| self.look_again(*to));
+        changed
+    }
+
+    /// The service of an address.
+    pub fn get(&self, to: SocketAddr) -> Option<&Service> {
+        self.known.get(&to)
+    }
+
+    /// All their addresses, in no order.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.known.keys().copied()
+    }
+
+    fn look_again(&mut self, to: SocketAddr) {
+        for name in self.uses.remove(&to).unwrap_or_default() {
+            if let Some(users) = self.users.get_mut(&name) {
+                users.retain(|user| *user != to);
+                if users.is_empty() {
+                    self.users.remove(&name);
+                }
+            }
+        }
+        let mut uses = Vec::new();
+        match choices(&self.snapshot, to, &mut uses) {
+            Some(choices) => self.known.insert(to, Service { to, choices }),
+            None => self.known.remove(&to),
+        };
+        for name in &uses {
+            self.users.entry(name.clone()).or_default().push(to);
+        }
+        if !uses.is_empty() {
+            self.uses.insert(to, uses);
+        }
+    }
+}
+
+/// `None`: the agent is to choose, or there is no such service. Names what the answer depends on, besides the listener.
+fn choices(snapshot: &Snapshot, to: SocketAddr, uses: &mut Vec<Arc<str>>) -> Option<Vec<Choice>> {
+    // The one that serves the address, if several stand for it; none that serves every address.
+    let listener = snapshot.outbound(to).filter(|listener| listener.addresses.contains(&to))?;
     let unspecified = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
     let Terminal::Tcp(proxy) = &opaque(listener, to, unspecified, false)?.terminal else { return None };
     if proxy.hash_source_ip {
         return None;
     }
+    for entry in proxy.clusters.entries() {
+        uses.push(entry.name.clone());
+        if let Some(ClusterKind::Eds { service_name }) = snapshot.cluster(&entry.name).map(|cluster| &cluster.kind) {
+            uses.push(service_name.clone());
+        }
+    }
+    uses.sort_unstable();
+    uses.dedup();
+    uses.shrink_to_fit();
     let mut shares = Vec::new();
     for entry in proxy.clusters.entries().filter(|entry| entry.weight > 0) {
         let cluster = snapshot.cluster(&entry.name)?;
@@ -98,6 +159,7 @@ fn choices(snapshot: &Snapshot, to: SocketAddr) -> Option<Vec<Choice<'_>>> {
     for (weight, cluster, endpoints, total) in shares {
         for endpoint in endpoints {
             let part = u64::from(endpoint.weight).checked_mul(common / total)?;
+            let (cluster, endpoint) = (cluster.clone(), endpoint.clone());
             choices.push(Choice { cluster, endpoint, places: part.checked_mul(u64::from(weight))? });
         }
     }

@@ -15,7 +15,7 @@ use super::*;
 fn known(told: &Told) -> Arc<Ambient> {
     let mut store = Store::new();
     for kind in [Kind::Authorization, Kind::Address] {
-        let all = told.translation.of_nodes(kind);
+        let all = told.of_nodes(kind);
         let upserts: Vec<Upsert> = all
             .iter()
             .map(|(name, one)| Upsert {
@@ -229,12 +229,12 @@ fn workloads_and_services_carry_what_is_known_of_them() {
     assert!(known.workload("Kubernetes//Pod/default/done").is_none());
     let vm = known.workload("Kubernetes/networking.istio.io/WorkloadEntry/default/vm").unwrap();
     assert_eq!((vm.capacity, vm.addresses[0].to_string()), (5, "192.0.2.7".to_owned()));
-    let aliases = &told.translation.of_nodes(Kind::Address)["Kubernetes//Pod/default/web"].aliases;
+    let aliases = &told.of_nodes(Kind::Address)["Kubernetes//Pod/default/web"].aliases;
     assert_eq!(aliases, &["/10.1.0.1"]);
     // Equal content has an equal version, whoever translates it.
     let again = Told::new(&text);
-    assert_eq!(told.translation.of_nodes(Kind::Address), again.translation.of_nodes(Kind::Address));
+    assert_eq!(told.of_nodes(Kind::Address), again.of_nodes(Kind::Address));
     // Nodes are told nothing of what workloads are, and the other way round.
-    assert!(told.translation.of_nodes(Kind::Cluster).is_empty());
+    assert!(told.of_nodes(Kind::Cluster).is_empty());
     assert!(told.resources(Kind::Address).is_empty() && told.resources(Kind::Authorization).is_empty());
 }

@@ -244,6 +244,34 @@ fn the_agent_makes_sense_of_it() {
     assert!(snapshot.inbound().is_some());
 }
 
+/// What a change does not touch is the same in memory, so that nobody compares it for every client.
+#[test]
+fn what_has_not_changed_is_shared_with_the_version_before() {
+    let checked = Checked::default();
+    let translate = |text: &str| {
+        let (mesh, _) = Mesh::build(options(), &objects(text));
+        Translation::new(Arc::new(mesh), checked.clone())
+    };
+    let client = pod("client", "client", "", "10.1.9.9");
+    let before = translate(&[bookinfo(), client.clone()].concat());
+    let of = |translation: &Translation, kind| {
+        let workload = translation.mesh().workloads.get("default", "client").unwrap().clone();
+        translation.resources(&workload, kind)
+    };
+    let kinds = [Kind::Cluster, Kind::Endpoint, Kind::Listener, Kind::Route];
+    let old = kinds.map(|kind| of(&before, kind));
+    drop(before);
+    let after = translate(&[bookinfo(), client, pod("late", "reviews", "", "10.1.7.7")].concat());
+    for (old, kind) in old.iter().zip(kinds).filter(|(_, kind)| matches!(kind, Kind::Listener | Kind::Route)) {
+        assert!(old.is_same(&of(&after, kind)), "{kind:?}");
+    }
+    let endpoints = of(&after, Kind::Endpoint);
+    assert!(!endpoints.is_same(&old[1]));
+    let touched = |name: &str| !Arc::ptr_eq(&endpoints.shared[name], &old[1].shared[name]);
+    let changed: Vec<&str> = endpoints.shared.keys().map(|name| &**name).filter(|name| touched(name)).collect();
+    assert!(!changed.is_empty() && changed.iter().all(|name| name.contains("reviews")), "{changed:?}");
+}
+
 #[test]
 fn namespaces_that_no_rule_tells_apart_share_and_others_do_not() {
     let client = |namespace: &str| {
@@ -258,7 +286,7 @@ fn namespaces_that_no_rule_tells_apart_share_and_others_do_not() {
             let workload = translation.mesh().workloads.get(namespace, "client").unwrap().clone();
             translation.resources(&workload, Kind::Endpoint)
         });
-        Arc::ptr_eq(&endpoints[0], &endpoints[1])
+        endpoints[0].is_same(&endpoints[1])
     };
     let rule = |namespace: &str, host: &str, more: &str| {
         istio("DestinationRule", "x", &format!("  host: '{host}'{more}"))

@@ -1,10 +1,13 @@
 //! What of a service the kernel may choose by itself, and in which proportions.
 
+use std::collections::BTreeMap;
+
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
@@ -13,6 +16,12 @@ use crate::store::{Store, Upsert};
 use crate::testing::*;
 
 const TO: &str = "10.96.0.10:6379";
+
+fn of(snapshot: &Snapshot) -> Services {
+    let mut all = Services::default();
+    all.follow(snapshot);
+    all
+}
 
 struct Config {
     clusters: Vec<(cluster::Cluster, Vec<endpoint::LbEndpoint>)>,
@@ -77,9 +86,10 @@ impl Config {
     /// The places of the one service, counted by endpoint; `None` if the agent is to choose.
     fn slots(self) -> Option<Vec<(String, usize)>> {
         let snapshot = self.snapshot();
-        let mut all = services(&snapshot);
-        let service = all.next()?;
-        assert!(all.next().is_none());
+        let all = of(&snapshot);
+        let to = all.addresses().next()?;
+        assert_eq!(all.addresses().count(), 1);
+        let service = all.get(to)?;
         assert_eq!(service.to.to_string(), TO);
         let mut slots: Vec<String> = service.slots().iter().map(ToString::to_string).collect();
         slots.sort();
@@ -174,7 +184,8 @@ fn what_asks_for_the_agent() {
 fn who_is_meant() {
     let means = |config: Config, account: &str| {
         let snapshot = config.snapshot();
-        let service = services(&snapshot).next().unwrap();
+        let all = of(&snapshot);
+        let service = all.get(TO.parse().unwrap()).unwrap();
         service.choices[0].means(&SpiffeId::new("cluster.local", "shop", account).unwrap())
     };
     let one = || Config::new(&[("10.0.0.1:6379", 1)]);
@@ -183,4 +194,59 @@ fn who_is_meant() {
     let mut plain = one();
     plain.clusters[0].1[0].metadata = None;
     assert!(!means(plain, "redis"), "in the open, or of nobody known");
+}
+
+/// Slots by address.
+fn told(services: &Services) -> BTreeMap<SocketAddr, Vec<SocketAddr>> {
+    services.addresses().map(|to| (to, services.get(to).unwrap().slots())).collect()
+}
+
+/// What a random step does to a configuration of three clusters and listeners.
+fn step(store: &mut Store, (what, which, how): (u8, u8, u8)) {
+    let name = ["a", "b", "c"][usize::from(which % 3)];
+    let upsert =
+        |name: &str, body: Vec<u8>| vec![Upsert { name: name.into(), version: format!("{how}"), body: body.into() }];
+    let refused = match what % 6 {
+        0 => {
+            let cluster = if how % 2 == 0 { unlimited(name) } else { eds_cluster(name) };
+            store.apply(CLUSTER_TYPE, upsert(name, cluster.encode_to_vec()), &[])
+        }
+        1 => store.apply(CLUSTER_TYPE, vec![], &[name.to_owned()]),
+        2 | 3 => {
+            let endpoints =
+                (0..how % 4).map(|index| lb(&format!("10.0.{which}.{index}:6379"), u32::from(how / 4 + index + 1)));
+            let body = assignment(name, endpoints.collect()).encode_to_vec();
+            store.apply(ENDPOINT_TYPE, upsert(name, body), &[])
+        }
+        // Several may stand for one address.
+        4 => {
+            let address = ["10.96.0.1", "10.96.0.2", "0.0.0.0"][usize::from(how % 3)];
+            let cluster = ["a", "b", "c"][usize::from(how / 3 % 3)];
+            let listener = pb::Listener { name: name.into(), ..tcp_listener(name, address, 6379, cluster) };
+            store.apply(LISTENER_TYPE, upsert(name, listener.encode_to_vec()), &[])
+        }
+        _ => store.apply(LISTENER_TYPE, vec![], &[name.to_owned()]),
+    };
+    assert_eq!(refused, []);
+}
+
+proptest! {
+    /// What is followed step by step is what is found at once, and every change is told.
+    #[test]
+    fn following_leads_to_the_same(steps in proptest::collection::vec((any::<u8>(), any::<u8>(), any::<u8>()), 1..60)) {
+        let (mut store, mut followed) = (Store::new(), Services::default());
+        for at in steps {
+            step(&mut store, at);
+            let Some(snapshot) = store.snapshot() else { continue };
+            let before = told(&followed);
+            let changed = followed.follow(&snapshot);
+            let now = told(&followed);
+            prop_assert_eq!(&now, &told(&of(&snapshot)));
+            for to in before.keys().chain(now.keys()).filter(|to| before.get(to) != now.get(to)) {
+                prop_assert!(changed.contains(to), "{} of {:?}", to, changed);
+            }
+            let forgotten = followed.users.values().all(|users| !users.is_empty()) && followed.uses.len() <= 2;
+            prop_assert!(forgotten, "what is gone is kept");
+        }
+    }
 }

@@ -14,6 +14,7 @@ use mesh_tests::{Lab, LabBuilder, sys};
 mod hooks;
 mod measure;
 mod peers;
+mod scale;
 mod table;
 mod ways;
 
@@ -33,6 +34,9 @@ struct Args {
     /// Only this part.
     #[arg(long, value_enum)]
     only: Option<Part>,
+    /// Services of the large cluster, each with ten endpoints; a policy for ten of them.
+    #[arg(long, default_value_t = 10_000)]
+    services: usize,
     /// Where to write the JSON.
     #[arg(long)]
     json: PathBuf,
@@ -47,6 +51,8 @@ enum Part {
     Shortcuts,
     /// The kernel programs.
     Hooks,
+    /// A node of a large cluster: memory, and how long changes take.
+    Scale,
 }
 
 struct Measurement {
@@ -151,32 +157,14 @@ fn main() -> Result<()> {
     if cfg!(debug_assertions) {
         println!("This is a debug build: nothing below says how fast the agent is. Use `cargo xtask bench`.");
     }
-    println!("bringing up two nodes …");
-    let lab = LabBuilder::new(&format!("bench-{}", std::process::id()), ways::topology())
-        .config("bench.yaml", &ways::services())
-        .access_log(false)
-        .up()?;
-    let (ways, processes) = ways::start(&lab)?;
-    let load = sys::binary("mesh-load")?.display().to_string();
     let wants = |part| args.only.is_none_or(|only| only == part);
-    let mut reports = Vec::new();
-    if wants(Part::Ways) {
-        reports = compare(&lab, &ways, MEASUREMENTS, &load, &args)?;
-    }
-    if wants(Part::Shortcuts) {
-        let (ways, processes) = ways::shortcuts(&lab)?;
-        reports.extend(compare(&lab, &ways, SHORTCUTS, &load, &args)?);
-        drop(processes);
-    }
-    let hooks =
-        wants(Part::Hooks).then(|| hooks::measure(&lab, &ways, &load, args.rounds, args.seconds)).transpose()?;
-    drop(processes);
-    lab.down()?;
+    let (reports, hooks) = if args.only == Some(Part::Scale) { (Vec::new(), None) } else { two_nodes(&args, wants)? };
+    let scale = wants(Part::Scale).then(|| scale::measure(args.services)).transpose()?;
     if let Some(dir) = args.json.parent() {
         std::fs::create_dir_all(dir)?;
     }
     let report = serde_json::json!({
-        "rounds": args.rounds, "seconds": args.seconds, "measurements": reports, "kernel_hooks": hooks,
+        "rounds": args.rounds, "seconds": args.seconds, "measurements": reports, "kernel_hooks": hooks, "scale": scale,
     });
     std::fs::write(&args.json, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("writing {}", args.json.display()))?;
@@ -188,6 +176,31 @@ fn main() -> Result<()> {
         "Proxy CPU: the proxies' processes. All CPU: the machine, with client, server and what the kernel does for packets."
     );
     Ok(())
+}
+
+/// The ways between two nodes and on one of them, and the kernel programs on some of these.
+fn two_nodes(args: &Args, wants: impl Fn(Part) -> bool) -> Result<(Vec<serde_json::Value>, Option<serde_json::Value>)> {
+    println!("bringing up two nodes …");
+    let lab = LabBuilder::new(&format!("bench-{}", std::process::id()), ways::topology())
+        .config("bench.yaml", &ways::services())
+        .access_log(false)
+        .up()?;
+    let (ways, processes) = ways::start(&lab)?;
+    let load = sys::binary("mesh-load")?.display().to_string();
+    let mut reports = Vec::new();
+    if wants(Part::Ways) {
+        reports = compare(&lab, &ways, MEASUREMENTS, &load, args)?;
+    }
+    if wants(Part::Shortcuts) {
+        let (ways, processes) = ways::shortcuts(&lab)?;
+        reports.extend(compare(&lab, &ways, SHORTCUTS, &load, args)?);
+        drop(processes);
+    }
+    let hooks =
+        wants(Part::Hooks).then(|| hooks::measure(&lab, &ways, &load, args.rounds, args.seconds)).transpose()?;
+    drop(processes);
+    lab.down()?;
+    Ok((reports, hooks))
 }
 
 /// All measurements on all ways, in rounds of one after the other.
