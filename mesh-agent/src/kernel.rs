@@ -70,7 +70,7 @@ pub struct Kernel {
     events: Option<Map>,
     debug_log: Option<debug_log::DebugLog>,
     sockets: Sockets,
-    shortcut_lacks: Vec<&'static str>,
+    shortcut_lack: Option<&'static str>,
     /// Makes every workload an instance of the programs for one pod.
     loader: load::Loader,
     /// The programs of the cgroup hooks until they are in force.
@@ -430,9 +430,9 @@ impl Kernel {
         }
     }
 
-    /// In what shortcuts differ from TCP on this kernel; empty where `shortcuts: auto` uses them.
-    pub fn shortcut_lacks(&self) -> &[&'static str] {
-        &self.shortcut_lacks
+    /// Where shortcuts were first seen to differ from TCP on this kernel; nothing where `shortcuts: auto` uses them.
+    pub fn shortcut_lack(&self) -> Option<&'static str> {
+        self.shortcut_lack
     }
 
     /// What opens sockets that the programs leave alone; cheap to clone and to send.

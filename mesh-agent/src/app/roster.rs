@@ -158,10 +158,10 @@ impl Workloads {
             let (enrolled, pending) = (gauges.enrolled.load(Relaxed), gauges.pending.load(Relaxed));
             out.single("mesh_agent_workloads", Kind::Gauge, "Workloads whose traffic is caught.", enrolled);
             out.single("mesh_agent_workloads_pending", Kind::Gauge, "Workloads that could not be enrolled.", pending);
-            let lacks = kernel.upgrade().map(|kernel| lock(&kernel).shortcut_lacks().to_vec());
-            let help = "In what socket shortcuts differ from TCP on this kernel; none: `shortcuts: auto` uses them.";
+            let lack = kernel.upgrade().and_then(|kernel| lock(&kernel).shortcut_lack());
+            let help = "Where socket shortcuts were first seen to differ from TCP; none: `shortcuts: auto` uses them.";
             out.family("mesh_agent_shortcut_difference", Kind::Gauge, help);
-            for feature in lacks.unwrap_or_default() {
+            if let Some(feature) = lack {
                 out.name("mesh_agent_shortcut_difference", "");
                 out.label("feature", feature);
                 out.value(1_u64);

@@ -106,15 +106,10 @@ pub(super) fn load(
     let tried = Instant::now();
     probe::require(&cgroups.own, bpffs)?;
     debug!(milliseconds = tried.elapsed().as_millis(), "the kernel can do what the mesh needs");
-    let lacks = probe::shortcut_lacks(&cgroups.own)?;
-    let names = lacks.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    if lacks.is_empty() {
-        info!("socket shortcuts: an application cannot tell them from TCP on this kernel; shortcuts: auto uses them");
-    } else {
-        info!(differs = names, "socket shortcuts: this kernel's differ from TCP; shortcuts: auto uses none");
-    }
-    for (name, why) in &lacks {
-        debug!(name, why, "a socket shortcut differs from TCP");
+    let lack = probe::shortcut_lack(&cgroups.own)?;
+    match &lack {
+        None => info!("socket shortcuts: an application cannot tell them from TCP here; shortcuts: auto uses them"),
+        Some((differs, why)) => info!(differs, why, "socket shortcuts differ from TCP here; shortcuts: auto uses none"),
     }
     for foreign in probe::foreign::on_cgroup(&cgroups.attach) {
         warn!("{foreign}");
@@ -122,7 +117,7 @@ pub(super) fn load(
     let pins = pins()?;
     // Held on to, so that nobody gets it before what was begun is removed.
     let (fresh, path, lock) = (pins.fresh, pins.root().to_owned(), pins.lock());
-    build(object, cgroups, pins, lacks.into_iter().map(|(name, _)| name).collect()).inspect_err(|_| {
+    build(object, cgroups, pins, lack.map(|(name, _)| name)).inspect_err(|_| {
         if fresh
             && let Ok(lock) = lock
             && let Ok(pins) = Pins::take_over(path, lock)
@@ -159,12 +154,12 @@ fn build(
     object: PathBuf,
     cgroups: Cgroups,
     pins: Pins,
-    shortcut_lacks: Vec<&'static str>,
+    shortcut_lack: Option<&'static str>,
 ) -> Result<Kernel, KernelError> {
     let mut loader = Loader::new(object, pins.maps())?;
     loader.check(&pins)?;
     let mut base = loader.load(NOBODY)?;
-    let sockets = Sockets::new(&base, shortcut_lacks.is_empty())?;
+    let sockets = Sockets::new(&base, shortcut_lack.is_none())?;
     let metrics = take(&mut base, maps::METRICS, PerCpuArray::try_from)?;
     let workloads = take(&mut base, maps::WORKLOADS, BpfHashMap::try_from)?;
     let shares = take(&mut base, maps::SHARES, BpfHashMap::try_from)?;
@@ -198,7 +193,7 @@ fn build(
         events: Some(events),
         debug_log,
         sockets,
-        shortcut_lacks,
+        shortcut_lack,
         loader,
         base: Some(base),
         cgroups,

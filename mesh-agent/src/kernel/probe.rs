@@ -53,11 +53,11 @@ pub fn require(own: &Path, pins: &Path) -> Result<(), KernelError> {
     if lacks.is_empty() { Ok(()) } else { Err(KernelError::Unfit { lacks }) }
 }
 
-/// What an application would see otherwise than over TCP if its connections with the agent had shortcuts, each with what was
-/// seen. Empty: nothing. `own` is the agent's cgroup.
-pub fn shortcut_lacks(own: &Path) -> Result<Vec<(&'static str, String)>, KernelError> {
-    let found = run(shortcut::checks(), own, None)?;
-    Ok(found.into_iter().filter_map(|f| Some((f.feature, f.missing?.why))).collect())
+/// The first thing that an application would see otherwise than over TCP if its connections with the agent had shortcuts, with
+/// what was seen. No more is tried then: one is enough to use none. `own` is the agent's cgroup.
+pub fn shortcut_lack(own: &Path) -> Result<Option<(&'static str, String)>, KernelError> {
+    let found = run_until(shortcut::checks(), own, None, |finding| finding.missing.is_some())?;
+    Ok(found.into_iter().find_map(|f| Some((f.feature, f.missing?.why))))
 }
 
 /// Tries everything, also what the mesh can do without, offers the object's programs to the kernel, and looks for what
@@ -80,6 +80,16 @@ pub fn survey(settings: &KernelSettings, workloads: &[(String, NetNs)]) -> Resul
 }
 
 fn run(checks: Vec<Check>, own: &Path, pins: Option<&Path>) -> Result<Vec<Finding>, KernelError> {
+    run_until(checks, own, pins, |_| false)
+}
+
+/// Goes on with further checks until one is enough.
+fn run_until(
+    checks: Vec<Check>,
+    own: &Path,
+    pins: Option<&Path>,
+    enough: impl Fn(&Finding) -> bool,
+) -> Result<Vec<Finding>, KernelError> {
     let scratch = Scratch::new(own).map_err(|e| KernelError::Environment {
         missing: format!("no scratch place to try the kernel in: {e}"),
         remedy: if denied(&e) {
@@ -90,7 +100,16 @@ fn run(checks: Vec<Check>, own: &Path, pins: Option<&Path>) -> Result<Vec<Findin
     })?;
     let storage = bpf::btf().and_then(|btf| bpf::storage(std::os::fd::AsFd::as_fd(&btf)));
     let bench = Bench { scratch: &scratch, pins, storage };
-    Ok(checks.into_iter().map(|check| Finding::of(check, &bench)).collect())
+    let mut findings = Vec::new();
+    for check in checks {
+        let finding = Finding::of(check, &bench);
+        let enough = enough(&finding);
+        findings.push(finding);
+        if enough {
+            break;
+        }
+    }
+    Ok(findings)
 }
 
 /// Whether something was not allowed, and so may work for another.
