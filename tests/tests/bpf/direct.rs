@@ -32,10 +32,10 @@ const ELSEWHERE: &str = "10.78.2.1";
 const MOMENT: Duration = Duration::from_millis(1);
 
 /// Two enrolled pods, both STRICT, as nobody has said anything else of them.
-struct Node {
+pub(super) struct Node {
     router: Arc<NetNs>,
-    client: Arc<NetNs>,
-    server: Arc<NetNs>,
+    pub(super) client: Arc<NetNs>,
+    pub(super) server: Arc<NetNs>,
     client_listeners: Listeners,
     server_listeners: Listeners,
     kernel: Owned,
@@ -75,7 +75,7 @@ impl Node {
     }
 
     /// One that lets the client connect to these ports of the server.
-    fn allowing(to: &[&str]) -> Node {
+    pub(super) fn allowing(to: &[&str]) -> Node {
         let mut node = Node::new();
         node.allow(to);
         node

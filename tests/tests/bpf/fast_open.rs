@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use socket2::Socket;
 
+use super::direct::Node;
 use super::support::*;
 
 /// Bits of `net.ipv4.tcp_fastopen`.
@@ -153,5 +154,21 @@ fn the_destination_is_there_before_the_handshake_is_over() {
         assert_eq!(origin, Some(at(to)));
         heard(&server);
         assert!(was_taken(&client), "{to}");
+    }
+}
+
+/// Between two pods of a node nothing is said before it is known who hears it: the SYN comes again without.
+#[test]
+fn a_direct_connection_says_nothing_in_its_syn() {
+    for on in ["10.78.2.2:8080", "[fd78:2::2]:8080"] {
+        let node = Node::allowing(&[on]);
+        allow(&node.client, CLIENT | CLIENT_WITHOUT_COOKIE);
+        allow(&node.server, SERVER | SERVER_WITHOUT_COOKIE);
+        let app = application(&node.server, on);
+        let client = client(&node.client, on);
+        let taken = was_taken(&client);
+        let (server, _) = accept(&app);
+        heard(&server);
+        assert!(!taken, "{on}");
     }
 }
