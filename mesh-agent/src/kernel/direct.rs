@@ -130,9 +130,7 @@ impl Ways {
             std::thread::sleep(ON_THEIR_WAY);
         }
         let gone: HashSet<Way> = gone.into_iter().map(|(way, _)| *way).collect();
-        for way in &gone {
-            failed = self.remove(way).err().or(failed);
-        }
+        failed = self.remove_all(&gone).err().or(failed);
         self.end(pods, |way| gone.contains(way), "no longer allowed");
 
         let kept = kept.into_iter().filter_map(|(way, of)| Some((*way, *of, ways.get(way)?.1)));
@@ -163,7 +161,7 @@ impl Ways {
         let concerns = |way: &Way, server: u64| way.netns == cookie || server == cookie;
         let gone: HashSet<Way> =
             self.known().iter().filter(|(way, of)| concerns(way, of.server)).map(|(way, _)| *way).collect();
-        let removed = gone.iter().try_for_each(|way| self.remove(way));
+        let removed = self.remove_all(&gone);
         let all = |at: u64| if at == cookie { Some(&*pod.netns) } else { netns_of(others, at) };
         self.end_in(all, |way| gone.contains(way), "its workload was withdrawn");
         self.forget_records(cookie);
@@ -173,8 +171,8 @@ impl Ways {
     /// Forgets a namespace of which only the cookie is known.
     pub(super) fn discard(&mut self, cookie: u64) -> Result<(), KernelError> {
         let concerns = |(way, of): &(&Way, &Allowance)| way.netns == cookie || of.server == cookie;
-        let gone: Vec<Way> = self.known().iter().filter(concerns).map(|(way, _)| *way).collect();
-        let removed = gone.iter().try_for_each(|way| self.remove(way));
+        let gone: HashSet<Way> = self.known().iter().filter(concerns).map(|(way, _)| *way).collect();
+        let removed = self.remove_all(&gone);
         self.forget_records(cookie);
         removed.and(self.services.forget(cookie))
     }
@@ -211,6 +209,12 @@ impl Ways {
         self.allowed.insert(way, Allowance { missed, ..allowance }, 0).map_err(|e| refused(maps::ALLOWED, &e))?;
         self.known().insert(way, allowance);
         Ok(())
+    }
+
+    /// Each of them, whatever becomes of the others; the error is of one that is still there.
+    fn remove_all(&mut self, gone: &HashSet<Way>) -> Result<(), KernelError> {
+        let failed = gone.iter().filter_map(|way| self.remove(way).err()).last();
+        failed.map_or(Ok(()), Err)
     }
 
     /// What cannot be taken out is still known, and will be tried again.

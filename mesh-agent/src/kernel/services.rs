@@ -63,9 +63,9 @@ impl Services {
     /// Forgets what a namespace knows.
     pub(super) fn forget(&mut self, netns: u64) -> Result<(), KernelError> {
         let gone: Vec<Way> = self.known().services.keys().filter(|way| way.netns == netns).copied().collect();
-        let forgotten = gone.iter().try_for_each(|way| self.remove(way));
+        let failed = gone.iter().filter_map(|way| self.remove(way).err()).last();
         self.sweep();
-        forgotten
+        failed.map_or(Ok(()), Err)
     }
 
     /// A list of endpoints, written if it is not there.
