@@ -1,6 +1,7 @@
 //! The agent from start to end. In: settings, signals. Out: everything running, in the order below, and ended in the
 //! reverse. Holds no logic of its own beyond that order.
 
+mod carried;
 mod direct;
 mod events;
 mod roster;
@@ -28,8 +29,9 @@ use crate::proxy::{Context, Judged, Refused, Workers};
 use crate::settings::{AccessLogSink, Settings};
 use crate::shutdown;
 use crate::telemetry::access_log::{AccessLog, Log};
-use crate::telemetry::{Kind, Limits, Metrics};
+use crate::telemetry::{Kind, Limits, Metrics, write_tcp};
 use crate::xds::{Client, ControlPlaneChannel, StatusCell};
+use carried::DirectTold;
 use direct::DirectWays;
 use roster::{InheritError, Parts, Workloads, lock};
 
@@ -113,10 +115,15 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
     let metrics = Metrics::new(Limits { series: settings.metric_series, ..Limits::default() });
     let access_log = start_access_log(&settings, &metrics)?;
 
-    let kernel = match lock_on_pins {
+    let mut kernel = match lock_on_pins {
         Some(lock) => Kernel::take_over(&settings.kernel, &settings.node, lock)?,
         None => Kernel::load(&settings.kernel, &settings.node)?,
     };
+    let direct_stats = kernel.direct_stats()?;
+    let tcp = kernel.take_tcp_stats();
+    metrics.add_source(move |out| {
+        write_tcp(out, |path, figure| tcp.as_ref().and_then(|tcp| tcp.figure(path, figure).ok()).unwrap_or_default());
+    });
     let identities = Identities::new(&settings.control_plane, Handle::current());
     let live = Arc::new(Live::default());
     let channel = Arc::new(ControlPlaneChannel::new(settings.control_plane.clone(), &settings.cluster_id));
@@ -172,6 +179,8 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
     }
     workloads.reconcile(&settings.workloads).await;
     let mut direct = DirectWays::new(live.clone(), kernel.clone(), workloads.watch(), settings.node_stream, &metrics);
+    let worker = metrics.worker(settings.worker_count());
+    let mut told = DirectTold::new(direct_stats, live.clone(), workloads.watch(), worker);
     let followed = lock(&kernel).take_events();
     // Weak: the task must not keep the programs attached.
     let ending = Arc::downgrade(&kernel);
@@ -225,6 +234,7 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
             },
             key = workloads.due(), if !frozen => workloads.try_enrol(key).await,
             () = direct.due(), if !frozen => direct.settle().await,
+            () = told.due() => told.settle().await,
             () = gone(&mut alone) => {
                 alone = None;
                 lock(&kernel).claim()?;
@@ -244,6 +254,8 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
             () = workloads.worker_ended() => return Err(AppError::Worker),
         }
     };
+    // For whoever looks while connections have time to finish; and the other agent goes on from here.
+    told.settle().await;
     let Some(left) = left else {
         // New connections go by themselves from here on; those that are open get time to finish.
         workloads.release();

@@ -10,6 +10,7 @@
 mod attach;
 pub mod bpf;
 pub mod capabilities;
+mod carried;
 mod cgroups;
 pub mod debug_log;
 mod direct;
@@ -45,6 +46,7 @@ use crate::settings::probes::Probe;
 use crate::settings::{KernelSettings, OnAgentLoss, Udp};
 use crate::workload::Workload;
 
+pub use carried::{DirectStats, News, TcpStats};
 pub use direct::{DirectPlan, DirectService, DirectWay};
 pub use enrol::Prepared;
 pub use pins::{Left, check_free};
@@ -69,6 +71,7 @@ pub struct Kernel {
     metrics: PerCpuArray<MapData, u64>,
     events: Option<Map>,
     debug_log: Option<debug_log::DebugLog>,
+    tcp_stats: Option<TcpStats>,
     sockets: Sockets,
     shortcut_lack: Option<&'static str>,
     /// Makes every workload an instance of the programs for one pod.
@@ -461,6 +464,16 @@ impl Kernel {
     /// What a debugging build of the programs tells, once; nothing of any other build.
     pub fn take_debug_log(&mut self) -> Option<debug_log::DebugLog> {
         self.debug_log.take()
+    }
+
+    /// What tells what direct connections carry. One agent at a time may ask it.
+    pub fn direct_stats(&self) -> Result<DirectStats, KernelError> {
+        DirectStats::open(self.pins.maps())
+    }
+
+    /// Figures of TCP sockets by path, once: the first caller gets them.
+    pub fn take_tcp_stats(&mut self) -> Option<TcpStats> {
+        self.tcp_stats.take()
     }
 
     /// Connections in the hand-over maps: redirected but not yet accepted by the agent, and dialled by the agent but not

@@ -8,3 +8,4 @@ pub mod netlink;
 pub mod netns;
 pub mod peek;
 pub mod process;
+pub mod tcp_info;

@@ -12,6 +12,7 @@ mod authorize;
 mod chosen;
 mod cluster;
 mod detect;
+mod direct;
 mod http;
 mod inbound;
 mod outbound;
@@ -44,6 +45,7 @@ use crate::telemetry::access_log::Log;
 use crate::workload::Workload;
 
 pub use authorize::Judged;
+pub use direct::{DirectEnd, direct_labels};
 pub use plaintext::Refused;
 
 /// Commands that may wait for one worker.

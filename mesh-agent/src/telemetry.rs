@@ -7,6 +7,7 @@ mod exposition;
 mod histogram;
 mod labels;
 pub mod logs;
+mod paths;
 mod peer;
 mod registry;
 
@@ -14,5 +15,6 @@ pub use budget::{Budget, MAX_LINES, WINDOW};
 pub use exposition::{Kind, Text};
 pub use histogram::BUCKETS;
 pub use labels::{ConnLabels, Protocol, Reporter, Security};
+pub use paths::{PathBytes, write_tcp};
 pub use peer::Peer;
 pub use registry::{HttpSeries, Limits, Metrics, TcpSeries, WorkerMetrics};

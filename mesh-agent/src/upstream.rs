@@ -5,6 +5,7 @@ mod errors;
 pub mod shortcut;
 pub mod stream;
 pub mod tunnel;
+pub mod wire;
 
 pub use connect::{BAGGAGE, CONNECT_TIMEOUT, Connected, HBONE_PORT, Source};
 pub use errors::UpstreamError;

@@ -4,12 +4,16 @@
 
 use crate::addr::{Addr, Endpoint};
 
+mod carried;
+mod ports;
 mod short;
 
+pub use carried::{Carried, Pair, Path};
+pub use ports::{Mode, OutboundKey, PortKey};
 pub use short::{End, LINK_WANTED, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
@@ -62,6 +66,9 @@ pub const MAX_SLOTS: u32 = 1_048_576;
 /// Connections with a shortcut, of all workloads together. When it is full, or one of the maps beside it, a connection goes
 /// by TCP ([`Counter::ShortcutFull`]).
 pub const MAX_SHORTCUTS: u32 = 32_768;
+/// Entries of [`Pair`]s that direct connections are counted for, one for each destination of each client. What does not fit is
+/// counted for [`Pair::NOBODY`] ([`Counter::DirectUnnamed`]).
+pub const MAX_PAIRS: u32 = 65_536;
 /// Agents (cgroups) whose processes are never caught: two during an upgrade.
 pub const MAX_AGENTS: u32 = 16;
 /// Bytes of the ring buffer for [`Event`]s; what does not fit is counted ([`Counter::EventLost`]).
@@ -118,6 +125,12 @@ pub mod maps {
     pub const SHORT_WAY: &str = "SHORT_WAY";
     /// id of a connection (u64) → bytes that the agent has read from it (u64).
     pub const SHORT_READ: &str = "SHORT_READ";
+    /// [`Pair`](super::Pair) → [`Carried`](super::Carried), since the entry was made. The agent removes what has rested.
+    pub const DIRECT_STATS: &str = "DIRECT_STATS";
+    /// [`Pair`](super::Pair) → [`Carried`](super::Carried), what agents have told of it. Read and written by agents only.
+    pub const DIRECT_TOLD: &str = "DIRECT_TOLD";
+    /// Place of a [`Path`](super::Path) ([`crate::tcp::place`]) → u64, per CPU.
+    pub const TCP_STATS: &str = "TCP_STATS";
     /// [`Counter`](super::Counter) → u64, per CPU.
     pub const METRICS: &str = "METRICS";
     /// A `LISTENER_` constant → the agent's listener in this pod. One map per pod, not pinned. Written by the agent only.
@@ -127,7 +140,7 @@ pub mod maps {
     /// [`Event`](super::Event)s.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that is shared by all instances of the programs, by a pin.
-    pub const ALL: [&str; 26] = [
+    pub const ALL: [&str; 29] = [
         WORKLOADS,
         AGENTS,
         OUTBOUND,
@@ -152,6 +165,9 @@ pub mod maps {
         SHORT_SOCKETS,
         SHORT_WAY,
         SHORT_READ,
+        DIRECT_STATS,
+        DIRECT_TOLD,
+        TCP_STATS,
         METRICS,
         EVENTS,
     ];
@@ -317,6 +333,10 @@ pub struct Direct {
     pub sequence: u32,
     /// A [`Stage`].
     pub stage: u32,
+    /// Where the client wanted to go, from the handshake's end on; [`Endpoint::ZERO`] before.
+    pub to: Endpoint,
+    /// How many bytes the client had received when the server had taken note of its end (FIN_WAIT2), modulo 2³².
+    pub received: u32,
 }
 
 /// How far a direct connection has come.
@@ -339,40 +359,6 @@ pub struct Asked {
     pub far: Far,
     /// 1 once its first packet is about to leave: from then on the programs are told of the connection's end.
     pub sent: u32,
-}
-
-/// A port of a workload. The key of PORT_MODES and PROBED.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PortKey {
-    /// Cookie of the network namespace.
-    pub netns: u64,
-    /// In host byte order, widened.
-    pub port: u32,
-    /// 0; in the place of padding.
-    pub zero: u32,
-}
-
-/// An outbound listener of the agent's: one in each family of a namespace. The key of OUTBOUND.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct OutboundKey {
-    /// Cookie of the network namespace.
-    pub netns: u64,
-    /// Where it listens, in host byte order, widened.
-    pub port: u32,
-    /// 1 if it takes IPv4, 0 if IPv6.
-    pub v4: u32,
-}
-
-/// Whether a port takes connections in the open.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// It does.
-    Permissive = 0,
-    /// It takes only connections with a verified identity, which come by the agent's tunnel.
-    Strict = 1,
 }
 
 /// Why a socket of an enrolled workload may send to the wire by itself. The value of its VERDICT storage.
@@ -541,11 +527,13 @@ pub enum Counter {
     ShortcutEnding = 37,
     /// Directions that went over to TCP because their first bytes had gone so, before or with the handshake.
     ShortcutTcpFirst = 38,
+    /// Beginnings and ends of direct connections that were counted for [`Pair::NOBODY`], because DIRECT_STATS had no place.
+    DirectUnnamed = 39,
 }
 
 impl Counter {
     /// Every counter with its name in metrics.
-    pub const ALL: [(Counter, &'static str); 39] = [
+    pub const ALL: [(Counter, &'static str); 40] = [
         (Counter::OutboundCaptured, "outbound_captured"),
         (Counter::OutboundExempt, "outbound_exempt"),
         (Counter::OutboundUnreachable, "outbound_unreachable"),
@@ -585,6 +573,7 @@ impl Counter {
         (Counter::ShortcutSmall, "shortcut_small"),
         (Counter::ShortcutEnding, "shortcut_ending"),
         (Counter::ShortcutTcpFirst, "shortcut_tcp_first"),
+        (Counter::DirectUnnamed, "direct_unnamed"),
     ];
     /// How many there are.
     pub const COUNT: u32 = Counter::ALL.len() as u32;
@@ -625,14 +614,13 @@ const _: () = {
     assert!(core::mem::offset_of!(Workload, outbound_port) == 40 + 4 * MODE_PORT_WORDS + 16 * MAX_ADDRESSES);
     assert!(size_of::<Share>() == 24 && align_of::<Share>() == 8);
     assert!(size_of::<Asked>() == 44 && align_of::<Asked>() == 4);
-    assert!(size_of::<OutboundKey>() == 16 && align_of::<OutboundKey>() == 8);
     assert!(size_of::<Far>() == 40 && align_of::<Far>() == 4);
     assert!(size_of::<Service>() == 16 && align_of::<Service>() == 8);
     assert!(size_of::<Slot>() == 16 && align_of::<Slot>() == 8);
     assert!(size_of::<Way>() == 32 && core::mem::offset_of!(Way, zero) == 28);
     assert!(size_of::<Allowance>() == 24 && align_of::<Allowance>() == 8);
-    assert!(size_of::<Direct>() == 32 && align_of::<Direct>() == 8);
-    assert!(size_of::<PortKey>() == 16 && align_of::<PortKey>() == 8);
+    assert!(size_of::<Direct>() == 56 && align_of::<Direct>() == 8);
+    assert!(core::mem::offset_of!(Direct, received) == 52);
     assert!(size_of::<Event>() == 64 && align_of::<Event>() == 8);
     let mut i = 0;
     while i < Counter::ALL.len() {
@@ -644,8 +632,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Addr, Allowance, Asked, Direct, DnsPlace, Endpoint, Far, OutboundKey, PortKey, Service, Share, Shortcut, Slot,
-        Tuple, Way, Workload,
+        Addr, Allowance, Asked, Carried, Direct, DnsPlace, Endpoint, Far, OutboundKey, Pair, PortKey, Service, Share,
+        Shortcut, Slot, Tuple, Way, Workload,
     };
 
     // SAFETY: repr(C), made of integers only, without padding (the assertions above), so any bytes are a value and
@@ -681,4 +669,8 @@ mod user {
     unsafe impl aya::Pod for Allowance {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Direct {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Pair {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Carried {}
 }

@@ -9,12 +9,12 @@ const MAPPED: u32 = 0xffff_u32.to_be();
 
 /// An IP address: four words as they lie on the wire; IPv4 is mapped into IPv6.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Addr(pub [u32; 4]);
 
 /// An address and a port.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
     /// The address.
     pub addr: Addr,

@@ -14,8 +14,10 @@ use crate::resource::cluster::ClusterKind;
 use crate::resource::listener::{ConnFacts, Detection, FilterChain, Listener, Terminal};
 use crate::snapshot::{BLACK_HOLE, Snapshot};
 
+mod clusters;
 mod services;
 
+pub use clusters::{inbound_cluster, outbound_cluster};
 pub use services::{Choice, MAX_SLOTS, Service, Services};
 
 /// Ports of one workload that can be reached without an agent; further ones are not.

@@ -5,17 +5,19 @@
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::abi::{
-    Allowance, Counter, Direct, HAS_DIRECT, Service, Slot, Stage, TAKES_DIRECT, Tuple, Verdict, Way, Workload,
+    Allowance, Counter, Direct, HAS_DIRECT, Path, Service, Slot, Stage, TAKES_DIRECT, Tuple, Verdict, Way, Workload,
 };
 use mesh_common::addr::Endpoint;
 pub use mesh_common::direct::Arriving;
 use mesh_common::direct::{self, Leaving};
+use mesh_common::tcp;
 
 use crate::maps::{ALLOWED, DIRECT, SERVICES, SHARES, SLOTS, VERDICT};
 use crate::packet::Packet;
 use crate::report::tell;
 use crate::sock_ops::add;
 use crate::socket::{Ends, netns};
+use crate::stats;
 
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
@@ -59,7 +61,8 @@ pub fn leaves(netns: u64, packet: &Packet) -> bool {
     else {
         return told(Counter::DirectRevoked);
     };
-    let record = Direct { client: netns, server, generation, sequence: packet.sequence, stage: Stage::Sent as u32 };
+    let (sequence, stage, to) = (packet.sequence, Stage::Sent as u32, Endpoint::ZERO);
+    let record = Direct { client: netns, server, generation, sequence, stage, to, received: 0 };
     match DIRECT.insert(key, record, BPF_NOEXIST) {
         Ok(()) => hold(netns, 1),
         Err(EEXIST) => return again(&key, &record) || told(Counter::DirectFull),
@@ -75,7 +78,7 @@ fn goes_on(netns: u64, packet: &Packet, key: &Tuple) -> bool {
     match direct::leaving(&record, netns, packet.flags) {
         Leaving::Pass => true,
         Leaving::Missed => {
-            missed(&record, key);
+            missed(&Tuple { netns: record.client, ..*key });
             false
         }
     }
@@ -88,7 +91,7 @@ fn again(key: &Tuple, record: &Direct) -> bool {
     if let Some(there) = unsafe { DIRECT.get(key) }
         && there.sequence == record.sequence
         && there.generation == record.generation
-        && direct::is_clients(there)
+        && direct::is_clients(there.stage)
     {
         return true;
     }
@@ -178,38 +181,53 @@ pub fn is_accepted(workload: &Workload, netns: u64, ends: &Ends) -> bool {
     true
 }
 
-/// A socket closes. If it is the one that its record goes with, so does that.
+/// A socket's state changes, and what became of its connection is noted: established, half closed, closed. When the socket
+/// closes that the record goes with, so does that.
 #[inline(always)]
-pub fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
+pub fn becomes(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, state: u32) {
     let verdict = VERDICT.get(sk);
     let clients = verdict == Some(Verdict::Direct as u32);
     if !clients && verdict != Some(Verdict::DirectAccepted as u32) {
         return;
     }
     let (client, server) = if clients { (&ends.local, &ends.remote) } else { (&ends.remote, &ends.local) };
-    let key = direct::key(client, server);
-    let Some(record) = record(&key) else { return };
+    let mut key = direct::key(client, server);
     let netns = netns(ctx);
-    let own = if clients { record.client == netns } else { record.server == netns };
-    if !own || direct::is_clients(&record) != clients {
+    let record = DIRECT.get_ptr_mut(key).filter(|record| {
+        // SAFETY: the entry stays readable and writable until this program has ended, as long as nobody has taken it out.
+        netns == unsafe { if clients { (**record).client } else { (**record).server } }
+    });
+    if clients {
+        stats::of_client(ctx, sk, ends, state, record);
+    }
+    if state != tcp::CLOSE {
+        return;
+    }
+    stats::measured(ctx, Path::Direct);
+    let Some(record) = record else { return };
+    // Word by word: the stack has no room for a copy beside what a debugging build has there.
+    // SAFETY: as above.
+    let (client, stage) = unsafe { ((*record).client, (*record).stage) };
+    if direct::is_clients(stage) != clients {
         return;
     }
     if DIRECT.remove(key).is_ok() {
-        hold(record.client, -1);
+        hold(client, -1);
     }
-    if record.stage == Stage::Sent as u32 {
-        missed(&record, &key);
+    if stage == Stage::Sent as u32 {
+        key.netns = client;
+        missed(&key);
     }
 }
 
 /// Nothing of the connection has come to its server as it had left its client.
 #[inline(always)]
-fn missed(record: &Direct, key: &Tuple) {
-    if let Some(way) = ALLOWED.get_ptr_mut(way(record.client, &key.server)) {
+fn missed(connection: &Tuple) {
+    if let Some(way) = ALLOWED.get_ptr_mut(way(connection.netns, &connection.server)) {
         // SAFETY: a field in the map's entry, as in `arrived`; a lost count only means one attempt more.
         unsafe { (*way).missed = (*way).missed.saturating_add(1) };
     }
-    tell(Counter::DirectMissed, 0, &Tuple { netns: record.client, ..*key });
+    tell(Counter::DirectMissed, 0, connection);
 }
 
 #[inline(always)]
@@ -225,7 +243,7 @@ fn allowance(netns: u64, to: &Endpoint) -> Option<Allowance> {
 
 #[inline(always)]
 fn record(key: &Tuple) -> Option<Direct> {
-    // SAFETY: what is changed in a record is one word, and copied as such.
+    // SAFETY: what is changed in a record is single words, and copied as such; of `to`, which is several, nobody here asks.
     unsafe { DIRECT.get(key) }.copied()
 }
 

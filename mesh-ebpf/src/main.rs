@@ -21,6 +21,7 @@ mod setsockopt;
 mod shortcut;
 mod sock_ops;
 mod socket;
+mod stats;
 
 use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sk_msg, sock_ops};
 use aya_ebpf::programs::{

@@ -10,6 +10,7 @@ use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf, SockHash, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::abi;
 use mesh_common::addr::{Addr, Endpoint};
+use mesh_common::tcp;
 
 /// Enrolled workloads. Key: netns cookie. Bound: `MAX_WORKLOADS`. Writer: the agent.
 #[btf_map]
@@ -128,6 +129,21 @@ pub static SHORT_WAY: HashMap<abi::Tuple, u64, { abi::MAX_SHORTCUTS as usize }, 
 /// the agent counts.
 #[btf_map]
 pub static SHORT_READ: HashMap<u64, u64, { abi::MAX_SHORTCUTS as usize }, NO_PREALLOC> = HashMap::new();
+
+/// What direct connections carry, by who connects to what. Bound: `MAX_PAIRS`; what does not fit counts for `Pair::NOBODY`.
+/// Writers: sock_ops makes entries and counts in them; the agent removes those that rest, and makes nobody's.
+#[btf_map]
+pub static DIRECT_STATS: HashMap<abi::Pair, abi::Carried, { abi::MAX_PAIRS as usize }, NO_PREALLOC> = HashMap::new();
+
+/// What agents have told of DIRECT_STATS, and of open connections, so that the next one goes on from there. Bound:
+/// `MAX_PAIRS`. Writer: the agent; the programs never look.
+#[btf_map]
+pub static DIRECT_TOLD: HashMap<abi::Pair, abi::Carried, { abi::MAX_PAIRS as usize }, NO_PREALLOC> = HashMap::new();
+
+/// Round-trip times and retransmissions of sockets that have closed, by path, per CPU. Key: a place of mesh-common's `tcp`.
+/// Writer: sock_ops.
+#[btf_map]
+pub static TCP_STATS: PerCpuArray<u64, { tcp::TCP_PLACES as usize }> = PerCpuArray::new();
 
 /// What happened how often, per CPU. Key: a `Counter`. Writers: every program.
 #[btf_map]

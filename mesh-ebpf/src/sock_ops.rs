@@ -3,17 +3,19 @@
 //! one that the application accepts. An entry lives from just before the SYN until the connection is accepted or its
 //! socket closes, so a stale one can never lie. Addresses decide first which of these it can be, so that a socket outside
 //! the mesh costs one look. SHARES counts them, so that no workload takes all places. What the agent dials on the wire
-//! repeats its SYN sooner than the kernel would.
+//! repeats its SYN sooner than the kernel would. What connections on the wire, and direct ones, have come to is `stats`.
 
 use core::arch::asm;
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::btf_maps::HashMap;
 use aya_ebpf::programs::SockOpsContext;
-use mesh_common::abi::{Agent, Counter, Far, LINK_WANTED, MAX_FLOWS, MAX_PEERS, Role, Share, Tuple, Verdict};
+use mesh_common::abi::{
+    Agent, Counter, Far, LINK_WANTED, MAX_FLOWS, MAX_PEERS, Path, Role, Share, TUNNEL_PORT, Tuple, Verdict,
+};
 use mesh_common::addr::Endpoint;
-use mesh_common::capture;
 use mesh_common::shortcut::Reader;
+use mesh_common::{capture, tcp};
 
 use crate::direct;
 use crate::far;
@@ -21,6 +23,7 @@ use crate::maps::{AGENT, FAR, FLOW, PEER, SHARES, VERDICT, WORKLOADS};
 use crate::report::{decided, tell};
 use crate::shortcut;
 use crate::socket::{Ends, netns, of_sock_ops, role};
+use crate::stats;
 
 /// `enum` in linux/bpf.h: how long is the first SYN to wait for its answer? In jiffies; 0 leaves it at a second.
 const TIMEOUT_INIT: u32 = 1;
@@ -37,9 +40,11 @@ pub const STATE_CB_FLAG: i32 = 1 << 2;
 /// What asks to be called when the socket sends something again, which nobody is interested in: it is the mark of a socket
 /// for which ASKED had no place.
 const STORED_FLAG: i32 = 1 << 1;
+/// What asks to be called when the socket's timer for that runs out, which nobody is interested in either: the mark of the
+/// agent's sockets on the wire.
+const WIRE_FLAG: i32 = 1 << 0;
 /// TCP is about to send something, and asks how long our part of its header is; called only for sockets that asked for it.
 const HDR_OPT_LEN_CB: u32 = 14;
-const TCP_CLOSE: u32 = 7;
 const OK: u32 = 1;
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
@@ -54,12 +59,21 @@ pub fn run(ctx: &SockOpsContext) -> u32 {
         return OK;
     }
     match ctx.op() {
-        TIMEOUT_INIT if role(sk) == Some(Role::Dial as u32) => ctx.set_reply(SYN_TIMEOUT),
+        TIMEOUT_INIT if role(sk) == Some(Role::Dial as u32) => {
+            ctx.set_reply(SYN_TIMEOUT);
+            mark_wire(ctx);
+        }
         TCP_CONNECT_CB => connecting(ctx, sk, &Ends::of(ctx)),
         ACTIVE_ESTABLISHED_CB => shortcut::connected(ctx, sk),
         PASSIVE_ESTABLISHED_CB => accepted(ctx, sk, &Ends::of(ctx)),
         HDR_OPT_LEN_CB => shortcut::by_tcp(ctx, sk),
-        STATE_CB if ctx.arg(1) == TCP_CLOSE => closed(ctx, sk, &Ends::of(ctx)),
+        STATE_CB => match ctx.arg(1) {
+            tcp::CLOSE => closed(ctx, sk, &Ends::of(ctx)),
+            state @ (tcp::ESTABLISHED | tcp::FIN_WAIT2 | tcp::LAST_ACK) => {
+                direct::becomes(ctx, sk, &Ends::of(ctx), state);
+            }
+            _ => {}
+        },
         _ => {}
     }
     OK
@@ -215,9 +229,10 @@ fn from_outside(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     let tuple = ends.accepted(ctx);
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
     let Some(workload) = (unsafe { WORKLOADS.get(tuple.netns) }) else { return };
-    if AGENT.get(sk).is_some() {
-        redirected(ctx, sk, ends);
-        return;
+    match role(sk) {
+        Some(role) if role == Role::Tunnel as u32 || role == Role::Inbound as u32 => return mark_wire(ctx),
+        Some(_) => return redirected(ctx, sk, ends),
+        None => {}
     }
     // The application itself accepts: `ingress` has let the connection pass, so its answers may leave.
     let direct = direct::is_accepted(workload, tuple.netns, ends);
@@ -249,10 +264,32 @@ fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     } else if capture::may_be_redirected(&ends.local.addr, &ends.remote.addr) {
         (ctx.cb_flags() as i32 & STORED_FLAG != 0 || far::over(ctx)) && TO_AGENT.remove(&key)
     } else {
-        direct::closed(ctx, sk, ends);
+        if ctx.cb_flags() as i32 & WIRE_FLAG != 0 {
+            on_the_wire(ctx, sk, ends);
+        } else {
+            direct::becomes(ctx, sk, ends, tcp::CLOSE);
+        }
         return;
     };
     if removed {
         decided(Counter::Abandoned, || key);
+    }
+}
+
+/// Has the close told of a socket of the agent's that is not between it and an application.
+#[inline(always)]
+fn mark_wire(ctx: &SockOpsContext) {
+    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | STATE_CB_FLAG | WIRE_FLAG);
+}
+
+/// Such a socket closes.
+#[inline(always)]
+fn on_the_wire(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
+    let Some(role) = role(sk) else { return };
+    // Nothing is known of one that nobody has answered.
+    if ctx.arg(0) != tcp::SYN_SENT {
+        let dialled = role == Role::Dial as u32 && ends.remote.port == u32::from(TUNNEL_PORT);
+        let tunnel = dialled || role == Role::Tunnel as u32;
+        stats::measured(ctx, if tunnel { Path::Tunnel } else { Path::Plain });
     }
 }

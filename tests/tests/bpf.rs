@@ -6,6 +6,8 @@
 
 #[path = "bpf/bypass.rs"]
 mod bypass;
+#[path = "bpf/carried.rs"]
+mod carried;
 #[path = "bpf/connect.rs"]
 mod connect;
 #[path = "bpf/debug_log.rs"]

@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use aya::Pod;
+
 /// Commands, `enum bpf_cmd` of linux/bpf.h.
 mod command {
     pub const MAP_CREATE: i32 = 0;
@@ -23,6 +25,7 @@ mod command {
     pub const OBJ_GET_INFO_BY_FD: i32 = 15;
     pub const PROG_QUERY: i32 = 16;
     pub const BTF_LOAD: i32 = 18;
+    pub const MAP_LOOKUP_AND_DELETE_ELEM: i32 = 21;
     pub const LINK_CREATE: i32 = 28;
     pub const LINK_UPDATE: i32 = 29;
 }
@@ -221,6 +224,24 @@ pub fn clear(map: BorrowedFd<'_>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Takes an entry out of a hash map, in one step; its value. `None`: it is not there. Both types must be the map's: that
+/// they have its sizes is asked.
+pub fn take<K: Pod, V: Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    // `struct bpf_map_info` up to and with the size of a value.
+    let mut info = [0_u32; 4];
+    let mut attr = Attr::new().fd(0, map).u32(4, size_of_val(&info) as u32).at(8, info.as_mut_ptr());
+    attr.call(command::OBJ_GET_INFO_BY_FD)?;
+    if info[2..] != [size_of::<K>() as u32, size_of::<V>() as u32] {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a map of other types"));
+    }
+    let mut value = V::default();
+    let attr = &mut Attr::new().fd(0, map).at(8, &raw const *key).at(16, &raw mut value);
+    match attr.call(command::MAP_LOOKUP_AND_DELETE_ELEM) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        done => done.map(|_| Some(value)),
+    }
 }
 
 /// To what a program is attached.

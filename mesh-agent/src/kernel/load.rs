@@ -13,7 +13,8 @@ use tracing::{debug, info, warn};
 
 use super::cgroups::Cgroups;
 use super::{
-    Kernel, KernelError, attach, chain, debug_log, direct, hooks, pins::Pins, probe, services, sockets::Sockets,
+    Kernel, KernelError, TcpStats, attach, chain, debug_log, direct, hooks, pins::Pins, probe, services,
+    sockets::Sockets,
 };
 use crate::settings::KernelSettings;
 
@@ -175,6 +176,7 @@ fn build(
     let slots = take(&mut base, maps::SLOTS, BpfHashMap::try_from)?;
     let agents = take(&mut base, maps::AGENTS, BpfHashMap::try_from)?;
     let events = take(&mut base, maps::EVENTS, Ok)?;
+    let tcp_stats = take(&mut base, maps::TCP_STATS, PerCpuArray::try_from)?;
     let debug_log = debug_log::DebugLog::of(&mut base);
     attach::load(&mut base, hooks::shared())?;
     Ok(Kernel {
@@ -192,6 +194,7 @@ fn build(
         metrics,
         events: Some(events),
         debug_log,
+        tcp_stats: Some(TcpStats::new(tcp_stats)),
         sockets,
         shortcut_lack,
         loader,

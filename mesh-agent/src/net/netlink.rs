@@ -100,7 +100,7 @@ fn interface(body: &[u8]) -> Option<Interface> {
 }
 
 /// The value of the first attribute of a kind.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     const TYPE_MASK: u16 = 0x3fff;
     loop {
         let length = usize::from(u16_at(attributes, 0)?);

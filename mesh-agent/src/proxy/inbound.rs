@@ -87,7 +87,7 @@ async fn admit_and_lead(pod: &Pod, facts: &Facts, accepted: TcpStream) -> Option
 
 async fn dial_and_lead(pod: &Pod, flow: Flow, snapshot: &Snapshot, mut accepted: TcpStream) -> Option<Served> {
     match pod.dial_app(&flow).await {
-        Ok(app) => lead(pod, flow, snapshot, Stream::Tcp(accepted), app).await,
+        Ok(app) => lead(pod, flow, snapshot, Stream::plain(accepted, pod.metrics.bytes()), app).await,
         Err(error) => {
             tracing::debug!(workload = pod.name, %error, "the application does not answer");
             accepted.reset();

@@ -87,6 +87,7 @@ impl Pod {
             sockets: context.sockets.clone(),
             tunnels: worker.tunnels.clone(),
             own_ports: own_ports.to_vec(),
+            bytes: context.metrics.bytes().clone(),
         };
         Self {
             id: workload.id,

@@ -51,7 +51,7 @@ impl<'a> Far<'a> {
 /// The labels of a connection or route.
 pub(super) fn labels(pod: &Pod, flow: &Flow, far: &Far<'_>, protocol: Protocol) -> ConnLabels {
     let own = &pod.peer;
-    let (service_host, service_name, service_namespace) = service(pod, flow, far.cluster);
+    let (service_host, service_name, service_namespace) = service(&pod.peer, flow.side, far.cluster);
     let without_principal = |peer: &Arc<Peer>| Arc::new(Peer { principal: Arc::from(""), ..(**peer).clone() });
     match flow.side {
         Side::Outbound => {
@@ -119,13 +119,12 @@ fn or(first: &Arc<str>, second: Option<&Arc<str>>) -> Arc<str> {
 }
 
 /// `destination_service`, `destination_service_name`, `destination_service_namespace`.
-fn service(pod: &Pod, flow: &Flow, cluster: Option<&Cluster>) -> (Arc<str>, Arc<str>, Arc<str>) {
+pub(super) fn service(own: &Peer, side: Side, cluster: Option<&Cluster>) -> (Arc<str>, Arc<str>, Arc<str>) {
     let unknown = || Arc::<str>::from("");
     if let Some(service) = cluster.and_then(|cluster| cluster.service.as_ref()) {
         return (service.host.clone(), service.name.clone(), service.namespace.clone());
     }
-    let own = &pod.peer;
-    match (flow.side, cluster) {
+    match (side, cluster) {
         // `PassthroughCluster` and the like: no service, and the name says so.
         (Side::Outbound, Some(cluster)) => (unknown(), cluster.name.clone(), unknown()),
         (Side::Outbound, None) => (unknown(), unknown(), unknown()),

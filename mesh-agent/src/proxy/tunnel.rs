@@ -193,7 +193,7 @@ async fn dial_and_lead(pod: &Pod, flow: Flow, body: RecvStream, mut respond: Sen
         }
     };
     let send = respond.send_response(accepted(pod), false).ok()?;
-    let stream = Stream::Tunnel(TunnelStream::new(send, body, None));
+    let stream = Stream::tunnel(TunnelStream::new(send, body, None), pod.metrics.bytes());
     inbound::lead(pod, flow, &snapshot, stream, app).await
 }
 

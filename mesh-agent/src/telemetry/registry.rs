@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::exposition::{Kind, Text};
 use super::histogram::{BUCKETS, Histogram, Totals, bump};
 use super::labels::{self, ConnLabels, Outcome};
+use super::paths::{self, PathBytes};
 use crate::errors::Flags;
 
 /// Series of one connection or route kept at hand per handle; the rest is looked up again.
@@ -42,6 +43,8 @@ pub struct Metrics {
     /// Look-ups that ended in the overflow series.
     overflowed: AtomicU64,
     sources: Mutex<Vec<Source>>,
+    /// Of every worker.
+    bytes: Mutex<Vec<Arc<PathBytes>>>,
 }
 
 /// One worker's side. All clones must stay on the worker's thread: its cells have one writer.
@@ -49,6 +52,7 @@ pub struct Metrics {
 pub struct WorkerMetrics {
     metrics: Arc<Metrics>,
     worker: usize,
+    bytes: Arc<PathBytes>,
 }
 
 struct Family<C> {
@@ -101,12 +105,15 @@ impl Metrics {
             limits,
             overflowed: AtomicU64::new(0),
             sources: Mutex::new(Vec::new()),
+            bytes: Mutex::new(Vec::new()),
         })
     }
 
     /// The handle of worker `index`; one per thread.
     pub fn worker(self: &Arc<Self>, index: usize) -> WorkerMetrics {
-        WorkerMetrics { metrics: self.clone(), worker: index }
+        let bytes = Arc::new(PathBytes::default());
+        lock(&self.bytes).push(bytes.clone());
+        WorkerMetrics { metrics: self.clone(), worker: index, bytes }
     }
 
     /// Adds a module's own metrics to the page: `write` is called at every scrape and must be quick.
@@ -130,6 +137,7 @@ impl Metrics {
             "Lookups of label sets beyond the limit; they count in the series whose labels are \"overflow\".",
             self.overflowed.load(Relaxed),
         );
+        paths::write(&mut out, &lock(&self.bytes));
         for source in lock(&self.sources).iter() {
             source(&mut out);
         }
@@ -181,6 +189,11 @@ impl Metrics {
 }
 
 impl WorkerMetrics {
+    /// Where bytes are counted by their path.
+    pub fn bytes(&self) -> &Arc<PathBytes> {
+        &self.bytes
+    }
+
     /// Where the HTTP requests with these labels count. Once per connection or route.
     pub fn http(&self, labels: &ConnLabels) -> HttpSeries {
         HttpSeries { owner: self.clone(), labels: Arc::new(labels.clone()), cells: RefCell::new(Vec::new()) }
@@ -266,6 +279,14 @@ impl TcpSeries {
     /// `bytes` were received from the client (request direction).
     pub fn received(&self, bytes: u64) {
         bump(&self.cell.received, bytes);
+    }
+
+    /// Many connections at once: how many were opened and closed; bytes from the client, and to it.
+    pub fn add(&self, opened: u64, closed: u64, received: u64, sent: u64) {
+        bump(&self.cell.opened, opened);
+        bump(&self.cell.closed, closed);
+        self.received(received);
+        self.sent(sent);
     }
 }
 

@@ -24,7 +24,7 @@ use super::errors::UpstreamError;
 use super::stream::Stream;
 use super::tunnel::{ConnectHead, Transport, TunnelKey, Tunnels};
 use crate::kernel::Sockets;
-use crate::telemetry::Peer;
+use crate::telemetry::{PathBytes, Peer};
 use crate::tls::{Credential, peer_certificate};
 use crate::workload::Workload;
 
@@ -49,6 +49,8 @@ pub struct Source {
     pub tunnels: Tunnels,
     /// Ports of the agent's listeners in its namespace.
     pub own_ports: Vec<u16>,
+    /// The worker's counts of bytes on the wire.
+    pub bytes: Arc<PathBytes>,
 }
 
 /// An open upstream connection.
@@ -99,7 +101,8 @@ impl Source {
     /// Connects in the open.
     pub async fn plain(&self, to: SocketAddr, limit: Duration) -> Result<Connected, UpstreamError> {
         let stream = self.tcp(to, limit, |sockets, workload| sockets.socket(&workload.netns, to)).await?;
-        Ok(in_the_open(stream, to))
+        let local = stream.local_addr().ok();
+        Ok(Connected { stream: Stream::plain(stream, &self.bytes), local, remote: to, identity: None, peer: None })
     }
 
     /// Connects to the workload's own application, which will see `client` as its peer.
@@ -176,7 +179,7 @@ impl Source {
         let dial = || self.dial_tunnel(to, limit, &credential, &expected);
         let opened = self.tunnels.open(&key, &credential, &head, limit, dial).await?;
         Ok(Connected {
-            stream: Stream::Tunnel(opened.stream),
+            stream: Stream::tunnel(opened.stream, &self.bytes),
             local: opened.local,
             remote: endpoint.address,
             identity: Some(opened.identity),
@@ -228,9 +231,4 @@ impl Source {
         }
         headers
     }
-}
-
-fn in_the_open(stream: TcpStream, remote: SocketAddr) -> Connected {
-    let local = stream.local_addr().ok();
-    Connected { stream: Stream::Tcp(stream), local, remote, identity: None, peer: None }
 }

@@ -12,12 +12,15 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
+use mesh_common::abi::Path;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::shortcut::Shortcut;
+use super::wire::Wire;
 use crate::kernel::Sockets;
 use crate::net::copy::{Buffer, Duplex};
+use crate::telemetry::PathBytes;
 
 /// Largest piece that [`AsyncWrite`] copies into the tunnel at once, in bytes.
 const WRITE_PIECE: usize = 64 << 10;
@@ -162,15 +165,27 @@ impl AsyncWrite for TunnelStream {
 /// A connection to or from a pod, in the open or in a tunnel.
 #[derive(Debug)]
 pub enum Stream {
-    /// A TCP connection of its own.
+    /// A TCP connection with an application.
     Tcp(TcpStream),
     /// As [`Stream::Tcp`], with a shortcut past TCP.
     Shortcut(Box<Shortcut>),
+    /// A TCP connection in the open.
+    Plain(Wire<TcpStream>),
     /// A stream of an HBONE tunnel.
-    Tunnel(TunnelStream),
+    Tunnel(Box<Wire<TunnelStream>>),
 }
 
 impl Stream {
+    /// A connection in the open.
+    pub fn plain(tcp: TcpStream, bytes: &Arc<PathBytes>) -> Stream {
+        Stream::Plain(Wire::new(tcp, Path::Plain, bytes.clone()))
+    }
+
+    /// A stream of a tunnel.
+    pub fn tunnel(stream: TunnelStream, bytes: &Arc<PathBytes>) -> Stream {
+        Stream::Tunnel(Box::new(Wire::new(stream, Path::Tunnel, bytes.clone())))
+    }
+
     /// A connection with an application, just accepted or made, and the shortcut that it has. The kernel is to be asked for
     /// that, not the settings: they may have changed since the connection began.
     pub fn with_app(tcp: TcpStream, sockets: &Sockets, shortcut: Option<u64>) -> Stream {
@@ -185,6 +200,7 @@ impl Stream {
         match self {
             Stream::Tcp(tcp) => Some(tcp),
             Stream::Shortcut(shortcut) => Some(shortcut.tcp()),
+            Stream::Plain(wire) => Some(wire.get_ref()),
             Stream::Tunnel(_) => None,
         }
     }
@@ -195,6 +211,7 @@ impl Duplex for Stream {
         match self {
             Stream::Tcp(stream) => stream.poll_recv(cx, buffer),
             Stream::Shortcut(stream) => stream.poll_recv(cx, buffer),
+            Stream::Plain(stream) => stream.poll_recv(cx, buffer),
             Stream::Tunnel(stream) => stream.poll_recv(cx, buffer),
         }
     }
@@ -203,6 +220,7 @@ impl Duplex for Stream {
         match self {
             Stream::Tcp(stream) => stream.poll_send(cx, data),
             Stream::Shortcut(stream) => stream.poll_send(cx, data),
+            Stream::Plain(stream) => stream.poll_send(cx, data),
             Stream::Tunnel(stream) => stream.poll_send(cx, data),
         }
     }
@@ -211,6 +229,7 @@ impl Duplex for Stream {
         match self {
             Stream::Tcp(stream) => stream.poll_finish(cx),
             Stream::Shortcut(stream) => stream.poll_finish(cx),
+            Stream::Plain(stream) => stream.poll_finish(cx),
             Stream::Tunnel(stream) => stream.poll_finish(cx),
         }
     }
@@ -219,6 +238,7 @@ impl Duplex for Stream {
         match self {
             Stream::Tcp(stream) => stream.reset(),
             Stream::Shortcut(stream) => stream.reset(),
+            Stream::Plain(stream) => stream.reset(),
             Stream::Tunnel(stream) => stream.reset(),
         }
     }
@@ -229,6 +249,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Shortcut(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -239,6 +260,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Shortcut(stream) => Pin::new(stream.tcp_mut()).poll_write(cx, buf),
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -251,6 +273,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Shortcut(stream) => Pin::new(stream.tcp_mut()).poll_write_vectored(cx, bufs),
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
@@ -259,6 +282,7 @@ impl AsyncWrite for Stream {
         match self {
             Stream::Tcp(stream) => stream.is_write_vectored(),
             Stream::Shortcut(stream) => stream.tcp().is_write_vectored(),
+            Stream::Plain(stream) => stream.is_write_vectored(),
             Stream::Tunnel(stream) => stream.is_write_vectored(),
         }
     }
@@ -267,6 +291,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Shortcut(stream) => Pin::new(stream.tcp_mut()).poll_flush(cx),
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -275,6 +300,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Shortcut(stream) => Pin::new(stream.tcp_mut()).poll_shutdown(cx),
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

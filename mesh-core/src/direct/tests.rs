@@ -149,6 +149,18 @@ fn declared_tcp_is_direct_and_nothing_that_an_agent_looks_into() {
 }
 
 #[test]
+fn both_ends_know_by_which_cluster_it_goes() {
+    let at = |address: [u8; 4], port| SocketAddr::from((address, port));
+    let outbound = |to, endpoint| outbound_cluster(&client(), to, endpoint).map(|cluster| cluster.name.to_string());
+    assert_eq!(outbound(at(SERVER, TCP), at(SERVER, TCP)).as_deref(), Some("PassthroughCluster"));
+    assert_eq!(outbound(at(SERVER, TCP), at(CLIENT, TCP)), None, "it goes where it was sent");
+    let inbound =
+        |endpoint| inbound_cluster(&server(), endpoint, CLIENT.into()).map(|cluster| cluster.name.to_string());
+    assert_eq!(inbound(at(SERVER, TCP)).as_deref(), Some("inbound|6379||"));
+    assert_eq!(inbound(at(SERVER, HTTP)), None, "not without its agent");
+}
+
+#[test]
 fn what_the_client_s_agent_would_lead_elsewhere_is_not_direct() {
     for (listener, direct) in [
         (tcp_listener("virtualOutbound", "0.0.0.0", 15001, "PassthroughCluster"), true),

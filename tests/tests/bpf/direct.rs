@@ -32,13 +32,13 @@ const ELSEWHERE: &str = "10.78.2.1";
 const MOMENT: Duration = Duration::from_millis(1);
 
 /// Two enrolled pods, both STRICT, as nobody has said anything else of them.
-pub(super) struct Node {
-    router: Arc<NetNs>,
-    pub(super) client: Arc<NetNs>,
-    pub(super) server: Arc<NetNs>,
+pub struct Node {
+    pub router: Arc<NetNs>,
+    pub client: Arc<NetNs>,
+    pub server: Arc<NetNs>,
     client_listeners: Listeners,
     server_listeners: Listeners,
-    kernel: Owned,
+    pub kernel: Owned,
     pins: PathBuf,
 }
 
@@ -75,13 +75,13 @@ impl Node {
     }
 
     /// One that lets the client connect to these ports of the server.
-    pub(super) fn allowing(to: &[&str]) -> Node {
+    pub fn allowing(to: &[&str]) -> Node {
         let mut node = Node::new();
         node.allow(to);
         node
     }
 
-    fn allow(&mut self, to: &[&str]) {
+    pub fn allow(&mut self, to: &[&str]) {
         self.set(to, &HashSet::new());
     }
 
@@ -90,7 +90,7 @@ impl Node {
         self.kernel.set_direct(&DirectPlan { ways, services: Vec::new() }, undecided).unwrap();
     }
 
-    fn map<K: Plain, V: Plain>(&self, name: &str) -> HashMap<MapData, K, V> {
+    pub fn map<K: Plain, V: Plain>(&self, name: &str) -> HashMap<MapData, K, V> {
         Map::from_map_data(MapData::from_pin(map(&self.pins, name)).unwrap()).unwrap().try_into().unwrap()
     }
 
@@ -102,7 +102,7 @@ impl Node {
         self.map::<u64, Share>(maps::SHARES).get(&self.client.cookie(), 0).unwrap().direct
     }
 
-    fn count(&self, counter: Counter) -> u64 {
+    pub fn count(&self, counter: Counter) -> u64 {
         self.kernel.counter(counter).unwrap()
     }
 
@@ -118,7 +118,7 @@ impl Node {
     }
 
     /// Connects, and sees that the application itself is at the other end.
-    fn assert_direct(&self, app: &TcpListener, to: &str) -> (TcpStream, TcpStream) {
+    pub fn assert_direct(&self, app: &TcpListener, to: &str) -> (TcpStream, TcpStream) {
         let client = connect_in(&self.client, to).unwrap();
         self.assert_accepted(app, client)
     }
@@ -145,7 +145,7 @@ impl Node {
         accept(&self.client_listeners.outbound[usize::from(!at(to).is_ipv4())]);
     }
 
-    fn app(&self, on: &str) -> TcpListener {
+    pub fn app(&self, on: &str) -> TcpListener {
         listen_in(&self.server, on)
     }
 
@@ -164,14 +164,14 @@ fn way(to: &str, by_service: bool) -> DirectWay {
 }
 
 /// The client knows this service, and may connect by itself to what it has in the server's pod.
-fn service(to: &str, endpoints: &[&str]) -> DirectPlan {
+pub fn service(to: &str, endpoints: &[&str]) -> DirectPlan {
     let here = endpoints.iter().filter(|one| one.contains("8080"));
     let ways = here.map(|to| way(to, true)).collect();
     let endpoints = endpoints.iter().map(|to| at(to)).collect();
     DirectPlan { ways, services: vec![DirectService { client: CLIENT, to: at(to), endpoints }] }
 }
 
-fn assert_reset(mut stream: &TcpStream) {
+pub fn assert_reset(mut stream: &TcpStream) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let error = stream.read(&mut [0]).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted), "{error}");
@@ -415,7 +415,8 @@ fn nobody_else_opens_one() {
     // As if the client's own SYN were on its way.
     let allowance = node.map::<Way, Allowance>(maps::ALLOWED).iter().next().unwrap().unwrap().1;
     let Allowance { server: cookie, generation, .. } = allowance;
-    let sent = Direct { client: node.client.cookie(), server: cookie, generation, sequence: 5000, stage: 0 };
+    let (client, to_nowhere) = (node.client.cookie(), Endpoint::ZERO);
+    let sent = Direct { client, server: cookie, generation, sequence: 5000, stage: 0, to: to_nowhere, received: 0 };
     let tuple = key(&at("10.78.1.2:40001").into(), &to.into());
     let mut records = node.map::<Tuple, Direct>(maps::DIRECT);
     records.insert(tuple, sent, 0).unwrap();

@@ -8,6 +8,7 @@ use mesh_tests::sys::wait_for;
 use mesh_tests::topology::PodSpec;
 use mesh_tests::{Lab, LabBuilder, Shared, Topology};
 
+mod carried;
 mod change;
 mod direct;
 mod start;

@@ -31,6 +31,12 @@ fn labels(protocol: Protocol) -> ConnLabels {
 
 const MS: Duration = Duration::from_millis(1);
 
+fn no_bytes() -> String {
+    let mut out = Text::default();
+    paths::write(&mut out, &[]);
+    out.finish()
+}
+
 /// The order that Istio's own dashboards and tests know.
 #[test]
 fn http_page() {
@@ -66,11 +72,12 @@ fn http_page() {
          {}{}{}\
          # HELP mesh_agent_metric_overflows_total Lookups of label sets beyond the limit; they count in the series \
          whose labels are \"overflow\".\n# TYPE mesh_agent_metric_overflows_total counter\n\
-         mesh_agent_metric_overflows_total 0\n",
+         mesh_agent_metric_overflows_total 0\n{}",
         env!("CARGO_PKG_VERSION"),
         histogram("istio_request_duration_milliseconds", "Duration of requests in milliseconds.", 10.0, "7"),
         histogram("istio_request_bytes", "Size of requests in bytes.", 100.0, "100"),
         histogram("istio_response_bytes", "Size of responses in bytes.", 2500.0, "2000"),
+        no_bytes(),
     );
     assert_eq!(page, expected);
 }

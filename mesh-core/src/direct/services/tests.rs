@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use prost::Message;
 
 use super::*;
+use crate::direct::outbound_cluster;
 use crate::resource::{CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE};
 use crate::store::{Store, Upsert};
 use crate::testing::*;
@@ -115,8 +116,8 @@ fn places_follow_weights() {
     assert_eq!(Config::new(&[]).slots(), None, "nothing to choose from");
 }
 
-#[test]
-fn clusters_share_by_their_own_weights() {
+/// Three of four connections go to cluster `a`, the others to `b`.
+fn of_two_clusters() -> Config {
     let mut config = Config::new(&[("10.0.0.1:6379", 1), ("10.0.0.2:6379", 2)]);
     config.clusters.push((unlimited("b"), vec![lb("10.0.0.3:6379", 5)]));
     let one = |name: &str, weight| tcp::tcp_proxy::weighted_cluster::ClusterWeight {
@@ -124,15 +125,34 @@ fn clusters_share_by_their_own_weights() {
         weight,
         ..Default::default()
     };
-    let config = config.proxy(tcp::TcpProxy {
+    config.proxy(tcp::TcpProxy {
         stat_prefix: "x".into(),
         cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::WeightedClusters(tcp::tcp_proxy::WeightedCluster {
             clusters: vec![one("a", 75), one("b", 25)],
         })),
         ..Default::default()
-    });
+    })
+}
+
+#[test]
+fn clusters_share_by_their_own_weights() {
+    let config = of_two_clusters();
     // 3/4 × 1/3, 3/4 × 2/3, 1/4.
     assert_eq!(config.slots(), counts(&[("10.0.0.1:6379", 1), ("10.0.0.2:6379", 2), ("10.0.0.3:6379", 1)]));
+}
+
+#[test]
+fn what_was_chosen_is_told_by_its_cluster() {
+    let snapshot = of_two_clusters().snapshot();
+    let name = |to: &str, endpoint: &str| {
+        let cluster = outbound_cluster(&snapshot, to.parse().unwrap(), endpoint.parse().unwrap());
+        cluster.map(|cluster| cluster.name.to_string())
+    };
+    assert_eq!(name(TO, "10.0.0.2:6379").as_deref(), Some("a"));
+    assert_eq!(name(TO, "10.0.0.3:6379").as_deref(), Some("b"));
+    assert_eq!(name(TO, "10.0.0.3:6380"), None, "no endpoint any more");
+    assert_eq!(name(TO, TO), None, "not the service itself");
+    assert_eq!(name("10.96.0.11:6379", "10.0.0.2:6379"), None, "no such service");
 }
 
 #[test]
