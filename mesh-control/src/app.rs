@@ -22,7 +22,7 @@ use crate::ca::{Ca, CaService, RootError};
 use crate::directory::Directory;
 use crate::http::{self, Pages};
 use crate::metrics::Metrics;
-use crate::model::{Mesh, MeshOptions};
+use crate::model::{Builder, Mesh, MeshOptions};
 use crate::problem::Problems;
 use crate::resource::{Offer, Proxy, Published};
 use crate::server::{self, ServerCertificate};
@@ -87,6 +87,7 @@ struct Publisher {
     loader: Loader,
     last: Loaded,
     options: MeshOptions,
+    builder: Builder,
     checked: Checked,
     problems: Problems,
     metrics: Metrics,
@@ -107,11 +108,12 @@ impl App {
             loader: Loader::new(&settings.config_dir, vet),
             last: Loaded::default(),
             options: MeshOptions::from(&settings),
+            builder: Builder::default(),
             checked: checked.clone(),
             problems: problems.clone(),
             metrics: metrics.clone(),
         };
-        let first = Arc::new(publisher.publish(true).unwrap_or_else(|| publisher.empty()));
+        let first = Arc::new(publisher.publish(None).unwrap_or_else(|| publisher.empty()));
         let (outputs, inputs) = outputs(first);
 
         let auth = NodeAuth::new(&settings.nodes);
@@ -213,8 +215,9 @@ fn published(translation: &Arc<Translation>) -> Arc<Published> {
 
 /// Reads and publishes on a thread where that may take its time.
 async fn step(mut publisher: Publisher, outputs: &Outputs) -> Publisher {
+    let former = outputs.translation.borrow().clone();
     let rebuilt = tokio::task::spawn_blocking(move || {
-        let translation = publisher.publish(false);
+        let translation = publisher.publish(Some(&former));
         (publisher, translation)
     });
     match rebuilt.await {
@@ -239,21 +242,26 @@ async fn step(mut publisher: Publisher, outputs: &Outputs) -> Publisher {
 }
 
 impl Publisher {
-    /// A new version of the mesh, when anything changed.
-    fn publish(&mut self, first: bool) -> Option<Translation> {
+    /// A new version of the mesh, when anything changed since the one in force, if there is one.
+    fn publish(&mut self, former: Option<&Translation>) -> Option<Translation> {
         let start = Instant::now();
         let loaded = self.loader.load();
         let read = start.elapsed();
-        if !first && loaded.same(&self.last) {
+        if former.is_some() && loaded.same(&self.last) {
             return None;
         }
         self.last = loaded.clone();
-        let (mesh, mut problems) = Mesh::build(self.options.clone(), &loaded.objects);
+        let (mesh, mut problems) = self.builder.build(&self.options, &loaded.objects);
         problems.extend(loaded.problems);
         self.problems.replace(problems);
         let (services, endpoints) = (mesh.services.len(), mesh.endpoint_count());
         let built = start.elapsed();
-        let translation = self.translation(mesh);
+        self.checked.start_over();
+        let mesh = Arc::new(mesh);
+        let mut translation = match former {
+            Some(former) => Translation::after(former, mesh),
+            None => Translation::new(mesh, self.checked.clone()),
+        };
         translation.prepare();
         let took = start.elapsed();
         self.metrics.loaded(took, services, endpoints);
@@ -270,11 +278,7 @@ impl Publisher {
     }
 
     fn empty(&self) -> Translation {
-        self.translation(Mesh::build(self.options.clone(), &Default::default()).0)
-    }
-
-    fn translation(&self, mesh: Mesh) -> Translation {
-        self.checked.start_over();
+        let (mesh, _) = Mesh::build(self.options.clone(), &Default::default());
         Translation::new(Arc::new(mesh), self.checked.clone())
     }
 }

@@ -1,6 +1,7 @@
 //! The mesh as it is meant: services with their endpoints, workloads with their identities, and the rules of traffic.
 //!
-//! In: the objects in force. Out: a [`Mesh`], immutable, and every reference that leads nowhere. Pure: no clock, no files.
+//! In: the objects in force. Out: a [`Mesh`], immutable, and every reference that leads nowhere; the next one costs what has
+//! changed. Pure: no clock, no files.
 
 pub mod authentication;
 pub mod authorization;
@@ -10,6 +11,8 @@ pub mod service;
 pub mod visibility;
 pub mod workload;
 
+mod build;
+mod catalogue;
 mod entries;
 mod kubernetes;
 mod references;
@@ -17,20 +20,21 @@ mod references;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::config::{Body, Object};
-use crate::directory::{Directory, Resident};
+use crate::directory::Directory;
 use crate::problem::Problem;
 use crate::settings::Settings;
 use crate::source::Objects;
 
 use authentication::Authentication;
 use authorization::Authorizations;
+use catalogue::{ByHost, Memberships};
 use rules::Rules;
 use service::Service;
 use workload::{Workload, Workloads};
+
+pub use build::Builder;
 
 /// What the mesh as a whole is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,26 +72,26 @@ impl MeshOptions {
     }
 }
 
-/// The mesh.
-#[derive(Debug)]
+/// The mesh. Its parts are the same in memory as in the mesh before, as far as they are made of the same objects.
+#[derive(Debug, Clone)]
 pub struct Mesh {
     /// What it was told as a whole.
     pub options: MeshOptions,
     /// Services, oldest first.
-    pub services: Vec<Arc<Service>>,
-    by_host: HashMap<Arc<str>, Vec<Arc<Service>>>,
+    pub services: Arc<Vec<Arc<Service>>>,
+    by_host: Arc<ByHost>,
     /// Workloads.
-    pub workloads: Workloads,
+    pub workloads: Arc<Workloads>,
     /// Rules of traffic.
-    pub rules: Rules,
+    pub rules: Arc<Rules>,
     /// Who may come in, by what they prove.
-    pub authentication: Authentication,
+    pub authentication: Arc<Authentication>,
     /// Who may come in, by who they are.
-    pub authorizations: Authorizations,
+    pub authorizations: Arc<Authorizations>,
     /// Who runs where.
     pub directory: Arc<Directory>,
     /// Services by workload.
-    memberships: HashMap<(Arc<str>, Arc<str>), Vec<Membership>>,
+    memberships: Arc<Memberships>,
 }
 
 /// A service port that a workload serves.
@@ -104,45 +108,7 @@ pub struct Membership {
 impl Mesh {
     /// Puts the mesh together; problems are references that lead nowhere.
     pub fn build(options: MeshOptions, objects: &Objects) -> (Mesh, Vec<Problem>) {
-        let mut problems = Vec::new();
-        let authentication = Authentication::build(&options, objects, &mut problems);
-        let workloads = Workloads::build(&options, objects, &authentication, &mut problems);
-        let mut sources: Vec<&Arc<Object>> =
-            objects.values().filter(|object| matches!(object.body, Body::Service(_) | Body::ServiceEntry(_))).collect();
-        sources.sort_by(|a, b| a.age().cmp(&b.age()));
-        let slices = kubernetes::slices_by_service(objects, &mut problems);
-        let mut services: Vec<Arc<Service>> = Vec::new();
-        for object in sources {
-            match &object.body {
-                Body::Service(spec) => {
-                    let service = kubernetes::service(&options, object, spec, &slices, &workloads, &mut problems);
-                    services.extend(service.map(Arc::new));
-                }
-                Body::ServiceEntry(spec) => {
-                    let entries = entries::services(&options, object, spec, &workloads, &mut problems);
-                    services.extend(entries.into_iter().map(Arc::new));
-                }
-                _ => {}
-            }
-        }
-        let by_host = index_hosts(&mut services, objects, &mut problems);
-        let rules = Rules::build(&options, objects, &mut problems);
-        let memberships = memberships(&services);
-        let directory = Arc::new(directory(&workloads));
-        let authorizations = Authorizations::build(objects);
-        let mesh = Mesh {
-            options,
-            services,
-            by_host,
-            workloads,
-            rules,
-            authentication,
-            authorizations,
-            directory,
-            memberships,
-        };
-        references::check(&mesh, objects, &mut problems);
-        (mesh, problems)
+        Builder::default().build(&options, objects)
     }
 
     /// The service of a full host as a namespace sees it: its own before others.
@@ -160,67 +126,12 @@ impl Mesh {
     }
 
     /// What a workload serves, by namespace and name.
-    pub fn memberships(&self, workload: &Workload) -> &[Membership] {
-        let key = (workload.namespace.clone(), workload.name.clone());
-        self.memberships.get(&key).map_or(&[], Vec::as_slice)
+    pub fn memberships(&self, workload: &Workload) -> Option<&Arc<[Membership]>> {
+        self.memberships.get(&(workload.namespace.clone(), workload.name.clone()))
     }
 
     /// How many endpoints there are, counted per service port.
     pub fn endpoint_count(&self) -> usize {
         self.services.iter().flat_map(|service| &service.ports).map(|port| port.endpoints.len()).sum()
     }
-}
-
-/// Within one namespace a host belongs to its oldest service.
-fn index_hosts(
-    services: &mut Vec<Arc<Service>>,
-    objects: &Objects,
-    problems: &mut Vec<Problem>,
-) -> HashMap<Arc<str>, Vec<Arc<Service>>> {
-    let mut by_host: HashMap<Arc<str>, Vec<Arc<Service>>> = HashMap::new();
-    services.retain(|service| {
-        let same = by_host.entry(service.host.clone()).or_default();
-        if let Some(first) = same.iter().find(|other| other.namespace == service.namespace) {
-            if let Some(object) = objects.get(&service.origin) {
-                let why = format!("host `{}` already belongs to {}; it is left out here", service.host, first.origin);
-                let path = crate::yaml::FieldPath::of("spec.hosts");
-                problems.push(object.problem(crate::problem::Severity::Warning, &path, why));
-            }
-            return false;
-        }
-        same.push(service.clone());
-        true
-    });
-    by_host
-}
-
-fn memberships(services: &[Arc<Service>]) -> HashMap<(Arc<str>, Arc<str>), Vec<Membership>> {
-    let mut all: HashMap<(Arc<str>, Arc<str>), Vec<Membership>> = HashMap::new();
-    for service in services {
-        for (index, port) in service.ports.iter().enumerate() {
-            for endpoint in &port.endpoints {
-                let Some(workload) = &endpoint.workload else { continue };
-                let list = all.entry((workload.namespace.clone(), workload.name.clone())).or_default();
-                let known = list.iter().any(|one| {
-                    one.port == index && one.target_port == endpoint.port && Arc::ptr_eq(&one.service, service)
-                });
-                if !known {
-                    list.push(Membership { service: service.clone(), port: index, target_port: endpoint.port });
-                }
-            }
-        }
-    }
-    all
-}
-
-/// A workload that is not in the mesh has no business with its CA or its configuration.
-fn directory(workloads: &Workloads) -> Directory {
-    let mut directory = Directory::default();
-    for workload in workloads.all().iter().filter(|workload| workload.enrolled && workload.alive) {
-        if let (Some(node), Some(identity)) = (&workload.node, &workload.identity) {
-            let resident = Resident { node: node.clone(), identity: identity.clone() };
-            directory.add(workload.namespace.clone(), workload.name.clone(), resident);
-        }
-    }
-    directory
 }

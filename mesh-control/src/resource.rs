@@ -2,6 +2,7 @@
 //!
 //! In: encoded Envoy messages. Out: [`Resource`]s whose version is a hash of their content. No I/O.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
@@ -113,13 +114,13 @@ pub struct Offer {
     /// What others are told, too. As long as it stays what it is, over versions of the mesh, it is the same in memory.
     pub shared: Arc<Resources>,
     /// What is this proxy's only; it counts where both have a name.
-    pub own: Resources,
+    pub own: Arc<Resources>,
 }
 
 impl Offer {
     /// What everybody is told.
     pub fn shared(shared: Arc<Resources>) -> Offer {
-        Offer { shared, own: Resources::new() }
+        Offer { shared, own: Arc::default() }
     }
 
     /// The resource of a name.
@@ -129,19 +130,46 @@ impl Offer {
 
     /// Every resource, with its name.
     pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Resource>)> {
-        self.shared.iter().filter(|(name, _)| !self.own.contains_key(*name)).chain(&self.own)
+        self.shared.iter().filter(|(name, _)| !self.own.contains_key(*name)).chain(&*self.own)
     }
 
     /// Whether nothing has changed since another one. It may be told as changed where it is not.
     pub fn is_same(&self, other: &Offer) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared) && same(&self.own, &other.own)
+        Arc::ptr_eq(&self.shared, &other.shared) && differences(&self.own, &other.own).next().is_none()
+    }
+
+    /// Names of which this one says something else than another one, in no order, some of them twice. It may name more.
+    pub fn differences<'o>(&'o self, other: &'o Offer) -> impl Iterator<Item = &'o Arc<str>> {
+        differences(&self.shared, &other.shared).chain(differences(&self.own, &other.own))
     }
 }
 
-/// Whether these are the same resources in the same versions.
-pub fn same(one: &Resources, other: &Resources) -> bool {
-    let version = |resource: &Arc<Resource>| resource.version;
-    one.keys().eq(other.keys()) && one.values().map(version).eq(other.values().map(version))
+/// Names that only one of them has, or that both have in different versions, in order.
+fn differences<'r>(one: &'r Arc<Resources>, other: &'r Arc<Resources>) -> impl Iterator<Item = &'r Arc<str>> {
+    let same = Arc::ptr_eq(one, other);
+    let mut one = one.iter().filter(move |_| !same).peekable();
+    let mut other = other.iter().filter(move |_| !same).peekable();
+    std::iter::from_fn(move || {
+        loop {
+            let order = match (one.peek(), other.peek()) {
+                (None, None) => return None,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((a, _)), Some((b, _))) => by_name(a, b),
+            };
+            let left = if order.is_le() { one.next() } else { None };
+            let right = if order.is_ge() { other.next() } else { None };
+            match (left, right) {
+                (Some((_, a)), Some((_, b))) if Arc::ptr_eq(a, b) || a.version == b.version => {}
+                (left, right) => return left.or(right).map(|(name, _)| name),
+            }
+        }
+    })
+}
+
+/// Order of names, quick for one that is the same in memory.
+pub(crate) fn by_name(one: &Arc<str>, other: &Arc<str>) -> Ordering {
+    if Arc::ptr_eq(one, other) { Ordering::Equal } else { one.cmp(other) }
 }
 
 /// Whom a stream is for.

@@ -21,17 +21,24 @@ pub const CONVERTED: &str = "converted_peer_authentication_";
 #[derive(Debug, Default)]
 pub struct Authorizations {
     all: Vec<Arc<Object>>,
-    /// Those with a selector, by namespace.
-    selecting: HashMap<Arc<str>, Vec<Arc<Object>>>,
+    /// Those with a selector, by namespace and the first label that they ask for.
+    selecting: HashMap<Arc<str>, ByLabel>,
 }
+
+/// Policies by a label and its value.
+type ByLabel = HashMap<(String, String), Vec<Arc<Object>>>;
 
 impl Authorizations {
     pub(super) fn build(objects: &Objects) -> Authorizations {
         let enforced = |object: &&Arc<Object>| spec(object).is_some_and(AuthorizationPolicy::is_enforced);
         let all: Vec<Arc<Object>> = objects.values().filter(enforced).cloned().collect();
-        let mut selecting: HashMap<Arc<str>, Vec<Arc<Object>>> = HashMap::new();
-        for object in all.iter().filter(|object| spec(object).is_some_and(|spec| spec.labels().is_some())) {
-            selecting.entry(object.key.namespace.clone()).or_default().push(object.clone());
+        let mut selecting: HashMap<Arc<str>, ByLabel> = HashMap::new();
+        for object in &all {
+            let first = spec(object).and_then(AuthorizationPolicy::labels).and_then(|labels| labels.first_key_value());
+            if let Some((key, value)) = first {
+                let by_label = selecting.entry(object.key.namespace.clone()).or_default();
+                by_label.entry((key.clone(), value.clone())).or_default().push(object.clone());
+            }
         }
         Authorizations { all, selecting }
     }
@@ -44,7 +51,10 @@ impl Authorizations {
     /// Names (`namespace/name`) of the policies that select a workload by its labels, also those of the root namespace.
     pub fn selecting(&self, root: &str, namespace: &str, labels: &Labels) -> BTreeSet<String> {
         let namespaces: BTreeSet<&str> = [root, namespace].into();
-        let all = namespaces.into_iter().filter_map(|namespace| self.selecting.get(namespace)).flatten();
+        let by_label = namespaces.into_iter().filter_map(|namespace| self.selecting.get(namespace));
+        let all = by_label.flat_map(|by_label| {
+            labels.iter().filter_map(|(key, value)| by_label.get(&(key.clone(), value.clone()))).flatten()
+        });
         let selected = all.filter(|object| {
             spec(object).and_then(AuthorizationPolicy::labels).is_some_and(|selector| selects(selector, labels))
         });

@@ -13,7 +13,7 @@ use super::service::{Endpoint, Port, Resolution, Service, normalise};
 use super::visibility::Visibility;
 use super::workload::{Ports, Workload, Workloads};
 use crate::config::fields::PortRef;
-use crate::config::kubernetes::{AddressType, EndpointSlice, ServicePort, ServiceSpec, ServiceType, Transport};
+use crate::config::kubernetes::{AddressType, ServicePort, ServiceSpec, ServiceType, Transport};
 use crate::config::service_entry::EntryAddress;
 use crate::config::{Body, Key, Kind, Labels, Object};
 use crate::problem::{Problem, Severity};
@@ -25,13 +25,16 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Annotation with Istio's `exportTo` for a service.
 const EXPORT_TO: &str = "networking.istio.io/exportTo";
 
-pub(super) type Slices<'o> = HashMap<(Arc<str>, String), Vec<&'o EndpointSlice>>;
+/// EndpointSlices by namespace and name of their service.
+pub(super) type Slices<'o> = HashMap<(&'o str, &'o str), Vec<&'o Arc<Object>>>;
 
-/// Slices by namespace and name of their service.
+/// The slices of every service.
 pub(super) fn slices_by_service<'o>(objects: &'o Objects, problems: &mut Vec<Problem>) -> Slices<'o> {
     let mut slices: Slices<'o> = HashMap::new();
     for object in objects.values() {
-        let Body::EndpointSlice(slice) = &object.body else { continue };
+        if !matches!(object.body, Body::EndpointSlice(_)) {
+            continue;
+        }
         let Some(name) = object.metadata.labels.get(SERVICE_NAME) else {
             let why = format!("label `{SERVICE_NAME}` is missing, so it is no service's");
             problems.push(object.problem(Severity::Warning, &FieldPath::of("metadata.labels"), why));
@@ -43,17 +46,17 @@ pub(super) fn slices_by_service<'o>(objects: &'o Objects, problems: &mut Vec<Pro
             let path = FieldPath::of("metadata.labels").key(SERVICE_NAME);
             problems.push(object.problem(Severity::Warning, &path, why));
         }
-        slices.entry((object.key.namespace.clone(), name.clone())).or_default().push(slice);
+        slices.entry((&object.key.namespace, name)).or_default().push(object);
     }
     slices
 }
 
-/// A service; none for kinds that are only a DNS alias without ports.
+/// A service with its slices; none for kinds that are only a DNS alias without ports.
 pub(super) fn service(
     options: &MeshOptions,
     object: &Object,
     spec: &ServiceSpec,
-    slices: &Slices<'_>,
+    slices: &[&Arc<Object>],
     workloads: &Workloads,
     problems: &mut Vec<Problem>,
 ) -> Option<Service> {
@@ -61,19 +64,18 @@ pub(super) fn service(
     let addresses = spec.addresses();
     let external_name = spec.external_name.as_deref().filter(|_| spec.kind == ServiceType::ExternalName);
     let headless = addresses.is_empty() && external_name.is_none();
-    let slices = slices.get(&(namespace.clone(), object.key.name.to_string()));
     let mut families: Vec<bool> = addresses.iter().map(IpAddr::is_ipv4).collect();
     families.dedup();
     let selected: Vec<&Arc<Workload>> = workloads.selected(&namespace, &spec.selector).collect();
-    if slices.is_none() && !spec.selector.is_empty() && selected.is_empty() {
+    if slices.is_empty() && !spec.selector.is_empty() && selected.is_empty() {
         problems.push(object.problem(Severity::Warning, &FieldPath::of("spec.selector"), "selects no workload"));
     }
     let mut ports = Vec::new();
     for (index, port) in spec.ports.iter().enumerate().filter(|(_, port)| port.protocol == Transport::Tcp) {
-        let mut endpoints = match (external_name, slices) {
-            (Some(name), _) => vec![external_endpoint(name, port.port.0)],
-            (None, Some(slices)) => from_slices(slices, port, &namespace, workloads),
-            (None, None) => {
+        let mut endpoints = match external_name {
+            Some(name) => vec![external_endpoint(name, port.port.0)],
+            None if !slices.is_empty() => from_slices(slices, port, &namespace, workloads),
+            None => {
                 let mut missing = None;
                 let found = from_workloads(&selected, spec, port, &families, &mut missing);
                 if let Some(workload) = missing.filter(|_| found.is_empty()) {
@@ -122,9 +124,13 @@ fn external_endpoint(name: &str, port: u16) -> Endpoint {
     Endpoint { address: name.into(), port, weight: 1, labels: Arc::default(), workload: None, tunnel: false }
 }
 
-fn from_slices(slices: &[&EndpointSlice], port: &ServicePort, namespace: &str, workloads: &Workloads) -> Vec<Endpoint> {
+fn from_slices(slices: &[&Arc<Object>], port: &ServicePort, namespace: &str, workloads: &Workloads) -> Vec<Endpoint> {
     let mut endpoints = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.address_type != AddressType::Fqdn) {
+    let slices = slices.iter().filter_map(|object| match &object.body {
+        Body::EndpointSlice(slice) => Some(slice),
+        _ => None,
+    });
+    for slice in slices.filter(|slice| slice.address_type != AddressType::Fqdn) {
         let same_name = |name: &Option<String>| name.as_deref().unwrap_or_default() == port.name;
         let number = slice.ports.iter().find(|one| same_name(&one.name) && one.protocol == Transport::Tcp);
         let Some(number) = number.and_then(|one| one.port) else { continue };

@@ -154,8 +154,12 @@ fn check_authorization(mesh: &Mesh, object: &Object, policy: &AuthorizationPolic
     let Some(labels) = policy.labels() else { return };
     let namespace = &object.key.namespace;
     let anywhere = **namespace == *mesh.options.root_namespace;
-    let mut all = mesh.workloads.all().iter().filter(|one| one.alive && (anywhere || one.namespace == *namespace));
-    if !all.any(|workload| selects(labels, &workload.labels)) {
+    let selected = if anywhere {
+        mesh.workloads.all().iter().any(|one| one.alive && selects(labels, &one.labels))
+    } else {
+        mesh.workloads.selected(namespace, labels).next().is_some()
+    };
+    if !selected {
         let path = FieldPath::of("spec.selector.matchLabels");
         problems.push(object.problem(Severity::Warning, &path, "selects no workload; it has no effect"));
     }
@@ -170,5 +174,5 @@ fn declares(mesh: &Mesh, objects: &Objects, workload: &Workload, port: u16) -> b
         }
         _ => false,
     };
-    contained || mesh.memberships(workload).iter().any(|one| one.target_port == port)
+    contained || mesh.memberships(workload).into_iter().flat_map(|all| all.iter()).any(|one| one.target_port == port)
 }

@@ -37,7 +37,7 @@ impl VirtualRule {
 }
 
 /// The DestinationRules of one namespace for one host, merged.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DestinationPolicy {
     /// Policy of every subset.
     pub policy: TrafficPolicy,
@@ -66,8 +66,15 @@ struct NamespacePolicies {
 }
 
 impl Rules {
-    pub(super) fn build(options: &MeshOptions, objects: &Objects, problems: &mut Vec<Problem>) -> Rules {
-        let mut sorted: Vec<&Arc<Object>> = objects.values().collect();
+    /// DestinationRules that come out as they were in `before` stay the same in memory.
+    pub(super) fn build(
+        options: &MeshOptions,
+        objects: &Objects,
+        before: &Rules,
+        problems: &mut Vec<Problem>,
+    ) -> Rules {
+        let is_rule = |object: &&Arc<Object>| matches!(object.body, Body::VirtualService(_) | Body::DestinationRule(_));
+        let mut sorted: Vec<&Arc<Object>> = objects.values().filter(is_rule).collect();
         sorted.sort_by(|a, b| a.age().cmp(&b.age()));
         let mut rules = Rules::default();
         for object in sorted {
@@ -80,8 +87,15 @@ impl Rules {
             }
         }
         rules.wild.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
-        for policies in rules.policies.values_mut() {
+        for (namespace, policies) in &mut rules.policies {
             policies.wild.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
+            let Some(before) = before.policies.get(namespace) else { continue };
+            for (host, policy) in &mut policies.exact {
+                keep(policy, before.exact.get(host));
+            }
+            for (suffix, policy) in &mut policies.wild {
+                keep(policy, before.wild.iter().find(|(other, _)| other == suffix).map(|(_, policy)| policy));
+            }
         }
         rules
     }
@@ -194,6 +208,12 @@ impl Rules {
             .exact
             .get(host)
             .or_else(|| policies.wild.iter().find(|(suffix, _)| host.ends_with(&**suffix)).map(|(_, policy)| policy))
+    }
+}
+
+fn keep(policy: &mut Arc<DestinationPolicy>, former: Option<&Arc<DestinationPolicy>>) {
+    if let Some(former) = former.filter(|former| *former == policy) {
+        *policy = former.clone();
     }
 }
 

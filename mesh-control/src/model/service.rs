@@ -11,7 +11,7 @@ use crate::config::service_entry::EntryAddress;
 use crate::config::{Key, Labels};
 
 /// A service.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Service {
     /// Full host, possibly with a leading `*.` (ServiceEntry).
     pub host: Arc<str>,
@@ -53,7 +53,7 @@ pub enum Resolution {
 }
 
 /// A port of a service.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Port {
     /// Number.
     pub number: u16,
@@ -66,7 +66,7 @@ pub struct Port {
 }
 
 /// An endpoint.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Endpoint {
     /// IP address, or a DNS name where the resolution allows it.
     pub address: Arc<str>,
@@ -86,6 +86,22 @@ impl Service {
     /// The port of a number.
     pub fn port(&self, number: u16) -> Option<&Port> {
         self.ports.iter().find(|port| port.number == number)
+    }
+
+    /// Whether both are the same, whatever their endpoints.
+    pub fn same_but_endpoints(&self, other: &Service) -> bool {
+        let Service { host, name, namespace, addresses, ports, resolution, headless, kubernetes, external, .. } = self;
+        let Service { visibility, sans, origin, .. } = self;
+        let same_port = |(one, other): (&Port, &Port)| {
+            let Port { number, name, protocol, endpoints: _ } = one;
+            (number, name, protocol) == (&other.number, &other.name, &other.protocol)
+        };
+        (host, name, namespace, addresses) == (&other.host, &other.name, &other.namespace, &other.addresses)
+            && (resolution, headless, kubernetes) == (&other.resolution, &other.headless, &other.kubernetes)
+            && (external, visibility, sans) == (&other.external, &other.visibility, &other.sans)
+            && *origin == other.origin
+            && ports.len() == other.ports.len()
+            && ports.iter().zip(&other.ports).all(same_port)
     }
 
     /// Single addresses, no ranges.

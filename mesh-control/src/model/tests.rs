@@ -78,8 +78,8 @@ fn endpoints_come_from_selectors_when_there_is_no_slice() {
     assert!(endpoint.tunnel);
     assert_eq!(workload.identity.as_ref().unwrap().to_string(), "spiffe://cluster.local/ns/default/sa/web");
     assert_eq!((&*workload.canonical_name, &*workload.canonical_revision), ("web", "web-a"));
-    assert_eq!(mesh.memberships(workload).len(), 1);
-    assert_eq!(mesh.memberships(workload)[0].target_port, 8080);
+    assert_eq!(mesh.memberships(workload).unwrap().len(), 1);
+    assert_eq!(mesh.memberships(workload).unwrap()[0].target_port, 8080);
 }
 
 #[test]

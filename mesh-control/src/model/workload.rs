@@ -104,10 +104,12 @@ pub struct Workloads {
 }
 
 impl Workloads {
+    /// Those that are as they were in `before` stay the same in memory.
     pub(super) fn build(
         options: &MeshOptions,
         objects: &Objects,
         authentication: &Authentication,
+        before: &Workloads,
         problems: &mut Vec<Problem>,
     ) -> Workloads {
         let mut workloads = Workloads::default();
@@ -117,9 +119,15 @@ impl Workloads {
                 Body::WorkloadEntry(entry) => of_entry(options, object, entry, authentication, problems),
                 _ => continue,
             };
-            workloads.add(Arc::new(workload), object, problems);
+            let former = before.get(&workload.namespace, &workload.name).filter(|there| ***there == workload);
+            workloads.add(former.cloned().unwrap_or_else(|| Arc::new(workload)), object, problems);
         }
         workloads
+    }
+
+    /// Whether both are the same workloads in memory.
+    pub(super) fn same(&self, other: &Workloads) -> bool {
+        self.list.len() == other.list.len() && self.list.iter().zip(&other.list).all(|(one, two)| Arc::ptr_eq(one, two))
     }
 
     fn add(&mut self, workload: Arc<Workload>, object: &Object, problems: &mut Vec<Problem>) {

@@ -9,30 +9,52 @@ use mesh_proto::workload as pb;
 use prost::Message;
 
 use super::checked::Named;
-use crate::model::Mesh;
+use super::memo::{Memo, Same};
 use crate::model::authorization::Converted;
 use crate::model::service::Service;
 use crate::model::workload::{Owner, Ports, Workload};
+use crate::model::{Membership, Mesh, MeshOptions};
 use crate::resource::{Kind, Resource};
 
 /// Istio's trust domain where nobody says otherwise; it is not sent.
 const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
+/// What a workload's resource is made of, besides the workload: what it serves, and the names of its policies.
+pub(super) type From = (Option<Same<[Membership]>>, BTreeSet<String>);
+
 /// Every workload and service of the mesh.
-pub(crate) fn all(mesh: &Mesh) -> Vec<Named> {
+pub(super) fn all(
+    mesh: &Mesh,
+    workloads: &mut Memo<Workload, From, Named>,
+    services: &mut Memo<Service, (), Named>,
+) -> Vec<Named> {
     let mut all = Vec::with_capacity(mesh.workloads.all().len() + mesh.services.len());
     for workload in mesh.workloads.all().iter().filter(|one| one.alive && !one.addresses.is_empty()) {
-        let message = self::workload(mesh, workload);
-        // The addresses of a node name none of the workloads that use them.
-        let aliases = if workload.host_network { Vec::new() } else { workload.addresses.clone() };
-        all.push(named(&message.uid.clone(), pb::address::Type::Workload(message), aliases));
+        let from = (mesh.memberships(workload).cloned().map(Same), policies(mesh, workload));
+        all.push(workloads.made(workload, from, |from| {
+            let message = self::workload(&mesh.options, workload, from);
+            // The addresses of a node name none of the workloads that use them.
+            let aliases = if workload.host_network { Vec::new() } else { workload.addresses.clone() };
+            named(&message.uid.clone(), pb::address::Type::Workload(message), aliases)
+        }));
     }
     for service in mesh.services.iter().filter(|service| !service.host.starts_with('*')) {
-        let message = self::service(service);
-        let name = format!("{}/{}", message.namespace, message.hostname);
-        all.push(named(&name, pb::address::Type::Service(message), service.single_addresses().collect()));
+        all.push(services.made(service, (), |()| {
+            let message = self::service(service);
+            let name = format!("{}/{}", message.namespace, message.hostname);
+            named(&name, pb::address::Type::Service(message), service.single_addresses().collect())
+        }));
     }
     all
+}
+
+/// Names of the policies that select a workload.
+fn policies(mesh: &Mesh, workload: &Workload) -> BTreeSet<String> {
+    let (root, namespace) = (&mesh.options.root_namespace, &workload.namespace);
+    let mut policies = mesh.authorizations.selecting(root, namespace, &workload.labels);
+    let converted = Converted::of(&workload.mtls);
+    policies.extend(converted.policy(&mesh.authentication, root, namespace, &workload.labels));
+    policies
 }
 
 fn named(name: &str, message: pb::address::Type, aliases: Vec<IpAddr>) -> Named {
@@ -43,8 +65,7 @@ fn named(name: &str, message: pb::address::Type, aliases: Vec<IpAddr>) -> Named 
     (name.into(), resource.into())
 }
 
-fn workload(mesh: &Mesh, workload: &Workload) -> pb::Workload {
-    let options = &mesh.options;
+fn workload(options: &MeshOptions, workload: &Workload, (memberships, policies): &From) -> pb::Workload {
     let (namespace, name) = (&workload.namespace, &workload.name);
     let kind = match &workload.ports {
         Ports::Pod(_) => "/Pod",
@@ -53,15 +74,11 @@ fn workload(mesh: &Mesh, workload: &Workload) -> pb::Workload {
     let identity = workload.identity.as_ref();
     let trust_domain = identity.map_or(&*options.trust_domain, |identity| identity.trust_domain());
     let mut services: BTreeMap<String, pb::PortList> = BTreeMap::new();
-    for one in mesh.memberships(workload) {
+    for one in memberships.iter().flat_map(|all| all.0.iter()) {
         let Some(port) = one.service.ports.get(one.port) else { continue };
         let list = services.entry(format!("{}/{}", one.service.namespace, one.service.host)).or_default();
         list.ports.push(pb::Port { service_port: port.number.into(), target_port: one.target_port.into() });
     }
-    let root = &options.root_namespace;
-    let mut policies = mesh.authorizations.selecting(root, namespace, &workload.labels);
-    let converted = Converted::of(&workload.mtls);
-    policies.extend(converted.policy(&mesh.authentication, root, namespace, &workload.labels));
     pb::Workload {
         uid: format!("{}/{kind}/{namespace}/{name}", options.cluster_id),
         name: name.to_string(),
@@ -82,7 +99,7 @@ fn workload(mesh: &Mesh, workload: &Workload) -> pb::Workload {
         .into(),
         workload_name: workload.workload_name.to_string(),
         services,
-        authorization_policies: policies.into_iter().collect(),
+        authorization_policies: policies.iter().cloned().collect(),
         status: if workload.ready { pb::WorkloadStatus::Healthy } else { pb::WorkloadStatus::Unhealthy }.into(),
         cluster_id: options.cluster_id.to_string(),
         network_mode: if workload.host_network { pb::NetworkMode::HostNetwork } else { pb::NetworkMode::Standard }

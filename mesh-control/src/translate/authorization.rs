@@ -11,6 +11,7 @@ use mesh_proto::security as pb;
 use pb::string_match::MatchType;
 
 use super::checked::{Named, encode};
+use super::memo::Memo;
 use crate::config::Object;
 use crate::config::authorization_policy::{
     Action, AuthorizationPolicy, Condition, Operation, Rule, Source, Values, port, range,
@@ -23,10 +24,12 @@ use crate::resource::Kind;
 const DRY_RUN: &str = "istio.io/dry-run";
 
 /// Every policy of the mesh.
-pub(crate) fn all(mesh: &Mesh) -> Vec<Named> {
+pub(super) fn all(mesh: &Mesh, memo: &mut Memo<Object, (), Named>) -> Vec<Named> {
     let root = &mesh.options.root_namespace;
-    let own = mesh.authorizations.all().map(|(object, spec)| policy(object, spec, root));
-    own.chain(converted(mesh)).map(|message| encode(Kind::Authorization, &key(&message), &message)).collect()
+    let named = |message: pb::Authorization| encode(Kind::Authorization, &key(&message), &message);
+    let own =
+        mesh.authorizations.all().map(|(object, spec)| memo.made(object, (), |()| named(policy(object, spec, root))));
+    own.chain(converted(mesh).into_iter().map(named)).collect()
 }
 
 /// Name of a policy in xDS.

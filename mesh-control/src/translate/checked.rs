@@ -18,7 +18,7 @@ use mesh_core::resource::workload::Address;
 use prost::Message;
 
 use super::audience::Audience;
-use crate::resource::{Kind, Resource, Resources, same};
+use crate::resource::{Kind, Resource, Resources, by_name};
 
 /// A resource with its name.
 pub(crate) type Named = (Arc<str>, Arc<Resource>);
@@ -75,35 +75,43 @@ struct Known {
 
 impl Checked {
     /// Leaves out and remembers what mesh-core refuses. Of several with one name the first counts.
-    pub(crate) fn take(&self, kind: Kind, list: impl IntoIterator<Item = Named>) -> Resources {
-        let mut resources = Resources::new();
+    pub(crate) fn take(&self, kind: Kind, list: Vec<Named>) -> Resources {
+        self.take_after(kind, list, &Resources::new())
+    }
+
+    /// As [`Checked::take`]. What is in `former`, which mesh-core takes, stays the same in memory.
+    fn take_after(&self, kind: Kind, mut list: Vec<Named>, former: &Resources) -> Resources {
+        // Stable: the first of a name stays the first.
+        list.sort_by(|(one, _), (other, _)| by_name(one, other));
+        let mut former = former.iter().peekable();
+        let mut resources: Vec<Named> = Vec::with_capacity(list.len());
         for (name, resource) in list {
-            if !resources.contains_key(&name) && self.check(kind, &name, &resource) {
-                resources.insert(name, resource);
+            if resources.last().is_some_and(|(last, _)| *last == name) {
+                continue;
+            }
+            while former.next_if(|(there, _)| by_name(there, &name).is_lt()).is_some() {}
+            let there = former
+                .peek()
+                .filter(|(there, resource_there)| **there == name && resource_there.version == resource.version);
+            match there {
+                Some((name, resource)) => resources.push(((*name).clone(), (*resource).clone())),
+                None if self.check(kind, &name, &resource) => resources.push((name, resource)),
+                None => {}
             }
         }
-        resources
+        resources.into_iter().collect()
     }
 
     /// As [`Checked::take`], for everybody of an audience; `None` stands for the nodes. Resources that have not changed since
     /// the last time stay the same in memory, and the whole of them too if none has.
-    pub(super) fn share(
-        &self,
-        kind: Kind,
-        audience: Option<&Audience>,
-        list: impl IntoIterator<Item = Named>,
-    ) -> Arc<Resources> {
+    pub(super) fn share(&self, kind: Kind, audience: Option<&Audience>, list: Vec<Named>) -> Arc<Resources> {
         let key = (kind, audience.cloned());
         let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let former = known().shared.get(&key).and_then(Weak::upgrade).unwrap_or_default();
-        let mut resources = self.take(kind, list);
-        if same(&former, &resources) {
+        let resources = self.take_after(kind, list, &former);
+        let same = |(one, other): (&Arc<Resource>, &Arc<Resource>)| Arc::ptr_eq(one, other);
+        if former.len() == resources.len() && former.values().zip(resources.values()).all(same) {
             return former;
-        }
-        for (name, resource) in &mut resources {
-            if let Some(there) = former.get(name).filter(|there| there.version == resource.version) {
-                *resource = there.clone();
-            }
         }
         let resources = Arc::new(resources);
         let mut known = known();

@@ -3,6 +3,7 @@
 //! In: the mesh and a client. Out: clusters with their assignments, named `outbound|<port>|<subset>|<host>`.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::cluster::v3::cluster as detail;
@@ -13,12 +14,14 @@ use envoy_types::pb::google::protobuf as google;
 use prost::Message;
 
 use super::checked::{Named, encode, encode_as, hash};
+use super::memo::{Memo, Same};
 use super::pb::{ads, any, list, metadata, nested, structure, text};
 use super::{Client, endpoint, policy, tls};
 use crate::config::Labels;
 use crate::config::destination_rule::TrafficPolicy;
-use crate::model::Mesh;
+use crate::model::rules::DestinationPolicy;
 use crate::model::service::{Endpoint, Port, Resolution, Service, selects};
+use crate::model::{Mesh, MeshOptions};
 use crate::resource::Kind;
 
 /// Name of an outbound cluster.
@@ -26,31 +29,48 @@ pub(crate) fn name(port: u16, subset: &str, host: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")
 }
 
+/// A service's clusters, with the assignments of those whose endpoints come by EDS.
+pub(super) type OfService = Arc<[(Named, Option<Named>)]>;
+/// What they are made of, besides the service.
+pub(super) type From = Option<Same<DestinationPolicy>>;
+
 /// Clusters, and the assignments of those whose endpoints come by EDS.
-pub(crate) fn outbound(mesh: &Mesh, client: &Client<'_>) -> (Vec<Named>, Vec<Named>) {
+pub(super) fn outbound(
+    mesh: &Mesh,
+    client: &Client<'_>,
+    memo: &mut Memo<Service, From, OfService>,
+) -> (Vec<Named>, Vec<Named>) {
     let (mut clusters, mut assignments) = (vec![black_hole(), passthrough()], Vec::new());
-    let mut add = |(cluster, assignment): (Named, Option<Named>)| {
-        clusters.push(cluster);
-        assignments.extend(assignment);
-    };
     for service in mesh.visible(client.namespace) {
         let rule = mesh.rules.policy(&service.host, client.namespace, &service.namespace, &mesh.options.root_namespace);
-        for port in &service.ports {
-            let whole = rule.map(|rule| rule.policy.of_port(port.number)).unwrap_or_default();
-            add(one(mesh, service, port, None, &whole));
-            for subset in rule.iter().flat_map(|rule| &rule.subsets) {
-                let merged = subset.traffic_policy.over(&rule.map(|rule| rule.policy.clone()).unwrap_or_default());
-                let policy = merged.of_port(port.number);
-                add(one(mesh, service, port, Some((&subset.name, &subset.labels)), &policy));
-            }
+        let of = memo.made(service, rule.cloned().map(Same), |rule| {
+            of_service(&mesh.options, service, rule.as_ref().map(|rule| &*rule.0))
+        });
+        for (cluster, assignment) in of.iter() {
+            clusters.push(cluster.clone());
+            assignments.extend(assignment.clone());
         }
     }
     (clusters, assignments)
 }
 
+fn of_service(options: &MeshOptions, service: &Service, rule: Option<&DestinationPolicy>) -> OfService {
+    let mut all = Vec::new();
+    for port in &service.ports {
+        let whole = rule.map(|rule| rule.policy.of_port(port.number)).unwrap_or_default();
+        all.push(one(options, service, port, None, &whole));
+        for subset in rule.iter().flat_map(|rule| &rule.subsets) {
+            let merged = subset.traffic_policy.over(&rule.map(|rule| rule.policy.clone()).unwrap_or_default());
+            let policy = merged.of_port(port.number);
+            all.push(one(options, service, port, Some((&subset.name, &subset.labels)), &policy));
+        }
+    }
+    all.into()
+}
+
 #[expect(deprecated, reason = "Istio sends respect_dns_ttl")]
 fn one(
-    mesh: &Mesh,
+    options: &MeshOptions,
     service: &Service,
     port: &Port,
     subset: Option<(&str, &Labels)>,
@@ -77,7 +97,7 @@ fn one(
         Resolution::Static => {
             message.eds_cluster_config =
                 Some(detail::EdsClusterConfig { eds_config: Some(ads()), service_name: name.clone() });
-            assignment = Some(endpoint::resource(&mesh.options, &name, &endpoints));
+            assignment = Some(endpoint::resource(options, &name, &endpoints));
             if !service.external {
                 let sans = identities(service, port);
                 message.transport_socket_matches = sockets(port.number, subset_name, &service.host, &sans);
@@ -85,7 +105,7 @@ fn one(
         }
         Resolution::Dns | Resolution::DnsRoundRobin => {
             message.respect_dns_ttl = true;
-            message.load_assignment = Some(endpoint::assignment(&mesh.options, &name, &endpoints));
+            message.load_assignment = Some(endpoint::assignment(options, &name, &endpoints));
         }
         Resolution::Passthrough => {}
     }

@@ -1,6 +1,6 @@
 //! What a workload is told about connections to itself.
 //!
-//! In: the mesh and a workload. Out: the listener `virtualInbound` and clusters `inbound|<port>||`. Which chains a port has
+//! In: a workload and what it serves. Out: the listener `virtualInbound` and clusters `inbound|<port>||`. Which chains a port has
 //! depends on its protocol and on who may come in (PeerAuthentication).
 
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ use crate::config::destination_rule::TrafficPolicy;
 use crate::model::authentication::MtlsMode;
 use crate::model::protocol::Protocol;
 use crate::model::workload::Workload;
-use crate::model::{Membership, Mesh};
+use crate::model::{Membership, MeshOptions};
 use crate::resource::Kind;
 
 /// Port of the listener that takes connections to the workload.
@@ -37,30 +37,30 @@ const INBOUND_PORT: u16 = 15006;
 const PASSTHROUGH: &str = "InboundPassthroughCluster";
 
 /// Services by the workload's port; the oldest first.
-fn ports<'m>(mesh: &'m Mesh, workload: &Workload) -> BTreeMap<u16, Vec<&'m Membership>> {
+fn ports(memberships: &[Membership]) -> BTreeMap<u16, Vec<&Membership>> {
     let mut ports: BTreeMap<u16, Vec<&Membership>> = BTreeMap::new();
-    for one in mesh.memberships(workload) {
+    for one in memberships {
         ports.entry(one.target_port).or_default().push(one);
     }
     ports
 }
 
-pub(crate) fn listener(mesh: &Mesh, workload: &Workload) -> Named {
+pub(crate) fn listener(options: &MeshOptions, memberships: &[Membership], workload: &Workload) -> Named {
     let name = "virtualInbound";
     let mut message = empty_listener(name.to_owned(), &ANY, INBOUND_PORT, true);
     // The agent's own port is not a destination: it would dial itself.
     message.filter_chains =
         vec![tcp_chain("virtualInbound-blackhole", Some(at(INBOUND_PORT)), &Target::one(BLACK_HOLE))];
-    let ports = ports(mesh, workload);
+    let ports = ports(memberships);
     for (port, services) in ports.iter().filter(|(port, _)| **port != INBOUND_PORT) {
         // Of services that say different things of one port the oldest is believed.
         if let Some(first) = services.first() {
-            message.filter_chains.extend(port_chains(mesh, workload, *port, first));
+            message.filter_chains.extend(port_chains(options, workload, *port, first));
         }
     }
     let undeclared = workload.mtls.ports.keys().filter(|port| !ports.contains_key(port) && **port != INBOUND_PORT);
     for port in undeclared.map(|port| Some(*port)).chain([None]) {
-        message.filter_chains.extend(passthrough_chains(mesh, workload, port));
+        message.filter_chains.extend(passthrough_chains(options, workload, port));
     }
     let tells_tls = |chain: &pb::FilterChain| {
         chain.filter_chain_match.as_ref().is_some_and(|matches| matches.transport_protocol == "tls")
@@ -78,7 +78,7 @@ fn at(port: u16) -> pb::FilterChainMatch {
 }
 
 /// A declared protocol needs no look at the bytes; only an undeclared one is detected.
-fn port_chains(mesh: &Mesh, workload: &Workload, port: u16, one: &Membership) -> Vec<pb::FilterChain> {
+fn port_chains(options: &MeshOptions, workload: &Workload, port: u16, one: &Membership) -> Vec<pb::FilterChain> {
     let Some(service_port) = one.service.ports.get(one.port) else { return Vec::new() };
     let cluster = cluster_name(port);
     let name = format!("0.0.0.0_{port}");
@@ -91,11 +91,11 @@ fn port_chains(mesh: &Mesh, workload: &Workload, port: u16, one: &Membership) ->
         operation: format!("{}:{}/*", one.service.host, service_port.number),
         cluster: &cluster,
     };
-    served.chains(mesh, workload.mtls.of_port(port), service_port.protocol)
+    served.chains(options, workload.mtls.of_port(port), service_port.protocol)
 }
 
 /// What no service declares passes through to where it was going, with the port's own mode or that of the workload.
-fn passthrough_chains(mesh: &Mesh, workload: &Workload, port: Option<u16>) -> Vec<pb::FilterChain> {
+fn passthrough_chains(options: &MeshOptions, workload: &Workload, port: Option<u16>) -> Vec<pb::FilterChain> {
     let served = Served {
         port,
         tcp: "virtualInbound",
@@ -106,7 +106,7 @@ fn passthrough_chains(mesh: &Mesh, workload: &Workload, port: Option<u16>) -> Ve
         cluster: PASSTHROUGH,
     };
     let mode = port.map_or(workload.mtls.default, |port| workload.mtls.of_port(port));
-    served.chains(mesh, mode, Protocol::Auto)
+    served.chains(options, mode, Protocol::Auto)
 }
 
 /// Where connections to a port go, and what the chains that serve them are called.
@@ -121,7 +121,7 @@ struct Served<'s> {
 }
 
 impl Served<'_> {
-    fn chains(&self, mesh: &Mesh, mode: MtlsMode, protocol: Protocol) -> Vec<pb::FilterChain> {
+    fn chains(&self, options: &MeshOptions, mode: MtlsMode, protocol: Protocol) -> Vec<pb::FilterChain> {
         let chain = |door: Door| {
             let destination_port = self.port.and_then(|port| uint32(port.into()));
             let matches = pb::FilterChainMatch { destination_port, ..door.matches };
@@ -131,7 +131,7 @@ impl Served<'_> {
             } else {
                 tcp_chain(self.tcp, Some(matches), &Target::one(self.cluster))
             };
-            chain.transport_socket = door.mutual.then(|| tls::downstream(&mesh.options, door.http));
+            chain.transport_socket = door.mutual.then(|| tls::downstream(options, door.http));
             chain
         };
         doors(mode, protocol).into_iter().map(chain).collect()
@@ -159,8 +159,8 @@ fn cluster_name(port: u16) -> String {
     format!("inbound|{port}||")
 }
 
-pub(crate) fn clusters(mesh: &Mesh, workload: &Workload) -> Vec<Named> {
-    let mut all: Vec<Named> = ports(mesh, workload)
+pub(crate) fn clusters(memberships: &[Membership]) -> Vec<Named> {
+    let mut all: Vec<Named> = ports(memberships)
         .into_iter()
         .map(|(port, services)| {
             let protocol = services.first().and_then(|one| one.service.ports.get(one.port)).map(|port| port.protocol);

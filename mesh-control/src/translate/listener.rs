@@ -3,6 +3,7 @@
 //! In: the mesh and a client. Out: LDS resources named `<address>_<port>` and `virtualOutbound`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::listener::v3 as pb;
@@ -14,6 +15,7 @@ use super::chain::{
     tcp_chain, tls_inspector,
 };
 use super::checked::{Named, encode};
+use super::memo::{Memo, Same};
 use super::pb::{boolean, cidr, duration, uint32};
 use super::route::{MeshTargets, hash_of};
 use super::{Client, cluster, matches};
@@ -21,6 +23,7 @@ use crate::config::service_entry::EntryAddress;
 use crate::config::virtual_service::L4Destination;
 use crate::model::Mesh;
 use crate::model::protocol::Protocol;
+use crate::model::rules::DestinationPolicy;
 use crate::model::service::{Port, Service};
 use crate::resource::Kind;
 
@@ -39,29 +42,45 @@ struct Shared {
     rest: Option<Target>,
 }
 
-pub(crate) fn outbound(mesh: &Mesh, client: &Client<'_>) -> Vec<Named> {
+/// A service's own listeners.
+pub(super) type OfService = Arc<[Named]>;
+/// What they are made of, besides a service that no VirtualService routes: its policy, and where each port has listeners of
+/// its own.
+pub(super) type From = (Option<Same<DestinationPolicy>>, Vec<Vec<String>>);
+
+pub(super) fn outbound(mesh: &Mesh, client: &Client<'_>, memo: &mut Memo<Service, From, OfService>) -> Vec<Named> {
     let mut list = Vec::new();
     let mut bound = HashSet::new();
     let mut shared: BTreeMap<u16, Shared> = BTreeMap::new();
     for service in mesh.visible(client.namespace) {
+        let mut hosts: Vec<Vec<String>> = Vec::with_capacity(service.ports.len());
         for port in &service.ports {
-            if port.protocol.is_http() {
-                shared.entry(port.number).or_default().http = true;
-                continue;
-            }
-            let hosts: Vec<String> =
-                addresses(service, port).filter(|host| bound.insert((host.clone(), port.number))).collect();
-            if service.headless {
-                list.extend(hosts.iter().map(|host| own(mesh, client, service, port, std::slice::from_ref(host))));
-            } else if !hosts.is_empty() {
-                list.push(own(mesh, client, service, port, &hosts));
-            }
+            let own = (!port.protocol.is_http()).then(|| addresses(service, port)).into_iter().flatten();
+            hosts.push(own.filter(|host| bound.insert((host.clone(), port.number))).collect());
             share(mesh, client, service, port, shared.entry(port.number).or_default());
         }
+        let rule = mesh.rules.policy(&service.host, client.namespace, &service.namespace, &mesh.options.root_namespace);
+        let make = |(_, hosts): &From| of_service(mesh, client, service, hosts);
+        let from = (rule.cloned().map(Same), hosts);
+        // A VirtualService may lead to other services.
+        let listeners = match mesh.rules.virtual_rule(&service.host, client.namespace) {
+            Some(_) => make(&from),
+            None => memo.made(service, from, make),
+        };
+        list.extend(listeners.iter().cloned());
     }
     list.extend(shared.into_iter().filter_map(|(port, shared)| wildcard(port, shared)));
     list.push(virtual_outbound());
     list
+}
+
+fn of_service(mesh: &Mesh, client: &Client<'_>, service: &Service, hosts: &[Vec<String>]) -> OfService {
+    let ports = service.ports.iter().zip(hosts).filter(|(_, hosts)| !hosts.is_empty());
+    let own = ports.flat_map(|(port, hosts)| {
+        let several: Vec<&[String]> = if service.headless { hosts.chunks(1).collect() } else { vec![hosts] };
+        several.into_iter().map(move |hosts| own(mesh, client, service, port, hosts))
+    });
+    own.collect()
 }
 
 /// Where a service has a listener of its own.
@@ -105,6 +124,10 @@ fn own(mesh: &Mesh, client: &Client<'_>, service: &Service, port: &Port, hosts: 
 
 /// Puts on the wildcard address of a port what a service has no address of its own for.
 fn share(mesh: &Mesh, client: &Client<'_>, service: &Service, port: &Port, shared: &mut Shared) {
+    if port.protocol.is_http() {
+        shared.http = true;
+        return;
+    }
     let ranges: Vec<IpNet> = service
         .addresses
         .iter()

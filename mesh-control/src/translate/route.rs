@@ -25,6 +25,16 @@ use crate::resource::Kind;
 /// Largest direct response body, as Istio sets it.
 const MAX_DIRECT_RESPONSE: u32 = 1 << 20;
 
+/// Whether no client's tables can differ between two meshes: they have the same rules, and services that differ in their
+/// endpoints at most.
+pub(super) fn same(one: &Mesh, other: &Mesh) -> bool {
+    let both = || one.services.iter().zip(other.services.iter());
+    Arc::ptr_eq(&one.rules, &other.rules)
+        && one.options == other.options
+        && one.services.len() == other.services.len()
+        && both().all(|(one, other)| Arc::ptr_eq(one, other) || one.same_but_endpoints(other))
+}
+
 pub(crate) fn outbound(mesh: &Mesh, client: &Client<'_>) -> Vec<Named> {
     let mut by_port: BTreeMap<u16, Vec<(&Arc<Service>, &Port)>> = BTreeMap::new();
     let mut list = Vec::new();

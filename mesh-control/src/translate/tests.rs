@@ -5,6 +5,7 @@ mod inbound;
 mod listeners;
 mod nodes;
 mod routes;
+mod versions;
 mod whole;
 
 use std::collections::BTreeMap;

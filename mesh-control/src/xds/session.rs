@@ -18,6 +18,9 @@ pub const MAX_NAMES: usize = 200_000;
 /// The name that stands for all.
 const WILDCARD: &str = "*";
 
+#[cfg(test)]
+mod tests;
+
 /// What a request meant.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
@@ -94,64 +97,15 @@ impl Session {
     /// The response that brings the client from what it has to `all`; `None` if it has everything.
     pub fn respond(&mut self, kind: Kind, all: &Offer) -> Option<DeltaDiscoveryResponse> {
         let subscription = &mut self.kinds[kind.index()];
-        if subscription.brought.as_ref().is_some_and(|brought| brought.is_same(all)) {
-            return None;
-        }
-        subscription.brought = Some(all.clone());
-        let mut entries = Vec::new();
-        let mut removed = Vec::new();
-        let mut offer = |sent: &mut BTreeMap<Arc<str>, u64>, name: &Arc<str>| {
-            let absent;
-            let resource = match all.get(name) {
-                Some(resource) => &**resource,
-                None => match kind.absent(name) {
-                    Some(resource) => {
-                        absent = resource;
-                        &absent
-                    }
-                    None => return,
-                },
-            };
-            if sent.insert(name.clone(), resource.version) != Some(resource.version) {
-                entries.push(Entry {
-                    name: name.to_string(),
-                    version: format!("{:016x}", resource.version),
-                    resource: Some(resource.body.clone()),
-                    aliases: resource.aliases.clone(),
-                    ..Default::default()
-                });
+        let brought = subscription.brought.replace(all.clone());
+        let update = match &brought {
+            // Whoever asks by other names than resources have is looked up anew.
+            Some(brought) if subscription.names.is_empty() || !kind.tells_unknown() => {
+                subscription.follow(kind, all, brought.differences(all).cloned().collect())
             }
+            _ => subscription.bring(kind, all),
         };
-        let names = subscription.own_names(kind, all);
-        for name in std::mem::take(&mut subscription.again) {
-            subscription.sent.remove(names.get(&name).unwrap_or(&name));
-            subscription.unknown.remove(&name);
-        }
-        if subscription.wildcard {
-            all.iter().for_each(|(name, _)| offer(&mut subscription.sent, name));
-        }
-        for (asked, name) in &names {
-            offer(&mut subscription.sent, name);
-            if all.get(name).is_some() {
-                subscription.unknown.remove(asked);
-            } else if kind.tells_unknown() && subscription.unknown.insert(asked.clone()) {
-                removed.push(asked.to_string());
-            }
-        }
-        let wildcard = subscription.wildcard;
-        let names: BTreeSet<&Arc<str>> = names.values().collect();
-        subscription.sent.retain(|name, _| {
-            let stays = if all.get(name).is_some() {
-                wildcard || names.contains(name)
-            } else {
-                names.contains(name) && !kind.has_wildcard()
-            };
-            if !stays {
-                removed.push(name.to_string());
-            }
-            stays
-        });
-        if entries.is_empty() && removed.is_empty() && !subscription.owed {
+        if update.entries.is_empty() && update.removed.is_empty() && !subscription.owed {
             return None;
         }
         subscription.owed = false;
@@ -160,15 +114,92 @@ impl Session {
         subscription.unanswered = Some(nonce.clone());
         Some(DeltaDiscoveryResponse {
             type_url: kind.type_url().to_owned(),
-            resources: entries,
-            removed_resources: removed,
+            resources: update.entries,
+            removed_resources: update.removed,
             nonce,
             ..Default::default()
         })
     }
 }
 
+/// What a client is to be told.
+#[derive(Default)]
+struct Update {
+    entries: Vec<Entry>,
+    removed: Vec<String>,
+}
+
 impl Subscription {
+    /// From whatever the client has.
+    fn bring(&mut self, kind: Kind, all: &Offer) -> Update {
+        let mut update = Update::default();
+        let names = self.own_names(kind, all);
+        for name in std::mem::take(&mut self.again) {
+            self.sent.remove(names.get(&name).unwrap_or(&name));
+            self.unknown.remove(&name);
+        }
+        if self.wildcard {
+            all.iter().for_each(|(name, _)| self.offer(kind, all, name, &mut update));
+        }
+        for (asked, name) in &names {
+            self.offer(kind, all, name, &mut update);
+            if all.get(name).is_some() {
+                self.unknown.remove(asked);
+            } else if kind.tells_unknown() && self.unknown.insert(asked.clone()) {
+                update.removed.push(asked.to_string());
+            }
+        }
+        let wildcard = self.wildcard;
+        let names: BTreeSet<&Arc<str>> = names.values().collect();
+        self.sent.retain(|name, _| {
+            let stays = stays(kind, all, name, wildcard, names.contains(name));
+            if !stays {
+                update.removed.push(name.to_string());
+            }
+            stays
+        });
+        update
+    }
+
+    /// From what it was brought up to date with: only these names differ.
+    fn follow(&mut self, kind: Kind, all: &Offer, differ: BTreeSet<Arc<str>>) -> Update {
+        let mut update = Update::default();
+        for name in &differ {
+            let named = self.names.contains(name);
+            if self.wildcard || named {
+                self.offer(kind, all, name, &mut update);
+            }
+            if !stays(kind, all, name, self.wildcard, named) && self.sent.remove(name).is_some() {
+                update.removed.push(name.to_string());
+            }
+        }
+        update
+    }
+
+    /// Tells of a resource unless the client has it, in this version.
+    fn offer(&mut self, kind: Kind, all: &Offer, name: &Arc<str>, update: &mut Update) {
+        let absent;
+        let resource = match all.get(name) {
+            Some(resource) => &**resource,
+            None => match kind.absent(name) {
+                Some(resource) => {
+                    absent = resource;
+                    &absent
+                }
+                None => return,
+            },
+        };
+        if self.sent.insert(name.clone(), resource.version) != Some(resource.version) {
+            update.entries.push(Entry {
+                name: name.to_string(),
+                version: format!("{:016x}", resource.version),
+                resource: Some(resource.body.clone()),
+                aliases: resource.aliases.clone(),
+                ..Default::default()
+            });
+        }
+    }
+
     /// Each name that was asked for, with the resource's own: it may have been an alias.
     fn own_names(&self, kind: Kind, all: &Offer) -> BTreeMap<Arc<str>, Arc<str>> {
         let has_aliases = kind.tells_unknown() && self.names.iter().any(|name| all.get(name).is_none());
@@ -229,4 +260,9 @@ impl Subscription {
         self.owed |= asks;
         Ok(asks)
     }
+}
+
+/// Whether a client that has a resource of this name goes on having one. `named`: it asks for it by name.
+fn stays(kind: Kind, all: &Offer, name: &str, wildcard: bool, named: bool) -> bool {
+    if all.get(name).is_some() { wildcard || named } else { named && !kind.has_wildcard() }
 }

@@ -53,7 +53,7 @@ fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
 fn an_offer_changes_in_either_of_its_parts() {
     let kind = Kind::Listener;
     let shared = resources(kind, &[("a", "1"), ("b", "1")]).shared;
-    let offer = |own: &[(&str, &str)]| Offer { shared: shared.clone(), own: (*resources(kind, own).shared).clone() };
+    let offer = |own: &[(&str, &str)]| Offer { shared: shared.clone(), own: resources(kind, own).shared };
     let mut session = Session::default();
     session.request(&subscribe(kind, &[])).unwrap();
     let first = session.respond(kind, &offer(&[("b", "own")])).unwrap();
