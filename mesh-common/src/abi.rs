@@ -13,7 +13,7 @@ pub use ports::{Mode, OutboundKey, PortKey};
 pub use short::{End, LINK_WANTED, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
@@ -337,6 +337,8 @@ pub struct Direct {
     pub to: Endpoint,
     /// How many bytes the client had received when the server had taken note of its end (FIN_WAIT2), modulo 2³².
     pub received: u32,
+    /// Id of the shortcut that the client has become an end of, or 0.
+    pub link: u64,
 }
 
 /// How far a direct connection has come.
@@ -529,11 +531,13 @@ pub enum Counter {
     ShortcutTcpFirst = 38,
     /// Beginnings and ends of direct connections that were counted for [`Pair::NOBODY`], because DIRECT_STATS had no place.
     DirectUnnamed = 39,
+    /// Directions of direct connections that went over to TCP because these are no longer allowed.
+    ShortcutRevoked = 40,
 }
 
 impl Counter {
     /// Every counter with its name in metrics.
-    pub const ALL: [(Counter, &'static str); 40] = [
+    pub const ALL: [(Counter, &'static str); 41] = [
         (Counter::OutboundCaptured, "outbound_captured"),
         (Counter::OutboundExempt, "outbound_exempt"),
         (Counter::OutboundUnreachable, "outbound_unreachable"),
@@ -574,6 +578,7 @@ impl Counter {
         (Counter::ShortcutEnding, "shortcut_ending"),
         (Counter::ShortcutTcpFirst, "shortcut_tcp_first"),
         (Counter::DirectUnnamed, "direct_unnamed"),
+        (Counter::ShortcutRevoked, "shortcut_revoked"),
     ];
     /// How many there are.
     pub const COUNT: u32 = Counter::ALL.len() as u32;
@@ -619,8 +624,8 @@ const _: () = {
     assert!(size_of::<Slot>() == 16 && align_of::<Slot>() == 8);
     assert!(size_of::<Way>() == 32 && core::mem::offset_of!(Way, zero) == 28);
     assert!(size_of::<Allowance>() == 24 && align_of::<Allowance>() == 8);
-    assert!(size_of::<Direct>() == 56 && align_of::<Direct>() == 8);
-    assert!(core::mem::offset_of!(Direct, received) == 52);
+    assert!(size_of::<Direct>() == 64 && align_of::<Direct>() == 8);
+    assert!(core::mem::offset_of!(Direct, link) == 56);
     assert!(size_of::<Event>() == 64 && align_of::<Event>() == 8);
     let mut i = 0;
     while i < Counter::ALL.len() {

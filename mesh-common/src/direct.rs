@@ -104,6 +104,13 @@ pub fn leaving(record: &Direct, client: u64, flags: u8) -> Leaving {
     if missed { Leaving::Missed } else { Leaving::Pass }
 }
 
+/// Whether a connection that its client, in this namespace, takes for established may have a shortcut: its SYN has come to the
+/// server as it was sent, so nobody else has answered.
+#[inline(always)]
+pub fn may_be_shortened(record: &Direct, client: u64) -> bool {
+    record.client == client && record.stage == Stage::Arrived as u32
+}
+
 /// Whether a record at this stage goes with the client's socket: nobody has accepted the connection. Otherwise it goes with the
 /// server's, which may have to say something after its client has gone.
 #[inline(always)]
@@ -125,6 +132,7 @@ mod tests {
         stage: Stage::Arrived as u32,
         to: Endpoint::ZERO,
         received: 0,
+        link: 0,
     };
     const ALLOWANCE: Allowance = Allowance { server: 2, generation: 7, missed: 0, flags: 0 };
 
@@ -174,6 +182,7 @@ mod tests {
         assert_eq!(leaving(&sent, 1, RST | ACK), Leaving::Pass);
         assert_eq!(leaving(&RECORD, 1, ACK), Leaving::Pass);
         assert_eq!(leaving(&Direct { stage: Stage::Accepted as u32, ..RECORD }, 1, ACK), Leaving::Pass);
+        assert!(may_be_shortened(&RECORD, 1) && !may_be_shortened(&RECORD, 2) && !may_be_shortened(&sent, 1));
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub enum Fall {
     Ending = 5,
     /// Something went by TCP before: it waited for the handshake, or came with it.
     TcpFirst = 6,
+    /// The direct connection is no longer allowed, so nothing of it may leave: over TCP, nothing does.
+    Revoked = 7,
 }
 
 /// How a send goes.
@@ -103,6 +105,8 @@ pub struct Send {
     pub size: u32,
     /// Neither side has ended its direction.
     pub open: bool,
+    /// The connection is one with the agent, or it may still be.
+    pub allowed: bool,
     /// Who reads.
     pub reader: Reader,
     /// The other direction's `messages`.
@@ -110,6 +114,10 @@ pub struct Send {
 }
 
 impl Half {
+    /// Nothing sent yet.
+    pub const NEW: Half =
+        Half { sent: 0, base: 0, messages: 0, heard: 0, spoke: 0, streak: 0, renewals: 0, fallen: 0, zero: 0 };
+
     /// How this goes. `read` asks for the bytes that the agent has read, in all.
     #[inline(always)]
     pub fn send(&mut self, send: Send, read: impl FnOnce() -> u64) -> Way {
@@ -119,6 +127,9 @@ impl Half {
         self.messages += 1;
         if self.fallen != 0 {
             return Way::Tcp;
+        }
+        if !send.allowed {
+            return self.fall(Fall::Revoked);
         }
         if !send.open {
             return self.fall(Fall::Ending);
@@ -140,6 +151,14 @@ impl Half {
         }
         self.sent += u64::from(send.size);
         Way::Shortcut
+    }
+
+    /// What was to go by shortcut cannot: the other end is not there.
+    #[inline(always)]
+    pub fn no_peer(&mut self, size: u32) -> Fall {
+        self.sent = self.sent.saturating_sub(u64::from(size));
+        self.fallen = Fall::NoPeer as u32;
+        Fall::NoPeer
     }
 
     /// By TCP from now on.
@@ -188,16 +207,17 @@ impl Half {
 
 #[cfg(test)]
 mod tests {
+    use proptest::bool::weighted;
     use proptest::prelude::*;
 
     use super::*;
 
     fn to_agent(size: u32) -> Send {
-        Send { size, open: true, reader: Reader::Agent, heard: 0 }
+        Send { size, open: true, allowed: true, reader: Reader::Agent, heard: 0 }
     }
 
     fn to_app(size: u32, heard: u64) -> Send {
-        Send { size, open: true, reader: Reader::App, heard }
+        Send { size, open: true, allowed: true, reader: Reader::App, heard }
     }
 
     fn never() -> u64 {
@@ -262,6 +282,9 @@ mod tests {
     fn what_follows_an_end_goes_by_tcp() {
         let mut half = Half::default();
         assert_eq!(half.send(Send { open: false, ..to_agent(1) }, never), Way::Falls(Fall::Ending));
+        let mut half = Half::default();
+        assert_eq!(half.send(Send { allowed: false, ..to_app(1, 0) }, never), Way::Falls(Fall::Revoked));
+        assert_eq!(half.send(to_app(1, 0), never), Way::Tcp);
     }
 
     proptest! {
@@ -269,20 +292,20 @@ mod tests {
         #[test]
         fn bounded_and_one_way(
             app: bool,
-            steps in proptest::collection::vec((0_u32..200_000, 0_u8..3, 0_u64..400_000, proptest::bool::weighted(0.99)), 1..300),
+            steps in proptest::collection::vec((0_u32..200_000, 0_u8..3, 0_u64..400_000, weighted(0.99), weighted(0.99)), 1..300),
         ) {
             let reader = if app { Reader::App } else { Reader::Agent };
             let (mut half, mut heard, mut read, mut fallen) = (Half::default(), 0, 0, false);
-            for (size, speaks, reads, open) in steps {
+            for (size, speaks, reads, open, allowed) in steps {
                 heard += u64::from(speaks);
                 read = half.sent.min(read + reads);
-                let way = half.send(Send { size, open, reader, heard }, || read);
+                let way = half.send(Send { size, open, allowed, reader, heard }, || read);
                 prop_assert!(!fallen || way == Way::Tcp, "{way:?} after TCP");
                 prop_assert!(fallen || way != Way::Tcp, "TCP without a reason");
                 fallen |= way != Way::Shortcut;
                 if way == Way::Shortcut {
                     let bound = if app { ALLOWANCE * u64::from(RENEWALS + 1) } else { WINDOW + read };
-                    prop_assert!(open && half.sent <= bound);
+                    prop_assert!(open && allowed && half.sent <= bound);
                 }
             }
         }
@@ -293,7 +316,7 @@ mod tests {
             let reader = if app { Reader::App } else { Reader::Agent };
             let mut half = Half::default();
             for size in sizes {
-                half.send(Send { size, open: true, reader, heard: 0 }, || 0);
+                half.send(Send { size, open: true, allowed: true, reader, heard: 0 }, || 0);
             }
             let bound = if app { ALLOWANCE } else { WINDOW };
             prop_assert!(half.sent <= bound);

@@ -95,6 +95,7 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
                 && direct::goes(workload, netns, chosen.as_ref().unwrap_or(to), chosen.is_some())
             {
                 if far::store(ctx, sk, &far) && VERDICT.set(sk, Verdict::Direct as u32) {
+                    shortcut::may_begin(sk, workload);
                     decided(Counter::DirectOpened, || toward(netns, to));
                     return Ok(chosen);
                 }

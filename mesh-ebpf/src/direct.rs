@@ -5,19 +5,20 @@
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::abi::{
-    Allowance, Counter, Direct, HAS_DIRECT, Path, Service, Slot, Stage, TAKES_DIRECT, Tuple, Verdict, Way, Workload,
+    Allowance, Counter, Direct, HAS_DIRECT, Path, SHORTCUTS, Service, Slot, Stage, TAKES_DIRECT, Tuple, Verdict, Way,
+    Workload,
 };
 use mesh_common::addr::Endpoint;
 pub use mesh_common::direct::Arriving;
 use mesh_common::direct::{self, Leaving};
 use mesh_common::tcp;
 
-use crate::maps::{ALLOWED, DIRECT, SERVICES, SHARES, SLOTS, VERDICT};
+use crate::maps::{ALLOWED, DIRECT, SERVICES, SHARES, SLOTS, VERDICT, WORKLOADS};
 use crate::packet::Packet;
 use crate::report::tell;
 use crate::sock_ops::add;
 use crate::socket::{Ends, netns};
-use crate::stats;
+use crate::{shortcut, stats};
 
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
@@ -62,7 +63,7 @@ pub fn leaves(netns: u64, packet: &Packet) -> bool {
         return told(Counter::DirectRevoked);
     };
     let (sequence, stage, to) = (packet.sequence, Stage::Sent as u32, Endpoint::ZERO);
-    let record = Direct { client: netns, server, generation, sequence, stage, to, received: 0 };
+    let record = Direct { client: netns, server, generation, sequence, stage, to, received: 0, link: 0 };
     match DIRECT.insert(key, record, BPF_NOEXIST) {
         Ok(()) => hold(netns, 1),
         Err(EEXIST) => return again(&key, &record) || told(Counter::DirectFull),
@@ -91,7 +92,6 @@ fn again(key: &Tuple, record: &Direct) -> bool {
     if let Some(there) = unsafe { DIRECT.get(key) }
         && there.sequence == record.sequence
         && there.generation == record.generation
-        && direct::is_clients(there.stage)
     {
         return true;
     }
@@ -181,6 +181,29 @@ pub fn is_accepted(workload: &Workload, netns: u64, ends: &Ends) -> bool {
     true
 }
 
+/// The record of a connection that this socket has made, if it may have a shortcut: both workloads' may.
+#[inline(always)]
+pub fn to_shorten(netns: u64, ends: &Ends) -> Option<*mut Direct> {
+    let record = DIRECT.get_ptr_mut(direct::key(&ends.local, &ends.remote))?;
+    // SAFETY: the entry stays readable until this program has ended.
+    let there = unsafe { *record };
+    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
+    let server = unsafe { WORKLOADS.get(there.server) }?;
+    (direct::may_be_shortened(&there, netns) && server.flags & SHORTCUTS != 0).then_some(record)
+}
+
+/// The shortcut of a direct connection that a workload's socket has accepted, or 0.
+#[inline(always)]
+pub fn link(ends: &Ends) -> u64 {
+    record(&direct::key(&ends.remote, &ends.local)).map_or(0, |record| record.link)
+}
+
+/// Whether a connection that had this record when it began, and goes to `to`, is still allowed.
+#[inline(always)]
+pub fn is_allowed(record: &Direct, to: &Endpoint) -> bool {
+    direct::is_allowed(record, allowance(record.client, to).as_ref())
+}
+
 /// A socket's state changes, and what became of its connection is noted: established, half closed, closed. When the socket
 /// closes that the record goes with, so does that.
 #[inline(always)]
@@ -202,6 +225,9 @@ pub fn becomes(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, state: u32)
     }
     if state != tcp::CLOSE {
         return;
+    }
+    if clients {
+        shortcut::closed_directly(ctx, sk);
     }
     stats::measured(ctx, Path::Direct);
     let Some(record) = record else { return };

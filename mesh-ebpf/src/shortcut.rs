@@ -1,5 +1,5 @@
-//! Shortcuts: what one end of a connection between an application and its agent sends goes straight into the other end's
-//! queue. In: a send (sk_msg), and from connect and sock_ops the beginning and end of both sockets. Out: the send
+//! Shortcuts: what one end of a connection between an application and its agent, or a direct one between two applications,
+//! sends goes straight into the other end's queue. In: a send (sk_msg), and from connect and sock_ops the beginning and end of both sockets. Out: the send
 //! redirected, or left to TCP; both sockets in SHORT_SOCKETS, each once it is established. Only sockets of workloads that
 //! may have shortcuts are ever there, and none that carries TLS: what the agent sends on the wire has another role. Decides
 //! nothing: mesh-common's `shortcut` does.
@@ -11,18 +11,17 @@ use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::programs::{SkMsgContext, SockOpsContext};
 use mesh_common::abi::{self, Counter, End, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut, Tuple, Workload};
 use mesh_common::capture;
-use mesh_common::shortcut::{Fall, Half, Reader, Send, Way};
+use mesh_common::shortcut::{Fall, Reader, Send, Way};
 
-use crate::far;
 use crate::maps::{AGENT, SHORT, SHORT_READ, SHORT_SOCKETS, SHORT_WAY, SHORTCUTS};
 use crate::report::{add, count};
-use crate::sock_ops::STATE_CB_FLAG;
-use crate::socket::Ends;
+use crate::socket::{Ends, netns};
+use crate::{direct, far};
 
 /// The message goes by TCP.
 const PASS: u32 = 1;
 const TCP_ESTABLISHED: u32 = 1;
-/// In the callback flags of a socket that connected and has a shortcut: so that others need no look for one when they close.
+/// In the callback flags of a socket that connects and may have a shortcut: so that others need no look for one.
 /// It asks for a run of sock_ops at each packet with options that TCP does not know, of which there are none on loopback;
 /// others that attach to sock_ops hardly ever ask for it.
 pub const MARK: u32 = 1 << 5;
@@ -48,17 +47,17 @@ pub fn run(ctx: &SkMsgContext) -> u32 {
     };
     // SAFETY: a field of the socket.
     let open = unsafe { (*sk).state } == TCP_ESTABLISHED;
+    // SAFETY: fields of the entry that are written once, before its first end joins.
+    let allowed =
+        unsafe { half.fallen != 0 || (*link).direct.client == 0 || direct::is_allowed(&(*link).direct, &(*link).to) };
     let reader = if short.reader == Reader::Agent as u32 { Reader::Agent } else { Reader::App };
-    let way = half.send(Send { size, open, reader, heard }, || read(short.id));
+    let way = half.send(Send { size, open, allowed, reader, heard }, || read(short.id));
     let fall = match way {
         Way::Tcp => return PASS,
         Way::Falls(fall) => fall,
         Way::Shortcut => match redirect(ctx, &short, size) {
             true => return PASS,
-            false => {
-                half.fall(Fall::NoPeer);
-                Fall::NoPeer
-            }
+            false => half.no_peer(size),
         },
     };
     count(match fall {
@@ -68,6 +67,7 @@ pub fn run(ctx: &SkMsgContext) -> u32 {
         Fall::Small => Counter::ShortcutSmall,
         Fall::Ending => Counter::ShortcutEnding,
         Fall::TcpFirst => Counter::ShortcutTcpFirst,
+        Fall::Revoked => Counter::ShortcutRevoked,
     });
     PASS
 }
@@ -109,7 +109,13 @@ pub fn begin(sk: *mut bpf_sock, reader: Reader) {
     }
 }
 
-/// A socket that connected is established; the other one is not yet.
+/// [`MARK`] if the connection that this socket is about to make may have a shortcut, or nothing.
+#[inline(always)]
+pub fn mark(sk: *mut bpf_sock) -> i32 {
+    if SHORT.get(sk).is_some() { MARK as i32 } else { 0 }
+}
+
+/// A socket with [`MARK`] that connected is established; the other one is not yet.
 #[inline(always)]
 pub fn connected(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     let Some(short) = SHORT.get(sk) else { return };
@@ -117,29 +123,62 @@ pub fn connected(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         return;
     }
     let ends = Ends::of(ctx);
-    // An application's socket whose first, redirected `connect()` has failed may have gone elsewhere since.
-    let redirected = capture::may_be_redirected(&ends.local.addr, &ends.remote.addr);
-    if short.reader == Reader::Agent as u32 && (!redirected || far::of(ctx, sk).is_none()) {
-        return;
-    }
     // SAFETY: this helper takes the context.
     let id = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
-    let key = ends.connected(ctx);
-    let new: &Shortcut = &NEW;
-    let noted = SHORTCUTS.insert(id, new, BPF_NOEXIST).is_ok()
+    if short.reader == Reader::App as u32 {
+        with_agent(ctx, sk, &ends, Short { id, ..short });
+    } else if direct::is_connecting(sk) {
+        with_another(ctx, sk, &ends, id);
+    } else if capture::may_be_redirected(&ends.local.addr, &ends.remote.addr) && far::of(ctx, sk).is_some() {
+        // Redirected: its first `connect()` may have failed, and a later one have gone elsewhere.
+        with_agent(ctx, sk, &ends, Short { id, ..short });
+    }
+}
+
+/// Between an application and the agent.
+#[inline(always)]
+fn with_agent(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, short: Short) {
+    let (id, key) = (short.id, ends.connected(ctx));
+    let noted = SHORTCUTS.insert(id, NEW, BPF_NOEXIST).is_ok()
         && SHORT_READ.insert(id, 0, BPF_NOEXIST).is_ok()
         && SHORT_WAY.insert(key, id, BPF_ANY).is_ok();
     if !noted {
         count(Counter::ShortcutFull);
     }
-    if !noted || !join(ctx, sk, Short { id, ..short }) {
+    if !noted || !join(ctx, sk, short) {
         forget(id, &key);
         return;
     }
-    let _ = ctx.set_cb_flags((ctx.cb_flags() | MARK | HDR_OPT_FLAG) as i32 | STATE_CB_FLAG);
+    watch(ctx);
     if let Some(agent) = AGENT.get(sk) {
         AGENT.set(sk, abi::Agent { link: id, ..agent });
     }
+}
+
+/// Between two applications, directly. The server's socket finds the shortcut in the connection's record.
+#[inline(always)]
+fn with_another(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, id: u64) {
+    let Some(record) = direct::to_shorten(netns(ctx), ends) else { return };
+    if SHORTCUTS.insert(id, NEW, BPF_NOEXIST).is_err() {
+        count(Counter::ShortcutFull);
+        return;
+    }
+    let Some(link) = SHORTCUTS.get_ptr_mut(id) else { return };
+    // SAFETY: both entries stay readable and writable until this program has ended, and nobody else knows of the shortcut.
+    unsafe { ((*link).direct, (*link).to) = (*record, ends.remote) };
+    if join(ctx, sk, Short { id, side: SIDE_CLIENT, reader: Reader::App as u32 }) {
+        watch(ctx);
+        // SAFETY: as above.
+        unsafe { (*record).link = id };
+    } else {
+        let _ = SHORTCUTS.remove(id);
+    }
+}
+
+/// Has TCP's first send told.
+#[inline(always)]
+fn watch(ctx: &SockOpsContext) {
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | HDR_OPT_FLAG) as i32);
 }
 
 /// TCP is about to send something for a socket with [`MARK`]. If it is data, and nothing was to go by TCP yet, it has waited
@@ -175,12 +214,41 @@ pub fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, reader: Re
     if join(ctx, sk, Short { id, side: SIDE_SERVER, reader: reader as u32 }) { id } else { 0 }
 }
 
+/// A socket was accepted in a direct connection of a workload that may have shortcuts.
+#[inline(always)]
+pub fn accepted_directly(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
+    let id = direct::link(ends);
+    if id != 0 {
+        join(ctx, sk, Short { id, side: SIDE_SERVER, reader: Reader::App as u32 });
+    }
+}
+
 /// A socket with [`MARK`] is closed. `key` is its connection. False if the mark is not ours.
 #[inline(always)]
 pub fn closed(sk: *mut bpf_sock, key: &Tuple) -> bool {
     let Some(short) = SHORT.get(sk) else { return false };
     forget(short.id, key);
     true
+}
+
+/// What has gone by the shortcut of a socket that connected directly, if it has one.
+#[inline(always)]
+pub fn carried(ctx: &SockOpsContext, sk: *mut bpf_sock) -> Option<*mut Shortcut> {
+    if ctx.cb_flags() & MARK == 0 {
+        return None;
+    }
+    SHORTCUTS.get_ptr_mut(SHORT.get(sk)?.id)
+}
+
+/// A socket that connected directly is closed.
+#[inline(always)]
+pub fn closed_directly(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    if ctx.cb_flags() & MARK != 0
+        && let Some(short) = SHORT.get(sk)
+    {
+        // What is not there needs no removal.
+        let _ = SHORTCUTS.remove(short.id);
+    }
 }
 
 #[inline(always)]
@@ -203,6 +271,5 @@ fn join(ctx: &SockOpsContext, sk: *mut bpf_sock, short: Short) -> bool {
 }
 
 /// Not a constant: the stack has no room for it beside what a debugging build has there.
-static NEW: Shortcut = Shortcut { client: NOTHING, server: NOTHING };
-const NOTHING: Half =
-    Half { sent: 0, base: 0, messages: 0, heard: 0, spoke: 0, streak: 0, renewals: 0, fallen: 0, zero: 0 };
+static NOTHING: Shortcut = Shortcut::NEW;
+const NEW: &Shortcut = &NOTHING;

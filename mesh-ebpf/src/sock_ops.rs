@@ -11,7 +11,7 @@ use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::btf_maps::HashMap;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::abi::{
-    Agent, Counter, Far, LINK_WANTED, MAX_FLOWS, MAX_PEERS, Path, Role, Share, TUNNEL_PORT, Tuple, Verdict,
+    Agent, Counter, Far, LINK_WANTED, MAX_FLOWS, MAX_PEERS, Path, Role, SHORTCUTS, Share, TUNNEL_PORT, Tuple, Verdict,
 };
 use mesh_common::addr::Endpoint;
 use mesh_common::shortcut::Reader;
@@ -36,7 +36,7 @@ const PASSIVE_ESTABLISHED_CB: u32 = 5;
 /// The socket's state changes; called only for sockets that asked for it.
 const STATE_CB: u32 = 10;
 /// What asks for `STATE_CB`.
-pub const STATE_CB_FLAG: i32 = 1 << 2;
+const STATE_CB_FLAG: i32 = 1 << 2;
 /// What asks to be called when the socket sends something again, which nobody is interested in: it is the mark of a socket
 /// for which ASKED had no place.
 const STORED_FLAG: i32 = 1 << 1;
@@ -64,7 +64,7 @@ pub fn run(ctx: &SockOpsContext) -> u32 {
             mark_wire(ctx);
         }
         TCP_CONNECT_CB => connecting(ctx, sk, &Ends::of(ctx)),
-        ACTIVE_ESTABLISHED_CB => shortcut::connected(ctx, sk),
+        ACTIVE_ESTABLISHED_CB if ctx.cb_flags() & shortcut::MARK != 0 => shortcut::connected(ctx, sk),
         PASSIVE_ESTABLISHED_CB => accepted(ctx, sk, &Ends::of(ctx)),
         HDR_OPT_LEN_CB => shortcut::by_tcp(ctx, sk),
         STATE_CB => match ctx.arg(1) {
@@ -104,24 +104,26 @@ fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
                 AGENT.set(sk, Agent { far: Endpoint::ZERO, ..agent });
             } else if agent.link == LINK_WANTED {
                 shortcut::begin(sk, Reader::App);
+                mark(ctx, shortcut::MARK as i32);
             }
         }
     } else if capture::may_be_redirected(&ends.local.addr, &ends.remote.addr) {
         redirecting(ctx, sk, ends);
     } else if direct::is_connecting(sk) {
-        follow(ctx);
+        mark(ctx, STATE_CB_FLAG | shortcut::mark(sk));
     }
 }
 
 /// To loopback, or by a socket that is bound to a device: an application that was redirected, if it is a workload's.
 #[inline(always)]
 fn redirecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
-    // SAFETY: the value is not used, only that it is there.
-    if unsafe { WORKLOADS.get(netns(ctx)) }.is_some()
+    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
+    if let Some(workload) = unsafe { WORKLOADS.get(netns(ctx)) }
         && let Some(far) = far::sending(ctx, sk)
     {
+        let short = if workload.flags & SHORTCUTS != 0 { shortcut::mark(sk) } else { 0 };
         // Also where there is no place in FLOW: ASKED is to be told of its end.
-        let flags = ctx.cb_flags() as i32 & !STORED_FLAG | STATE_CB_FLAG;
+        let flags = ctx.cb_flags() as i32 & !STORED_FLAG | STATE_CB_FLAG | short;
         let _ = ctx.set_cb_flags(flags | if far.stored { STORED_FLAG } else { 0 });
         // If not: the agent finds nothing for the accepted socket and resets it.
         TO_AGENT.note(ctx, ends, &far.far);
@@ -186,7 +188,13 @@ pub fn add(counted: *mut i64, n: i64) {
 /// Has the socket's close told.
 #[inline(always)]
 fn follow(ctx: &SockOpsContext) {
-    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | STATE_CB_FLAG);
+    mark(ctx, STATE_CB_FLAG);
+}
+
+/// Gives the socket these callback flags too.
+#[inline(always)]
+fn mark(ctx: &SockOpsContext, flags: i32) {
+    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | flags);
 }
 
 #[inline(always)]
@@ -241,6 +249,9 @@ fn from_outside(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
         tell(Counter::StorageFailed, workload.id, &tuple);
     } else if direct {
         follow(ctx);
+        if workload.flags & SHORTCUTS != 0 {
+            shortcut::accepted_directly(ctx, sk, ends);
+        }
     }
 }
 
@@ -255,21 +266,22 @@ fn take<V: Copy, const N: usize>(ctx: &SockOpsContext, ends: &Ends, way: &Way<V,
 
 #[inline(always)]
 fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
-    let key = ends.connected(ctx);
-    if ctx.cb_flags() & shortcut::MARK != 0 && !shortcut::closed(sk, &key) {
-        return;
-    }
-    let removed = if capture::is_to_app(&ends.local.addr, &ends.remote.addr) {
-        TO_APP.remove(&key)
-    } else if capture::may_be_redirected(&ends.local.addr, &ends.remote.addr) {
-        (ctx.cb_flags() as i32 & STORED_FLAG != 0 || far::over(ctx)) && TO_AGENT.remove(&key)
-    } else {
+    let to_app = capture::is_to_app(&ends.local.addr, &ends.remote.addr);
+    if !to_app && !capture::may_be_redirected(&ends.local.addr, &ends.remote.addr) {
         if ctx.cb_flags() as i32 & WIRE_FLAG != 0 {
             on_the_wire(ctx, sk, ends);
         } else {
             direct::becomes(ctx, sk, ends, tcp::CLOSE);
         }
         return;
+    }
+    let key = ends.connected(ctx);
+    if ctx.cb_flags() & shortcut::MARK != 0 && !shortcut::closed(sk, &key) {
+        return;
+    }
+    let removed = match to_app {
+        true => TO_APP.remove(&key),
+        false => (ctx.cb_flags() as i32 & STORED_FLAG != 0 || far::over(ctx)) && TO_AGENT.remove(&key),
     };
     if removed {
         decided(Counter::Abandoned, || key);
@@ -279,7 +291,7 @@ fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
 /// Has the close told of a socket of the agent's that is not between it and an application.
 #[inline(always)]
 fn mark_wire(ctx: &SockOpsContext) {
-    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | STATE_CB_FLAG | WIRE_FLAG);
+    mark(ctx, STATE_CB_FLAG | WIRE_FLAG);
 }
 
 /// Such a socket closes.

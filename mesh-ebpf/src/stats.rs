@@ -12,10 +12,14 @@ use mesh_common::tcp::{self, Counts, Figure, bucket, place};
 
 use crate::maps::{DIRECT_STATS, FAR, TCP_STATS};
 use crate::report::count;
+use crate::shortcut;
 use crate::sock_ops::add;
 use crate::socket::{Ends, netns};
 
 const BPF_NOEXIST: u64 = 1;
+/// In place of what a record notes at FIN_WAIT2, where there is no record: a number that no `u32` is. The verifier does not
+/// want an `Option`, of which the compiler compares what is not there.
+const NO_HALF: u64 = u64::MAX;
 /// Not a constant: the stack has no room for it beside what a debugging build has there.
 static NOTHING: Carried = Carried { server: 0, opened: 0, closed: 0, forward: 0, back: 0 };
 const NONE: &Carried = &NOTHING;
@@ -26,10 +30,10 @@ static NOBODY: Pair = Pair::NOBODY;
 #[inline(always)]
 pub fn of_client(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, state: u32, record: Option<*mut Direct>) {
     let before = ctx.arg(0);
-    let (mut server, mut stage, mut half) = (0, Stage::Accepted as u32, None);
+    let (mut server, mut stage, mut half) = (0, Stage::Accepted as u32, NO_HALF);
     if let Some(record) = record {
         // SAFETY: the entry stays readable and writable until this program has ended.
-        (server, stage, half) = unsafe { ((*record).server, (*record).stage, Some((*record).received)) };
+        (server, stage, half) = unsafe { ((*record).server, (*record).stage, u64::from((*record).received)) };
     }
     // Nobody has answered, or somebody else has.
     if (state == tcp::CLOSE && before == tcp::SYN_SENT) || stage == Stage::Sent as u32 {
@@ -74,11 +78,18 @@ pub fn of_client(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, state: u3
         (acked, ptr::read_volatile(&raw const (*o).snd_nxt), ptr::read_volatile(&raw const (*o).snd_una))
     };
     // Without a record the server's socket is gone, after its FIN. A reset in its place makes this one byte too little.
-    let ended = half != Some(received as u32);
+    let ended = half != u64::from(received as u32);
     let counts = Counts { state: before, acked, all_acked: sent == noted, received, ended };
     add(closed.cast(), 1);
     add(forward.cast(), counts.forward() as i64);
     add(back.cast(), counts.back() as i64);
+    if let Some(link) = shortcut::carried(ctx, sk) {
+        // SAFETY: single numbers in the map's entry, which stays readable until this program has ended.
+        unsafe {
+            add(forward.cast(), ptr::read_volatile(&raw const (*link).client.sent) as i64);
+            add(back.cast(), ptr::read_volatile(&raw const (*link).server.sent) as i64);
+        }
+    }
 }
 
 /// A socket of this path closes.

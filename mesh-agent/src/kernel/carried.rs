@@ -10,7 +10,7 @@ use std::path::Path as Place;
 use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArray};
-use mesh_common::abi::{Carried, Direct, Pair, Path, Tuple, maps};
+use mesh_common::abi::{Carried, Direct, Pair, Path, Shortcut, Tuple, maps};
 use mesh_common::direct::key;
 use mesh_common::tcp::{Figure, place};
 use tracing::warn;
@@ -34,6 +34,7 @@ pub struct DirectStats {
     taken: MapData,
     told: BpfHashMap<MapData, Pair, Carried>,
     records: BpfHashMap<MapData, Tuple, Direct>,
+    shortcuts: BpfHashMap<MapData, u64, Shortcut>,
     /// What stands in DIRECT_TOLD; read once.
     known: Option<HashMap<Pair, Known>>,
 }
@@ -70,6 +71,7 @@ impl DirectStats {
             taken: data(maps::DIRECT_STATS)?,
             told: map(maps::DIRECT_TOLD)?.try_into().map_err(wrong(maps::DIRECT_TOLD))?,
             records: map(maps::DIRECT)?.try_into().map_err(wrong(maps::DIRECT))?,
+            shortcuts: map(maps::SHORTCUTS)?.try_into().map_err(wrong(maps::SHORTCUTS))?,
             known: None,
         })
     }
@@ -143,8 +145,11 @@ impl DirectStats {
                 let pair = Pair { client, to: record.to, endpoint };
                 if record.client == client && stats.contains_key(&pair) {
                     let (forward, back) = open.entry(pair).or_default();
-                    *forward += counts.forward();
-                    *back += counts.back();
+                    // What goes by a shortcut TCP does not count.
+                    let link = (record.link != 0).then(|| self.shortcuts.get(&record.link, 0).ok()).flatten();
+                    let (short, short_back) = link.map_or((0, 0), |link| (link.client.sent, link.server.sent));
+                    *forward += counts.forward() + short;
+                    *back += counts.back() + short_back;
                 }
             }
         }

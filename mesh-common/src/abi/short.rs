@@ -1,6 +1,8 @@
 //! Keys and values of the maps of shortcuts, as [`super`] has them of all others. In and out: nothing, these are declarations.
 //! No field is ever padding.
 
+use super::Direct;
+use crate::addr::Endpoint;
 use crate::shortcut::Half;
 
 /// In [`Agent::link`](super::Agent::link): there is to be a shortcut.
@@ -37,15 +39,46 @@ pub struct End {
 
 /// A connection with a shortcut: what its client sends, and its server.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shortcut {
     /// From `SIDE_CLIENT`.
     pub client: Half,
     /// From `SIDE_SERVER`.
     pub server: Half,
+    /// Of a direct connection: its record when it began. Else all 0.
+    pub direct: Direct,
+    /// Of a direct connection: the server's end. Else [`Endpoint::ZERO`].
+    pub to: Endpoint,
+    /// 0; in the place of padding.
+    pub zero: u32,
+}
+
+impl Shortcut {
+    /// Nothing sent yet, and not direct.
+    pub const NEW: Shortcut = Shortcut {
+        client: Half::NEW,
+        server: Half::NEW,
+        direct: Direct {
+            client: 0,
+            server: 0,
+            generation: 0,
+            sequence: 0,
+            stage: 0,
+            to: Endpoint::ZERO,
+            received: 0,
+            link: 0,
+        },
+        to: Endpoint::ZERO,
+        zero: 0,
+    };
 }
 
 const _: () = {
     assert!(size_of::<Short>() == 16 && size_of::<End>() == 16);
-    assert!(size_of::<Half>() == 56 && size_of::<Shortcut>() == 112 && align_of::<Shortcut>() == 8);
+    assert!(
+        size_of::<Half>() == 56
+            && size_of::<Shortcut>() == 200
+            && core::mem::offset_of!(Shortcut, zero) == 196
+            && align_of::<Shortcut>() == 8
+    );
 };

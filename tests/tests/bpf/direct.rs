@@ -23,6 +23,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::packets::{SYN, TCP, packet_from, segment_at};
 use super::support::*;
 
+#[path = "direct/again.rs"]
+mod again;
+#[path = "direct/nat.rs"]
+mod nat;
+#[path = "direct/shortcut.rs"]
+mod shortcut;
+
 const CLIENT: u32 = 1;
 const SERVER: u32 = 2;
 /// Neither pod: the router.
@@ -44,6 +51,11 @@ pub struct Node {
 
 impl Node {
     fn new() -> Node {
+        Node::with([0; 2])
+    }
+
+    /// With flags of the client's entry and of the server's.
+    pub fn with([clients, servers]: [u32; 2]) -> Node {
         require();
         let (router, client, server) = (scratch(), scratch(), scratch());
         ip(&router, "link set lo up");
@@ -65,12 +77,12 @@ impl Node {
         };
         router.run(forward).unwrap().unwrap();
         let (mut kernel, pins) = kernel();
-        let mut enrol = |id, ns: &Arc<NetNs>| {
-            let listeners = kernel.enrol_namespace(id, ns, &ns.addresses().unwrap(), 0).unwrap();
+        let mut enrol = |id, ns: &Arc<NetNs>, flags| {
+            let listeners = kernel.enrol_namespace(id, ns, &ns.addresses().unwrap(), flags).unwrap();
             listeners.outbound.iter().for_each(|listener| listener.set_nonblocking(false).unwrap());
             listeners
         };
-        let (client_listeners, server_listeners) = (enrol(CLIENT, &client), enrol(SERVER, &server));
+        let (client_listeners, server_listeners) = (enrol(CLIENT, &client, clients), enrol(SERVER, &server, servers));
         Node { router, client, server, client_listeners, server_listeners, kernel, pins }
     }
 
@@ -96,6 +108,13 @@ impl Node {
 
     fn records(&self) -> usize {
         self.map::<Tuple, Direct>(maps::DIRECT).keys().count()
+    }
+
+    /// There is one.
+    fn the_record(&self) -> Direct {
+        let all: Vec<_> = self.map::<Tuple, Direct>(maps::DIRECT).iter().map(|one| one.unwrap().1).collect();
+        let [one] = all[..] else { panic!("{all:?}") };
+        one
     }
 
     fn held(&self) -> i64 {
@@ -416,7 +435,8 @@ fn nobody_else_opens_one() {
     let allowance = node.map::<Way, Allowance>(maps::ALLOWED).iter().next().unwrap().unwrap().1;
     let Allowance { server: cookie, generation, .. } = allowance;
     let (client, to_nowhere) = (node.client.cookie(), Endpoint::ZERO);
-    let sent = Direct { client, server: cookie, generation, sequence: 5000, stage: 0, to: to_nowhere, received: 0 };
+    let sent =
+        Direct { client, server: cookie, generation, sequence: 5000, stage: 0, to: to_nowhere, received: 0, link: 0 };
     let tuple = key(&at("10.78.1.2:40001").into(), &to.into());
     let mut records = node.map::<Tuple, Direct>(maps::DIRECT);
     records.insert(tuple, sent, 0).unwrap();

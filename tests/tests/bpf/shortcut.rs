@@ -16,9 +16,9 @@ use socket2::Socket;
 use super::support::*;
 
 #[path = "shortcut/bounds.rs"]
-mod bounds;
+pub mod bounds;
 #[path = "shortcut/order.rs"]
-mod order;
+pub mod order;
 #[path = "shortcut/seen.rs"]
 mod seen;
 
@@ -171,7 +171,7 @@ fn both_directions_of_both_legs_go_by_shortcut_from_the_first_byte() {
 }
 
 /// `tcpi_bytes_sent`, linux/tcp.h.
-fn tcp_bytes(stream: &TcpStream) -> u64 {
+pub fn tcp_bytes(stream: &TcpStream) -> u64 {
     const AT: usize = 200;
     let mut info = [0_u8; 256];
     let mut size = info.len() as libc::socklen_t;
@@ -236,7 +236,7 @@ fn no_place_for_a_shortcut() {
     let map = Map::from_map_data(MapData::from_pin(map(&mesh.pins, maps::SHORTCUTS)).unwrap()).unwrap();
     let mut map = HashMap::<_, u64, abi::Shortcut>::try_from(map).unwrap();
     for i in 0..u64::from(abi::MAX_SHORTCUTS) {
-        map.insert(u64::MAX - i, abi::Shortcut::default(), 0).unwrap();
+        map.insert(u64::MAX - i, abi::Shortcut::NEW, 0).unwrap();
     }
     for (name, leg) in LEGS {
         let leg = leg(&mesh);

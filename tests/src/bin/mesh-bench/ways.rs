@@ -30,6 +30,8 @@ const MESHED: &str = "10.96.77.1";
 const UNSHORTENED: &str = "10.96.77.5";
 /// Address of the Service in front of the pod with shortcuts, which calls itself.
 const SHORTENED: &str = "10.96.77.4";
+/// Address of the Service in front of the server with shortcuts on the client's node.
+const NEAR_SHORTENED: &str = "10.96.77.6";
 /// Address of the Service in front of the server that is not enrolled.
 const PLAIN: &str = "10.96.77.2";
 
@@ -73,6 +75,7 @@ pub fn topology() -> Topology {
         .pod(PodSpec::new("plain-server", "far").unenrolled())
         .pod(PodSpec::new("unshortened", "near").shortcuts("off"))
         .pod(PodSpec::new("shortened", "near").shortcuts("on"))
+        .pod(PodSpec::new("near-shortened", "near").shortcuts("on"))
         // What iptables does costs every connection of a namespace something.
         .pod(PodSpec::new("redirect-client", "near").unenrolled())
         .pod(PodSpec::new("near-server", "near"))
@@ -88,6 +91,7 @@ pub fn services() -> String {
         ("near-server", NEAR),
         ("unshortened", UNSHORTENED),
         ("shortened", SHORTENED),
+        ("near-shortened", NEAR_SHORTENED),
     ]
     .map(|(name, address)| {
         format!(
@@ -234,17 +238,23 @@ fn servers(load: &str) -> [&str; 10] {
     [load, "serve", "--echo", "0.0.0.0:7001", "--sink", "0.0.0.0:7002", "--once", "0.0.0.0:7003", "--dns", "0.0.0.0:53"]
 }
 
-/// Starts servers in the pods that call themselves, and lists the ways from each to itself.
+/// Starts the servers, and lists the ways from a pod to itself and to another one of its node, each without shortcuts and
+/// with them.
 pub fn shortcuts(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
     let load = sys::binary("mesh-load")?.display().to_string();
     let (mut ways, mut processes) = (Vec::new(), Vec::new());
-    for (name, pod, service) in
-        [("shortcuts off", "unshortened", UNSHORTENED), ("shortcuts on", "shortened", SHORTENED)]
-    {
+    for pod in ["unshortened", "shortened", "near-shortened"] {
         processes.push(lab.pod(pod)?.serve(&servers(&load), ONCE)?);
+    }
+    for (name, pod, service, table) in [
+        ("shortcuts off", "unshortened", UNSHORTENED, Table::Itself),
+        ("shortcuts on", "shortened", SHORTENED, Table::Itself),
+        ("directly, shortcuts off", "unshortened", NEAR, Table::SameNode),
+        ("directly, shortcuts on", "shortened", NEAR_SHORTENED, Table::SameNode),
+    ] {
         let service = service.parse()?;
         let to = [ECHO, SINK].map(|port| (port, SocketAddr::new(service, port))).into();
-        ways.push(Way { name, pod, to, proxies: agent(lab, "near")?, table: Some(Table::Itself) });
+        ways.push(Way { name, pod, to, proxies: agent(lab, "near")?, table: Some(table) });
     }
     Ok((ways, processes))
 }

@@ -24,7 +24,7 @@ fn small_buffers(leg: &Leg) {
 }
 
 /// Sends until the sender would have to wait.
-fn push(mut sender: &TcpStream, size: usize) -> usize {
+pub fn push(mut sender: &TcpStream, size: usize) -> usize {
     sender.set_nonblocking(true).unwrap();
     let (piece, mut sent) = (vec![7; size], 0);
     while sent < 8 * MEBIBYTE {

@@ -97,13 +97,13 @@ impl Random {
 /// Bytes of a stream: any that are lost, doubled or moved do not fit. Periodic, so that slices of a table will do.
 const PERIOD: usize = 65_521;
 
-fn pattern() -> Vec<u8> {
+pub fn pattern() -> Vec<u8> {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let one: Vec<u8> = (0..PERIOD).map(|_| random.next() as u8).collect();
     one.iter().chain(&one).chain(&one).copied().collect()
 }
 
-fn send_all(mut to: &TcpStream, table: &[u8], messages: u64, seed: u64) -> u64 {
+pub fn send_all(mut to: &TcpStream, table: &[u8], messages: u64, seed: u64) -> u64 {
     let (mut random, mut sent) = (Random(seed), 0_u64);
     for _ in 0..messages {
         let size = random.size();
@@ -115,7 +115,7 @@ fn send_all(mut to: &TcpStream, table: &[u8], messages: u64, seed: u64) -> u64 {
     sent
 }
 
-fn read_all(mut from: impl io::Read, table: &[u8], seed: u64) -> u64 {
+pub fn read_all(mut from: impl io::Read, table: &[u8], seed: u64) -> u64 {
     let (mut random, mut read, mut buffer) = (Random(seed), 0_u64, vec![0; 65_536]);
     let end = std::time::Instant::now() + PATIENCE;
     loop {
