@@ -7,7 +7,7 @@ mod events;
 mod roster;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 
 use crate::admin::{self, Page, View};
 use crate::apply;
@@ -37,6 +38,9 @@ use roster::{InheritError, Parts, Workloads, lock};
 
 /// How often connections from before an enrolment are looked after.
 const SWEEP: Duration = Duration::from_secs(30);
+
+/// How often the cgroups of the host's workloads are looked after: one system call each.
+const FOLLOW: Duration = Duration::from_millis(50);
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -217,6 +221,8 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
     tracing::info!(node = settings.node, version = env!("CARGO_PKG_VERSION"), "started");
 
     let mut sweep = tokio::time::interval(SWEEP);
+    let mut follow = tokio::time::interval(FOLLOW);
+    follow.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Between a successor's question and its answer nothing of what it was told may change.
     let mut frozen = false;
     let left = loop {
@@ -227,11 +233,12 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
                     tracing::info!(signal = name, drain_seconds = settings.drain_seconds, "ending");
                     break None;
                 }
-                Event::Reload => match Settings::load(path) {
+                Event::Reload => match Settings::load_in(path, own_cgroup().as_deref()) {
                     Ok(new) => workloads.reconcile(&new.workloads).await,
                     Err(error) => tracing::error!(%error, "the new settings are not used"),
                 },
             },
+            _ = follow.tick(), if !frozen => workloads.follow_host(),
             key = workloads.due(), if !frozen => workloads.try_enrol(key).await,
             () = direct.due(), if !frozen => direct.settle().await,
             () = told.due() => told.settle().await,
@@ -278,6 +285,12 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
     workloads.join();
     tracing::info!("ended; what is in force belongs to the other agent");
     Ok(Ended::HandedOver)
+}
+
+/// The agent's own cgroup, as settings name cgroups.
+pub fn own_cgroup() -> Option<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from)
 }
 
 /// Begins the node's own stream, if it is wanted; its status.

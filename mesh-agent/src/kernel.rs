@@ -16,6 +16,7 @@ pub mod debug_log;
 mod direct;
 mod enrol;
 pub mod hooks;
+mod host;
 mod kept;
 mod link;
 mod load;
@@ -39,9 +40,11 @@ use aya::{Ebpf, Pod};
 use mesh_common::abi;
 use mesh_common::abi::Counter;
 use mesh_common::addr::{Addr, Endpoint};
+use mesh_common::host::is_host;
 use tracing::{info, warn};
 
 use crate::net::netns::NetNs;
+use crate::settings::host::HostPlace;
 use crate::settings::probes::Probe;
 use crate::settings::{KernelSettings, OnAgentLoss, Udp};
 use crate::workload::Workload;
@@ -49,6 +52,7 @@ use crate::workload::Workload;
 pub use carried::{DirectStats, News, TcpStats};
 pub use direct::{DirectPlan, DirectService, DirectWay};
 pub use enrol::Prepared;
+pub use host::Followed;
 pub use pins::{Left, check_free};
 pub use sockets::{Redirected, Sockets};
 
@@ -68,6 +72,7 @@ pub struct Kernel {
     places: places::Places,
     ways: direct::Ways,
     agents: BpfHashMap<MapData, u64, u32>,
+    hosts: host::Hosts,
     metrics: PerCpuArray<MapData, u64>,
     events: Option<Map>,
     debug_log: Option<debug_log::DebugLog>,
@@ -223,7 +228,7 @@ impl Kernel {
     /// programs, where it has put them in force, do what ours do.)
     pub fn reassert(&mut self) {
         for pod in self.pods.values() {
-            if let Err(e) = self.workloads.insert(pod.netns.cookie(), pod.entry, 0) {
+            if let Err(e) = self.workloads.insert(pod.number, pod.entry, 0) {
                 warn!(workload = pod.key, error = chain(&e), "the workload's entry cannot be written");
             }
         }
@@ -277,12 +282,15 @@ impl Kernel {
 
     /// Pods that another agent has left in force and this one has not enrolled.
     pub fn left(&self) -> Vec<Left> {
-        let own = |left: &Left| self.pods.values().any(|pod| pod.netns.cookie() == left.cookie);
+        let own = |left: &Left| self.pods.values().any(|pod| pod.number == left.cookie);
         self.pins.pods().into_iter().filter(|left| !own(left)).collect()
     }
 
-    /// Whether the namespace of a pod that was left is gone.
+    /// Whether the namespace of a pod that was left is gone. That of the host is not.
     pub fn is_gone(&self, left: &Left) -> bool {
+        if is_host(left.cookie) {
+            return false;
+        }
         let links = self.pins.links_of(left.cookie);
         links.iter().all(|path| matches!(link::place(path), Ok(link::Place::Gone)))
     }
@@ -335,7 +343,23 @@ impl Kernel {
     ) -> Result<Listeners, KernelError> {
         self.withdraw(id);
         let key = format!("workload/{id}");
-        let subject = enrol::Subject { id, key: &key, netns, addresses, flags };
+        let subject = enrol::Subject { id, key: &key, netns, addresses, flags, host: None };
+        let prepared = enrol::prepare(self, &subject, None)?;
+        self.commit(prepared)
+    }
+
+    /// As [`Kernel::enrol_namespace`], for a cgroup in the agent's own namespace.
+    pub fn enrol_cgroup(
+        &mut self,
+        id: u32,
+        place: &HostPlace,
+        addresses: &[IpAddr],
+        flags: u32,
+    ) -> Result<Listeners, KernelError> {
+        self.withdraw(id);
+        let key = format!("workload/{id}");
+        let (netns, host) = (self.hosts.netns.clone(), self.host_of(Some(place))?);
+        let subject = enrol::Subject { id, key: &key, netns: &netns, addresses, flags, host };
         let prepared = enrol::prepare(self, &subject, None)?;
         self.commit(prepared)
     }
@@ -402,7 +426,7 @@ impl Kernel {
             Udp::DnsOnly => abi::UDP_DNS_ONLY,
             Udp::Deny => abi::UDP_DENY,
         };
-        let shortcuts = match self.sockets.may_shorten(workload.shortcuts) {
+        let shortcuts = match workload.host.is_none() && self.sockets.may_shorten(workload.shortcuts) {
             true => abi::SHORTCUTS,
             false => 0,
         };
@@ -412,6 +436,7 @@ impl Kernel {
             netns: &workload.netns,
             addresses: &workload.addresses,
             flags: loss | udp | shortcuts,
+            host: self.host_of(workload.host.as_ref())?,
         };
         let mut prepared = enrol::prepare(self, &subject, listeners)?;
         prepared.pod.existing = workload.existing_connections;
@@ -422,6 +447,30 @@ impl Kernel {
     /// The second half: puts it in force.
     pub fn commit(&mut self, prepared: Prepared) -> Result<Listeners, KernelError> {
         enrol::commit(self, prepared)
+    }
+
+    /// Looks where the cgroups of the host's workloads are now, and lets the programs know: a system call for each. To be
+    /// called as often as a workload that was started again may go without the mesh.
+    pub fn follow_host(&mut self) -> Vec<(u32, Result<Followed, KernelError>)> {
+        let mut news = Vec::new();
+        for (id, pod) in &mut self.pods {
+            if let Some(host) = &mut pod.host
+                && let Some(told) = self.hosts.follow(pod.number, host).transpose()
+                && host.is_news(told.is_err())
+            {
+                news.push((*id, told));
+            }
+        }
+        news
+    }
+
+    /// Whether a workload's processes are caught: those of a namespace are, those of the host once their cgroup is there.
+    pub fn has_processes(&self, id: u32) -> bool {
+        self.pods.get(&id).is_some_and(|pod| pod.host.as_ref().is_none_or(host::Host::is_there))
+    }
+
+    fn host_of(&self, place: Option<&HostPlace>) -> Result<Option<host::Host>, KernelError> {
+        place.map(|place| host::Host::find(&self.cgroups, &place.cgroup, &place.ports)).transpose()
     }
 
     /// Stops catching. Connections that the agent holds are the agent's to close. Unknown ids are no error.

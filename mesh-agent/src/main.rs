@@ -83,7 +83,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     // clap lets nobody through without it.
     let config = arguments.config.as_deref().context("--config is missing")?;
-    let settings = Settings::load(config)?;
+    // Whoever checks is not where the agent will be.
+    let own = if arguments.check { None } else { app::own_cgroup() };
+    let settings = Settings::load_in(config, own.as_deref())?;
     if arguments.check {
         println!("{}: good, {} workloads", config.display(), settings.workloads.len());
         return Ok(());
@@ -147,6 +149,10 @@ fn print_probe(config: Option<&Path>) -> anyhow::Result<()> {
     };
     let mut namespaces = Vec::new();
     for workload in &workloads {
+        // There is nothing to be in the way on an interface.
+        if workload.cgroup.is_some() {
+            continue;
+        }
         let netns = match (&workload.netns, workload.pid) {
             (Some(path), _) => NetNs::open(path),
             (None, pid) => NetNs::of_pid(pid.unwrap_or_default()),

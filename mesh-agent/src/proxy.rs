@@ -13,6 +13,7 @@ mod chosen;
 mod cluster;
 mod detect;
 mod direct;
+mod host;
 mod http;
 mod inbound;
 mod outbound;
@@ -82,6 +83,7 @@ pub struct Context {
 pub struct Workers {
     workers: Vec<WorkerHandle>,
     loads: Arc<[AtomicUsize]>,
+    residents: Arc<host::Residents>,
 }
 
 /// One worker thread.
@@ -121,23 +123,27 @@ impl Workers {
         let count = count.max(1);
         let loads: Arc<[AtomicUsize]> = (0..count).map(|_| AtomicUsize::new(0)).collect();
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(MAX_COMMANDS)).unzip();
-        let siblings = worker::Siblings { senders: senders.clone().into(), loads: loads.clone() };
+        let residents = Arc::new(host::Residents::default());
+        let siblings =
+            worker::Siblings { senders: senders.clone().into(), loads: loads.clone(), residents: residents.clone() };
         let mut workers = Vec::with_capacity(count);
         for (index, (commands, receiver)) in senders.into_iter().zip(receivers).enumerate() {
             let thread = worker::spawn(index, context(index), receiver, siblings.clone())?;
             workers.push(WorkerHandle { commands, thread });
         }
-        Ok(Workers { workers, loads })
+        Ok(Workers { workers, loads, residents })
     }
 
     /// Gives a workload to a worker, which serves its listeners until [`Workers::withdraw`].
     pub async fn enrol(&self, workload: Arc<Workload>, listeners: Listeners) {
         let index = workload.id as usize % self.workers.len();
+        self.residents.add(&workload, &host::own_ports(&listeners));
         self.tell(index, Command::Enrol { workload, listeners }).await;
     }
 
     /// Closes a workload's listeners and its connections on every worker.
     pub async fn withdraw(&self, id: u32) {
+        self.residents.remove(id);
         for index in 0..self.workers.len() {
             self.tell(index, Command::Withdraw { id }).await;
         }

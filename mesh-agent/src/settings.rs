@@ -1,6 +1,7 @@
 //! The agent's settings. In: a YAML file. Out: [`Settings`], checked, or an error that names file, line, path and what
 //! to do. Reads no other file and touches no network.
 
+pub mod host;
 pub mod probes;
 mod yaml;
 
@@ -172,12 +173,18 @@ pub struct WorkloadSettings {
     /// Kubernetes labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Path of its network namespace; either this or `pid`.
+    /// Path of its network namespace; either this, `pid` or `cgroup`.
     #[serde(default)]
     pub netns: Option<PathBuf>,
-    /// A running process in its network namespace; either this or `netns`.
+    /// A running process in its network namespace; either this, `netns` or `cgroup`.
     #[serde(default)]
     pub pid: Option<u32>,
+    /// Its cgroup, as in `/proc/PID/cgroup`, where it has the agent's own network namespace; either this, `netns` or `pid`.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
+    /// Of a workload with a cgroup: the host's ports on which it takes connections.
+    #[serde(default)]
+    pub ports: Vec<u16>,
     /// Name of the Deployment or the like; default: the pod's name.
     #[serde(default)]
     pub workload_name: Option<String>,
@@ -300,16 +307,27 @@ pub enum SettingsError {
 impl Settings {
     /// Reads and checks a settings file.
     pub fn load(path: &Path) -> Result<Settings, SettingsError> {
+        Settings::load_in(path, None)
+    }
+
+    /// As [`Settings::load`], for an agent that runs in the cgroup `own` (as in `/proc/self/cgroup`): it is none of the
+    /// workloads itself.
+    pub fn load_in(path: &Path, own: Option<&Path>) -> Result<Settings, SettingsError> {
         let text =
             std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
-        Settings::parse(path, &text)
+        Settings::parse_in(path, &text, own)
     }
 
     /// As [`Settings::load`], for text that was read from `path`.
     pub fn parse(path: &Path, text: &str) -> Result<Settings, SettingsError> {
+        Settings::parse_in(path, text, None)
+    }
+
+    fn parse_in(path: &Path, text: &str, own: Option<&Path>) -> Result<Settings, SettingsError> {
         let located = Located::parse(path, text)?;
         let settings: Settings = located.deserialize()?;
         settings.check(&located)?;
+        own.map_or(Ok(()), |own| settings.check_own(own, &located))?;
         Ok(settings)
     }
 
@@ -367,7 +385,7 @@ impl Settings {
                 );
             }
         }
-        Ok(())
+        self.check_hosts(at)
     }
 }
 
@@ -404,15 +422,24 @@ impl WorkloadSettings {
                 ));
             }
         }
-        match (&self.netns, self.pid) {
-            (Some(_), Some(_)) => Err(at.error(field, "has both netns and pid: leave one of them out".into())),
-            (None, None) => Err(at.error(field, "needs netns (a path such as /run/netns/NAME) or pid".into())),
-            (None, Some(0)) => Err(at.error(&format!("{field}.pid"), "0 is not the pid of a process".into())),
-            (Some(path), None) if !path.is_absolute() => {
+        match (&self.netns, self.pid, &self.cgroup) {
+            (Some(_), Some(_), _) => Err(at.error(field, "has both netns and pid: leave one of them out".into())),
+            (Some(_), _, Some(_)) | (_, Some(_), Some(_)) => {
+                let why = "has a cgroup, so its network namespace is the agent's: leave netns and pid out, or cgroup";
+                Err(at.error(field, why.into()))
+            }
+            (None, None, None) => Err(at.error(
+                field,
+                "needs netns (a path such as /run/netns/NAME), pid, or in the host's own network namespace cgroup"
+                    .into(),
+            )),
+            (None, Some(0), None) => Err(at.error(&format!("{field}.pid"), "0 is not the pid of a process".into())),
+            (Some(path), None, None) if !path.is_absolute() => {
                 Err(at.error(&format!("{field}.netns"), "must be an absolute path".into()))
             }
             _ => Ok(()),
         }?;
+        self.check_host(field, at)?;
         if self.probes.len() > probes::MAX_PROBES {
             return Err(at.error(&format!("{field}.probes"), format!("at most {}", probes::MAX_PROBES)));
         }

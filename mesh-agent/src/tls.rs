@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use mesh_core::identity::SpiffeId;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
@@ -25,6 +25,21 @@ pub use verify::{PeerCertificate, peer_certificate};
 
 /// ALPN of HBONE: HTTP/2.
 pub const ALPN_H2: &[u8] = b"h2";
+
+/// The name that a client of a tunnel says first of all (SNI): the port that it wants to reach. Where several workloads have
+/// one address, the server shows the certificate of the one that has the port. It is no secret, and proves nothing.
+pub fn port_name(port: u16) -> Option<ServerName<'static>> {
+    ServerName::try_from(format!("{PORT_NAME}{port}{NAMES}")).ok()
+}
+
+/// The port that such a name says.
+pub fn named_port(name: &str) -> Option<u16> {
+    let port = name.strip_prefix(PORT_NAME)?.strip_suffix(NAMES)?;
+    port.bytes().all(|c| c.is_ascii_digit()).then(|| port.parse().ok())?
+}
+
+const PORT_NAME: &str = "port-";
+const NAMES: &str = ".hbone";
 
 /// How many client configurations (one per set of expected identities) one credential keeps.
 /// A configuration beyond it replaces an arbitrary older one, whose sessions can then not be resumed.
@@ -138,7 +153,6 @@ impl Credential {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(self.certified.clone())));
         config.alpn_protocols = vec![ALPN_H2.to_vec()];
-        config.enable_sni = false;
         config.resumption = rustls::client::Resumption::in_memory_sessions(SESSIONS_PER_CLIENT);
         let config = Arc::new(config);
         if clients.len() >= MAX_CLIENT_CONFIGS

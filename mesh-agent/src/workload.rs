@@ -2,12 +2,14 @@
 //! workload that changes is withdrawn and enrolled anew.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use mesh_common::host;
 use mesh_core::identity::{IdentityError, SpiffeId};
 
 use crate::net::netns::NetNs;
+use crate::settings::host::HostPlace;
 use crate::settings::probes::Probe;
 use crate::settings::{ExistingConnections, OnAgentLoss, SameNode, Shortcuts, Udp, WorkloadSettings};
 use crate::telemetry::Peer;
@@ -29,6 +31,8 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Its network namespace, opened once and kept: a reused pid or path cannot change it.
     pub netns: Arc<NetNs>,
+    /// Which part of it is the workload's, where the namespace is the host's.
+    pub host: Option<HostPlace>,
     /// Its addresses on interfaces other than loopback, found at enrolment; the first is its main address.
     pub addresses: Vec<IpAddr>,
     /// It as metrics and baggage show it.
@@ -67,6 +71,7 @@ impl Workload {
             identity,
             labels: settings.labels.clone(),
             netns,
+            host: settings.host(),
             addresses,
             peer,
             on_agent_loss: settings.on_agent_loss,
@@ -77,6 +82,17 @@ impl Workload {
             // All of them: the settings were checked.
             probes: settings.probes.iter().filter_map(|probe| probe.get().ok()).collect(),
         })
+    }
+
+    /// By which the kernel's maps have it: its namespace's cookie, or a number of its own.
+    pub fn number(&self) -> u64 {
+        if self.host.is_some() { host::key(&self.key()) } else { self.netns.cookie() }
+    }
+
+    /// Whether this is an address of the workload's own. On the host others have the same addresses, and other ports.
+    pub fn has(&self, at: SocketAddr) -> bool {
+        self.addresses.contains(&at.ip().to_canonical())
+            && self.host.as_ref().is_none_or(|host| host.ports.contains(&at.port()))
     }
 
     /// `namespace/name`, as logs and admin pages name it.
@@ -115,6 +131,8 @@ mod tests {
             labels: labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
             netns: None,
             pid: None,
+            cgroup: None,
+            ports: Vec::new(),
             workload_name: workload_name.map(Into::into),
             on_agent_loss: OnAgentLoss::Closed,
             probes: Vec::new(),

@@ -5,15 +5,17 @@
 use crate::addr::{Addr, Endpoint};
 
 mod carried;
+mod host;
 mod ports;
 mod short;
 
 pub use carried::{Carried, Pair, Path};
+pub use host::{DoorKey, HOST_NETNS, MAX_CGROUPS, MAX_HOST_PORTS, MAX_HOST_WORKLOADS};
 pub use ports::{Mode, OutboundKey, PortKey};
 pub use short::{End, LINK_WANTED, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
@@ -79,10 +81,18 @@ pub const TUNNEL_PORT: u16 = 15008;
 
 /// Names of the maps in the object.
 pub mod maps {
-    /// netns cookie (u64) → [`Workload`](super::Workload). Written by the agent only.
+    /// netns cookie, or number of a workload of the host (u64) → [`Workload`](super::Workload). Written by the agent only.
     pub const WORKLOADS: &str = "WORKLOADS";
     /// cgroup id (u64) → u32 (1). Written by the agent only.
     pub const AGENTS: &str = "AGENTS";
+    /// cgroup id (u64) → number of a workload of the host (u64). Written by the agent only.
+    pub const CGROUPS: &str = "CGROUPS";
+    /// 0 → the levels at which CGROUPS has cgroups (u32), by [`mark`](crate::host::mark). Written by the agent only.
+    pub const LEVELS: &str = "LEVELS";
+    /// port of the host (u32) → number of the workload that has it (u64). Written by the agent only.
+    pub const HOST_PORTS: &str = "HOST_PORTS";
+    /// [`DoorKey`](super::DoorKey) → the agent's inbound listener for it. Written by the agent only.
+    pub const HOST_DOORS: &str = "HOST_DOORS";
     /// [`Tuple`](super::Tuple) → [`Far`](super::Far), the original destination.
     pub const FLOW: &str = "FLOW";
     /// [`Tuple`](super::Tuple) → [`Endpoint`](super::Endpoint), the real client.
@@ -140,9 +150,13 @@ pub mod maps {
     /// [`Event`](super::Event)s.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that is shared by all instances of the programs, by a pin.
-    pub const ALL: [&str; 29] = [
+    pub const ALL: [&str; 33] = [
         WORKLOADS,
         AGENTS,
+        CGROUPS,
+        LEVELS,
+        HOST_PORTS,
+        HOST_DOORS,
         OUTBOUND,
         FLOW,
         PEER,
@@ -212,7 +226,7 @@ pub const TAKES_DIRECT: u32 = 1 << 7;
 /// In [`Workload::flags`]: its connections with the agent may have shortcuts.
 pub const SHORTCUTS: u32 = 1 << 8;
 
-/// An enrolled workload, by its network namespace's cookie.
+/// An enrolled workload, by its network namespace's cookie; one of the host by [`crate::host::key`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -637,8 +651,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Addr, Allowance, Asked, Carried, Direct, DnsPlace, Endpoint, Far, OutboundKey, Pair, PortKey, Service, Share,
-        Shortcut, Slot, Tuple, Way, Workload,
+        Addr, Allowance, Asked, Carried, Direct, DnsPlace, DoorKey, Endpoint, Far, OutboundKey, Pair, PortKey, Service,
+        Share, Shortcut, Slot, Tuple, Way, Workload,
     };
 
     // SAFETY: repr(C), made of integers only, without padding (the assertions above), so any bytes are a value and
@@ -652,6 +666,8 @@ mod user {
     unsafe impl aya::Pod for Asked {}
     // SAFETY: as above.
     unsafe impl aya::Pod for OutboundKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for DoorKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Share {}
     // SAFETY: as above.

@@ -77,9 +77,10 @@ impl Ambient {
         }
     }
 
-    /// The workload at one of these addresses that has this name.
+    /// The workload at one of these addresses that has this name; or the one of that name that has a node's addresses.
     pub fn local(&self, addresses: &[IpAddr], namespace: &str, name: &str) -> Option<&Arc<Workload>> {
-        let mut all = addresses.iter().flat_map(|address| self.sharing(*address));
+        let on_host = self.by_address.get(&name_key(namespace, name)).map_or(&[][..], |list| list.as_slice());
+        let mut all = addresses.iter().flat_map(|address| self.sharing(*address)).chain(on_host);
         all.find(|one| *one.namespace == *namespace && *one.name == *name)
     }
 
@@ -135,8 +136,7 @@ impl Ambient {
 
     fn put_workload(&mut self, workload: Arc<Workload>) {
         self.remove_workload(&workload.uid.clone());
-        for address in indexed(&workload) {
-            let key = address_key(*address);
+        for key in keys(&workload) {
             let mut list = self.by_address.get(&key).map(|list| (**list).clone()).unwrap_or_default();
             list.push(workload.clone());
             self.by_address.insert(key.into(), Arc::new(list));
@@ -147,8 +147,7 @@ impl Ambient {
 
     fn remove_workload(&mut self, uid: &str) -> bool {
         let Some(old) = self.workloads.get(uid).cloned() else { return false };
-        for address in indexed(&old) {
-            let key = address_key(*address);
+        for key in keys(&old) {
             let list = self.by_address.get(&key).map(|list| (**list).clone()).unwrap_or_default();
             let rest: Sharing = list.into_iter().filter(|one| one.uid != old.uid).collect();
             if rest.is_empty() {
@@ -231,9 +230,17 @@ impl Ambient {
     }
 }
 
-/// Addresses by which a workload is found: those of a node name nobody.
-fn indexed(workload: &Workload) -> BTreeSet<&IpAddr> {
-    workload.addresses.iter().filter(|_| !workload.host_network).collect()
+/// By what a workload is found: its addresses. Those of a node name nobody, so it is found by its name there.
+fn keys(workload: &Workload) -> BTreeSet<String> {
+    match workload.host_network {
+        true => BTreeSet::from([name_key(&workload.namespace, &workload.name)]),
+        false => workload.addresses.iter().map(|address| address_key(*address)).collect(),
+    }
+}
+
+/// No address has a `/`.
+fn name_key(namespace: &str, name: &str) -> String {
+    format!("{namespace}/{name}")
 }
 
 fn address_key(address: IpAddr) -> String {

@@ -1,6 +1,6 @@
 //! cgroup/connect4 and connect6. In: the socket and the address that the application asks for. Out: the address that it
 //! gets, and in `far` the one it asked for; or that the connection goes directly to a workload of this node. TCP of
-//! enrolled namespaces; never the agent's sockets. UDP is `sendmsg`'s.
+//! enrolled namespaces, and in the host's own that of enrolled cgroups; never the agent's sockets. UDP is `sendmsg`'s.
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_set_retval};
@@ -9,10 +9,10 @@ use mesh_common::abi::{Counter, Far, Tuple, Verdict, Workload};
 use mesh_common::addr::Endpoint;
 use mesh_common::capture::{self, Outbound};
 
-use crate::maps::{AGENT, AGENTS, VERDICT, WORKLOADS};
+use crate::maps::{AGENT, AGENTS, VERDICT};
 use crate::report::{decided, tell};
 use crate::socket::{agent_listens, netns, of_sock_addr, set_user4, set_user6, user4, user6};
-use crate::{direct, far, sendmsg, shortcut};
+use crate::{direct, far, host, sendmsg, shortcut};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -58,8 +58,7 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
         return Ok(None);
     }
     let netns = netns(ctx);
-    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
-    let Some(workload) = (unsafe { WORKLOADS.get(netns) }) else { return Ok(None) };
+    let Some(workload) = host::workload(netns) else { return Ok(None) };
     let sk = of_sock_addr(ctx);
     if sk.is_null() {
         return Ok(None);
@@ -69,7 +68,7 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
     }
     // SAFETY: no arguments, no precondition.
     let cgroup = unsafe { bpf_get_current_cgroup_id() };
-    // SAFETY: as for WORKLOADS.
+    // SAFETY: the value is not used, only that it is there.
     if unsafe { AGENTS.get(cgroup) }.is_some() {
         return release(sk, workload, netns, to, Verdict::Exempt);
     }

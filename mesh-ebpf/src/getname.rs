@@ -8,7 +8,8 @@ use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture;
 
 use crate::far;
-use crate::maps::{AGENT, FAR, WORKLOADS};
+use crate::host;
+use crate::maps::{AGENT, FAR};
 use crate::sendmsg;
 use crate::socket::{local, netns, of_sock_addr, remote, set_user4, set_user6, user4, user6};
 
@@ -59,8 +60,8 @@ fn peer(ctx: &SockAddrContext, told: impl Fn(&SockAddrContext) -> Endpoint) -> O
     if capture::is_to_app(&told.addr, &local) {
         return FAR.get(sk).map(|far| far.to);
     }
-    // SAFETY: the value is not used, only that it is there.
-    unsafe { WORKLOADS.get(netns(ctx)) }?;
+    // On the host, too, a socket that was redirected is asked by its own workload, or by who has got it from there.
+    host::flags(netns(ctx))?;
     if capture::may_be_redirected(&local, &told.addr) {
         return far::of(ctx, sk).map(|far| far.far.to);
     }
@@ -79,8 +80,7 @@ fn own(ctx: &SockAddrContext, told: impl Fn(&SockAddrContext) -> Endpoint) -> Op
     if !told.addr.is_loopback() {
         return None;
     }
-    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
-    let workload = unsafe { WORKLOADS.get(netns(ctx)) }?;
+    let workload = host::workload(netns(ctx))?;
     if sendmsg::is_udp(ctx) {
         asked(ctx, sk, &sendmsg::connected(sk)?)?;
     } else if !to_agent(workload, &remote(sk)) {

@@ -10,6 +10,7 @@ mod direct;
 mod egress;
 mod far;
 mod getname;
+mod host;
 mod ingress;
 mod lookup;
 mod maps;
@@ -122,6 +123,12 @@ pub fn mesh_egress(ctx: TcContext) -> i32 {
 #[sk_lookup]
 pub fn mesh_lookup(ctx: SkLookupContext) -> u32 {
     lookup::run(&ctx)
+}
+
+/// sk_lookup in the host's namespace: the kernel looks for a listener.
+#[sk_lookup]
+pub fn mesh_host_lookup(ctx: SkLookupContext) -> u32 {
+    lookup::of_host(&ctx)
 }
 
 /// sk_msg: one of the sockets of SHORT_SOCKETS sends.

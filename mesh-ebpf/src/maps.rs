@@ -6,19 +6,37 @@ use core::ffi::c_void;
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC};
-use aya_ebpf::btf_maps::{HashMap, PerCpuArray, RingBuf, SockHash, SockMap};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SockHash, SockMap};
 use aya_ebpf::macros::btf_map;
 use mesh_common::abi;
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::tcp;
 
-/// Enrolled workloads. Key: netns cookie. Bound: `MAX_WORKLOADS`. Writer: the agent.
+/// Enrolled workloads. Key: netns cookie, or the number of a workload of the host. Bound: `MAX_WORKLOADS`. Writer: the agent.
 #[btf_map]
 pub static WORKLOADS: HashMap<u64, abi::Workload, { abi::MAX_WORKLOADS as usize }, NO_PREALLOC> = HashMap::new();
 
 /// Agents whose processes are left alone. Key: cgroup id; value: 1. Bound: `MAX_AGENTS`. Writer: the agent.
 #[btf_map]
 pub static AGENTS: HashMap<u64, u32, { abi::MAX_AGENTS as usize }> = HashMap::new();
+
+/// Cgroups of the host's workloads: a process below one of them is that workload's. Key: cgroup id; value: the workload's
+/// number, by which WORKLOADS has it. Bound: `MAX_CGROUPS`. Writer: the agent.
+#[btf_map]
+pub static CGROUPS: HashMap<u64, u64, { abi::MAX_CGROUPS as usize }> = HashMap::new();
+
+/// How deep these stand, a bit for each level, so that nobody looks where there is none. Key: 0. Writer: the agent.
+#[btf_map]
+pub static LEVELS: Array<u32, 1> = Array::new();
+
+/// Ports of the host that workloads have. Value: the workload's number. Bound: `MAX_HOST_PORTS`. Writer: the agent.
+#[btf_map]
+pub static HOST_PORTS: HashMap<u32, u64, { abi::MAX_HOST_PORTS as usize }> = HashMap::new();
+
+/// The agent's inbound listeners for these, in both families. A listener that is closed disappears from it. Bound: twice
+/// `MAX_HOST_PORTS`. Writer: the agent.
+#[btf_map]
+pub static HOST_DOORS: SockHash<abi::DoorKey, { 2 * abi::MAX_HOST_PORTS as usize }> = SockHash::new();
 
 /// Original destinations on their way from the socket that connected to the one that the agent accepts. Key: the
 /// redirected connection. Bound: `MAX_FLOWS`. Writer: sock_ops (puts in at connect; takes out at accept or close).
@@ -158,6 +176,10 @@ pub static EVENTS: RingBuf<abi::Event, { abi::EVENT_BYTES as usize }> = RingBuf:
 /// ask for it from Linux 6.13 only. Set at load; 0 (no namespace) in the instance that is never attached.
 #[unsafe(no_mangle)]
 pub static INGRESS_NETNS: Global<u64> = Global::new(0);
+
+/// The cookie of the host's network namespace, in which a workload is a cgroup: the agent's own. Set at load.
+#[unsafe(no_mangle)]
+pub static HOST_NETNS: Global<u64> = Global::new(0);
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const CLONE: usize = (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize;

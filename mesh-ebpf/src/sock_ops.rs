@@ -19,6 +19,7 @@ use mesh_common::{capture, tcp};
 
 use crate::direct;
 use crate::far;
+use crate::host;
 use crate::maps::{AGENT, FAR, FLOW, PEER, SHARES, VERDICT, WORKLOADS};
 use crate::report::{decided, tell};
 use crate::shortcut;
@@ -117,11 +118,10 @@ fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
 /// To loopback, or by a socket that is bound to a device: an application that was redirected, if it is a workload's.
 #[inline(always)]
 fn redirecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
-    // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
-    if let Some(workload) = unsafe { WORKLOADS.get(netns(ctx)) }
+    if let Some(own) = host::flags(netns(ctx))
         && let Some(far) = far::sending(ctx, sk)
     {
-        let short = if workload.flags & SHORTCUTS != 0 { shortcut::mark(sk) } else { 0 };
+        let short = if own & SHORTCUTS != 0 { shortcut::mark(sk) } else { 0 };
         // Also where there is no place in FLOW: ASKED is to be told of its end.
         let flags = ctx.cb_flags() as i32 & !STORED_FLAG | STATE_CB_FLAG | short;
         let _ = ctx.set_cb_flags(flags | if far.stored { STORED_FLAG } else { 0 });
@@ -235,10 +235,16 @@ fn dialled(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
 #[inline(always)]
 fn from_outside(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     let tuple = ends.accepted(ctx);
+    // What nobody judges on its way out needs no word for it.
+    if host::is_host(tuple.netns) {
+        return if role(sk).is_some_and(on_wire) {
+            mark_wire(ctx)
+        };
+    }
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
     let Some(workload) = (unsafe { WORKLOADS.get(tuple.netns) }) else { return };
     match role(sk) {
-        Some(role) if role == Role::Tunnel as u32 || role == Role::Inbound as u32 => return mark_wire(ctx),
+        Some(role) if on_wire(role) => return mark_wire(ctx),
         Some(_) => return redirected(ctx, sk, ends),
         None => {}
     }
@@ -286,6 +292,12 @@ fn closed(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     if removed {
         decided(Counter::Abandoned, || key);
     }
+}
+
+/// Whether the agent's sockets of this role accept what comes from the wire.
+#[inline(always)]
+fn on_wire(role: u32) -> bool {
+    role == Role::Tunnel as u32 || role == Role::Inbound as u32
 }
 
 /// Has the close told of a socket of the agent's that is not between it and an application.

@@ -30,6 +30,8 @@ mod fragments;
 mod full;
 #[path = "bpf/getname.rs"]
 mod getname;
+#[path = "bpf/host.rs"]
+mod host;
 #[path = "bpf/ingress.rs"]
 mod ingress;
 #[path = "bpf/interfaces.rs"]

@@ -129,6 +129,8 @@ fn workloads(view: &View, _: &str) -> Answer {
                 "addresses": workload.addresses,
                 "labels": workload.labels,
                 "netnsCookie": workload.netns.cookie(),
+                "cgroup": workload.host.as_ref().map(|host| &host.cgroup),
+                "ports": workload.host.as_ref().map(|host| &host.ports),
                 "configured": view.live.workload(workload.id).is_some(),
                 "certificate": view.identities.current(&workload.identity).is_some(),
                 "xds": stream(status),

@@ -39,6 +39,8 @@ fn enrolled() -> Enrolled {
         labels: [("app".to_owned(), "a".to_owned())].into(),
         netns: None,
         pid: None,
+        cgroup: None,
+        ports: Vec::new(),
         workload_name: None,
         on_agent_loss: Default::default(),
         existing_connections: Default::default(),

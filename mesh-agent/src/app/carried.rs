@@ -100,7 +100,7 @@ impl DirectTold {
     fn look(&mut self) {
         for enrolled in &self.roster.borrow_and_update().enrolled {
             let workload = enrolled.workload.clone();
-            let cookie = workload.netns.cookie();
+            let cookie = workload.number();
             let snapshot = self.live.workload(workload.id);
             self.ends.insert(cookie, (DirectEnd { workload, snapshot }, 0));
         }

@@ -197,7 +197,9 @@ impl Question {
         self.known.retain(|id, _| workloads.iter().any(|workload| workload.id == *id));
         let unambiguous =
             |workload: &Workload| workload.addresses.iter().all(|address| owners.get(address) == Some(&1));
-        let may = |workload: &&Arc<Workload>| workload.same_node == SameNode::Direct && unambiguous(workload);
+        let may = |workload: &&Arc<Workload>| {
+            workload.same_node == SameNode::Direct && workload.host.is_none() && unambiguous(workload)
+        };
         let (mut whole, mut undecided) = (Vec::new(), HashSet::new());
         for workload in workloads.iter().filter(may) {
             match (config.by_workload.get(&workload.id), self.policies(workload, config)) {

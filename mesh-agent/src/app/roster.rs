@@ -18,11 +18,12 @@ use tokio::time::Instant;
 use crate::admin::{Enrolled, Pending, Roster};
 use crate::apply;
 use crate::identity::Identities;
-use crate::kernel::{Kernel, KernelError, Left, Listeners};
+use crate::kernel::{Followed, Kernel, KernelError, Left, Listeners};
 use crate::live::Live;
 use crate::net::netns::NetNs;
 use crate::net::process::Process;
 use crate::proxy::Workers;
+use crate::settings::host::{HostPlace, UNSUPPORTED};
 use crate::settings::{Settings, WorkloadSettings};
 use crate::shutdown::Watch;
 use crate::telemetry::{Kind, Metrics};
@@ -181,6 +182,30 @@ impl Workloads {
         lock(&self.parts.kernel).sweep();
     }
 
+    /// Looks after the cgroups of the host's workloads: a unit that was started again has another one.
+    pub fn follow_host(&mut self) {
+        let news = lock(&self.parts.kernel).follow_host();
+        for (id, told) in news {
+            let Some((key, running)) = self.running.iter().find(|(_, running)| running.workload.id == id) else {
+                continue;
+            };
+            let Some(host) = &running.workload.host else { continue };
+            let cgroup = host.cgroup.display();
+            match told {
+                Ok(Followed::Came) => {
+                    tracing::info!(workload = key, %cgroup, "its cgroup is there: its processes are caught")
+                }
+                Ok(Followed::Replaced) => {
+                    tracing::info!(workload = key, %cgroup, "its cgroup is another one: its unit was started again, and its processes are caught")
+                }
+                Ok(Followed::Went) => tracing::info!(workload = key, %cgroup, "its cgroup is gone: waiting for it"),
+                Err(error) => {
+                    tracing::error!(workload = key, %cgroup, %error, "its processes are not caught; tried again, and not told again")
+                }
+            }
+        }
+    }
+
     /// Makes `wanted` the list of workloads: withdraws what is gone or changed; what is new is due at once.
     pub async fn reconcile(&mut self, wanted: &[WorkloadSettings]) {
         let wanted: HashMap<String, &WorkloadSettings> = wanted.iter().map(|one| (one.key(), one)).collect();
@@ -266,7 +291,7 @@ impl Workloads {
             return;
         }
         let mut kernel = lock(&self.parts.kernel);
-        let enrolled: Vec<u64> = self.running.values().map(|running| running.workload.netns.cookie()).collect();
+        let enrolled: Vec<u64> = self.running.values().map(|running| running.workload.number()).collect();
         self.left.retain(|left| {
             let waits = match &left.workload {
                 Some(key) => self.waiting.contains_key(key),
@@ -320,6 +345,9 @@ impl Workloads {
             None => self.processes.remove(key),
         };
         tracing::info!(workload = key, identity = %workload.identity, addresses = ?workload.addresses, "enrolled");
+        if let Some(host) = &workload.host {
+            say_of_host(key, host, lock(&self.parts.kernel).has_processes(workload.id));
+        }
         Ok(Running { settings: settings.clone(), workload, xds, stream, listeners: copies })
     }
 
@@ -334,13 +362,15 @@ impl Workloads {
 
     /// The workload as it is found in its namespace, with a number of its own.
     fn describe(&mut self, settings: &WorkloadSettings, netns: Arc<NetNs>) -> Result<Arc<Workload>, EnrolError> {
-        if self.own_netns == Some(netns.cookie()) {
-            return Err(EnrolError::OwnNamespace);
-        }
-        if let Some((other, _)) =
-            self.running.iter().find(|(_, running)| running.workload.netns.cookie() == netns.cookie())
-        {
-            return Err(EnrolError::Shared(other.clone()));
+        if settings.cgroup.is_none() {
+            if self.own_netns == Some(netns.cookie()) {
+                return Err(EnrolError::OwnNamespace);
+            }
+            if let Some((other, _)) =
+                self.running.iter().find(|(_, running)| running.workload.netns.cookie() == netns.cookie())
+            {
+                return Err(EnrolError::Shared(other.clone()));
+            }
         }
         let addresses = netns.addresses().map_err(EnrolError::Addresses)?;
         if addresses.is_empty() {
@@ -401,6 +431,21 @@ impl Workloads {
     }
 }
 
+/// What there is to know of a workload of the host from its enrolment on.
+fn say_of_host(key: &str, host: &HostPlace, there: bool) {
+    let (cgroup, ports) = (host.cgroup.display(), &host.ports);
+    tracing::info!(workload = key, %cgroup, ?ports, "is a cgroup of the host");
+    if ports.is_empty() {
+        tracing::info!(workload = key, "has no ports: what comes to it goes without the mesh");
+    }
+    for line in UNSUPPORTED {
+        tracing::info!(workload = key, "unsupported on the host: {line}");
+    }
+    if !there {
+        tracing::warn!(workload = key, %cgroup, "its cgroup is not there: nothing of it is caught on its way out until it is; start its unit, or mend workloads[].cgroup");
+    }
+}
+
 /// The kernel programs judge by themselves while no agent is there.
 fn tell_kernel(kernel: &mut Kernel, id: u32, modes: &InboundModes) {
     let strict = modes.default == InboundMode::Strict;
@@ -411,6 +456,9 @@ fn tell_kernel(kernel: &mut Kernel, id: u32, modes: &InboundModes) {
 }
 
 fn open(settings: &WorkloadSettings) -> Result<NetNs, EnrolError> {
+    if settings.cgroup.is_some() {
+        return NetNs::current().map_err(|source| EnrolError::Namespace { path: "of the agent".into(), source });
+    }
     match (&settings.netns, settings.pid) {
         (Some(path), _) => {
             NetNs::open(path).map_err(|source| EnrolError::Namespace { path: path.display().to_string(), source })
@@ -446,6 +494,8 @@ mod tests {
             labels: BTreeMap::new(),
             netns: Some("/nonexistent/netns".into()),
             pid: None,
+            cgroup: None,
+            ports: Vec::new(),
             workload_name: None,
             on_agent_loss: OnAgentLoss::Closed,
             existing_connections: Default::default(),

@@ -2,7 +2,7 @@
 //! in force, which stay so whatever happens to this process, or an error that names hook, helper and kernel version.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -61,6 +61,13 @@ pub(super) fn attach_cgroup(object: &mut Ebpf, cgroup: &Path, pins: &Pins) -> Re
     Ok(())
 }
 
+/// A loaded program's descriptor, for who attaches it later.
+pub(super) fn descriptor(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, KernelError> {
+    let failed = |why: String| KernelError::Attach { program: name, place: "anywhere".into(), why };
+    let fd = fd(program(object, name)?).map_err(failed)?;
+    fd.as_fd().try_clone_to_owned().map_err(|e| failed(e.to_string()))
+}
+
 /// Lets the loaded program for shortcuts decide about what their sockets send. Of those that are ends already the program
 /// from before stays in force; it works with the same maps.
 pub(super) fn attach_sockets(object: &mut Ebpf) -> Result<(), KernelError> {
@@ -90,7 +97,7 @@ pub(super) fn attach_pod(
         let name = hook.program;
         let direction = match hook.place {
             Place::Interface(direction) => direction,
-            Place::Lookup | Place::Cgroup(_) | Place::Sockets => {
+            Place::Lookup | Place::Cgroup(_) | Place::Sockets | Place::HostLookup => {
                 let pin = pins.join(name);
                 old.retain(|path| *path != pin);
                 attach_lookup(program(object, name)?, ns, &pin).map_err(|why| KernelError::Attach {

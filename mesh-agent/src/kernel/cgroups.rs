@@ -14,6 +14,8 @@ pub struct Cgroups {
     pub attach: PathBuf,
     /// The agent's own.
     pub own: PathBuf,
+    /// Where the hierarchy is mounted.
+    mount: PathBuf,
 }
 
 impl Cgroups {
@@ -37,7 +39,8 @@ impl Cgroups {
                         .into(),
             });
         }
-        Ok(Cgroups { attach, own })
+        let mount = Mount::of(asked)?.at;
+        Ok(Cgroups { attach, own, mount })
     }
 
     /// As [`Cgroups::find`], for somebody who only looks: this process may be anywhere, or nowhere.
@@ -57,11 +60,19 @@ impl Cgroups {
         Ok((attach, mount.own()))
     }
 
+    /// The root of the whole hierarchy, if the mount shows all of it.
+    pub fn root(&self) -> Option<&Path> {
+        fs::metadata(&self.mount).is_ok_and(|root| root.ino() == ROOT).then_some(&*self.mount)
+    }
+
     /// The id of the agent's own cgroup, if no other process is in it now: then none of its processes is ever caught.
     pub fn agent(&self) -> Option<u64> {
         id_if_alone(&self.own)
     }
 }
+
+/// Id of the hierarchy's root (kernfs counts from 1).
+const ROOT: u64 = 1;
 
 /// A mount of the cgroup v2 hierarchy.
 #[derive(Debug, PartialEq, Eq)]

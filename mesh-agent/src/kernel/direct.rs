@@ -76,7 +76,7 @@ struct Target {
 impl Target {
     /// What names workloads that are not enrolled is left out.
     fn of(plan: &DirectPlan, pods: &Pods) -> Target {
-        let cookie = |id: u32| pods.get(&id).map(|pod| pod.netns.cookie());
+        let cookie = |id: u32| pods.get(&id).map(|pod| pod.number);
         let mut ways: HashMap<Way, (u64, u32)> = HashMap::new();
         for DirectWay { client, to, server, by_service } in &plan.ways {
             if let (Some(netns), Some(server)) = (cookie(*client), cookie(*server)) {
@@ -114,7 +114,7 @@ impl Ways {
         left: &HashSet<u64>,
     ) -> Result<(), KernelError> {
         let Target { ways, services } = Target::of(plan, pods);
-        let decided = pods.iter().filter(|(id, _)| !undecided.contains(id)).map(|(_, pod)| pod.netns.cookie());
+        let decided = pods.iter().filter(|(id, _)| !undecided.contains(id)).map(|(_, pod)| pod.number);
         let decided: HashSet<u64> = decided.collect();
         let open = |cookie: u64| left.contains(&cookie) || !decided.contains(&cookie);
 
@@ -140,7 +140,7 @@ impl Ways {
         }
         // Before anything may come.
         let servers: HashSet<u64> = ways.values().map(|(server, _)| *server).collect();
-        for pod in pods.values_mut().filter(|pod| servers.contains(&pod.netns.cookie())) {
+        for pod in pods.values_mut().filter(|pod| servers.contains(&pod.number)) {
             flag(workloads, pod, TAKES_DIRECT, true)?;
         }
         for (way, (server, flags)) in ways.iter().filter(|(way, _)| !known.contains_key(way) || gone.contains(way)) {
@@ -150,14 +150,14 @@ impl Ways {
         }
         let clients: HashSet<u64> = self.known().keys().map(|way| way.netns).collect();
         for pod in pods.values_mut() {
-            flag(workloads, pod, HAS_DIRECT, clients.contains(&pod.netns.cookie()))?;
+            flag(workloads, pod, HAS_DIRECT, clients.contains(&pod.number))?;
         }
         failed.map_or(Ok(()), Err)
     }
 
     /// Forgets a workload that is being withdrawn. Its connections with others, which stay, end.
     pub(super) fn forget(&mut self, others: &Pods, pod: &Pod) -> Result<(), KernelError> {
-        let cookie = pod.netns.cookie();
+        let cookie = pod.number;
         let concerns = |way: &Way, server: u64| way.netns == cookie || server == cookie;
         let gone: HashSet<Way> =
             self.known().iter().filter(|(way, of)| concerns(way, of.server)).map(|(way, _)| *way).collect();
@@ -272,7 +272,7 @@ impl Ways {
 }
 
 fn netns_of(pods: &Pods, cookie: u64) -> Option<&NetNs> {
-    pods.values().find(|pod| pod.netns.cookie() == cookie).map(|pod| &*pod.netns)
+    pods.values().find(|pod| pod.number == cookie).map(|pod| &*pod.netns)
 }
 
 fn flag(
@@ -286,7 +286,7 @@ fn flag(
         return Ok(());
     }
     let entry = abi::Workload { flags, ..pod.entry };
-    let told = workloads.insert(pod.netns.cookie(), entry, 0);
+    let told = workloads.insert(pod.number, entry, 0);
     told.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
     pod.entry = entry;
     Ok(())

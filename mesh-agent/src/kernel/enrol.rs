@@ -15,13 +15,15 @@ use mesh_common::abi::{
 };
 use mesh_common::addr::Addr;
 use mesh_common::dns::PLACES6;
+use mesh_common::host::is_host;
 use tracing::warn;
 
+use super::host::{self, Host};
 use super::modes::{self, Modes};
 use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept, places, probe, probed, refused, take_out};
 use crate::net::connections::Connection;
 use crate::net::datagram;
-use crate::net::listen::listen;
+use crate::net::listen::{listen, listen_shared};
 use crate::net::netns::NetNs;
 use crate::settings::ExistingConnections;
 
@@ -42,11 +44,17 @@ pub(super) struct Subject<'a> {
     pub(super) addresses: &'a [IpAddr],
     /// Of [`abi`], but for what the modes of its ports say.
     pub(super) flags: u32,
+    /// Where it is in the host's namespace, if that is where it is.
+    pub(super) host: Option<Host>,
 }
 
 /// The kernel side of one enrolled workload.
 pub(super) struct Pod {
     pub(super) key: String,
+    /// By which the maps have it: its namespace's cookie, or that of a workload of the host.
+    pub(super) number: u64,
+    /// Where it is in the host's namespace, if that is where it is.
+    pub(super) host: Option<Host>,
     pub(super) netns: Arc<NetNs>,
     /// Its entry in WORKLOADS.
     pub(super) entry: abi::Workload,
@@ -64,8 +72,8 @@ pub(super) struct Pod {
 pub struct Prepared {
     id: u32,
     pub(super) pod: Pod,
-    interfaces: Vec<String>,
-    programs: Ebpf,
+    /// Its programs, and the interfaces to which they go; those of the host's are there already.
+    programs: Option<(Vec<String>, Ebpf)>,
     listeners: Listeners,
     /// Ports with TCP probes.
     pub(super) probed: Vec<u16>,
@@ -78,12 +86,22 @@ pub(super) fn prepare(
     listeners: Option<Listeners>,
 ) -> Result<Prepared, KernelError> {
     let Subject { id, netns, addresses, .. } = *subject;
+    let host = subject.host.clone();
+    let number = host::number(host.as_ref(), subject.key, netns);
     let failed = |action| move |source| KernelError::Namespace { workload: id, action, source };
-    if let Some((other, _)) = kernel.pods.iter().find(|(_, pod)| pod.netns.cookie() == netns.cookie()) {
+    if let Some((other, _)) = kernel.pods.iter().find(|(_, pod)| pod.number == number) {
         let taken = std::io::Error::other(format!("it is already enrolled as workload {other}"));
         return Err(failed("enrol it")(taken));
     }
-    if let Some(interface) = probe::foreign::unfit_interface(netns) {
+    if host.is_some() && kernel.pods.values().filter(|pod| pod.host.is_some()).count() >= host::MOST {
+        return Err(KernelError::Environment {
+            missing: format!("more than {} workloads of the host", host::MOST),
+            remedy: "enrol fewer of them on this node".into(),
+        });
+    }
+    if host.is_none()
+        && let Some(interface) = probe::foreign::unfit_interface(netns)
+    {
         return Err(KernelError::Environment {
             missing: format!(
                 "interface {interface} of workload {id} is a netkit device, on which bpf_sk_assign does not hold"
@@ -101,9 +119,16 @@ pub(super) fn prepare(
         None => Listeners {
             outbound: open(Role::Outbound, OUTBOUND_PORT)?,
             inbound: open(Role::Inbound, INBOUND_PORT)?,
-            tunnel: open(Role::Tunnel, TUNNEL_PORT)?,
-            dns: datagram::listen(netns, DNS_PORT, PLACES6 as u16, |socket| kernel.sockets.mark(socket, Role::Dns))
-                .map_err(failed("listen for DNS"))?,
+            tunnel: match &host {
+                Some(host) => host_tunnel(kernel, host, netns, id)?,
+                None => open(Role::Tunnel, TUNNEL_PORT)?,
+            },
+            dns: if host.is_some() {
+                Vec::new()
+            } else {
+                datagram::listen(netns, DNS_PORT, PLACES6 as u16, |socket| kernel.sockets.mark(socket, Role::Dns))
+                    .map_err(failed("listen for DNS"))?
+            },
         },
     };
     // Also of those that were handed over, which may have been marked otherwise.
@@ -116,6 +141,8 @@ pub(super) fn prepare(
         first.map(|at| at.port()).map_err(failed("read the listeners' ports"))
     };
     let port = |listeners: &[TcpListener]| port_of(listeners.first().map(TcpListener::local_addr));
+    // Of the host's nobody asks for either.
+    let or_none = |there: bool, port: &dyn Fn() -> Result<u16, KernelError>| if there { port() } else { Ok(0) };
     let entry = abi::Workload {
         id,
         flags: subject.flags,
@@ -125,15 +152,23 @@ pub(super) fn prepare(
         own: own(id, addresses),
         outbound_port: port(&listeners.outbound)?,
         inbound_port: port(&listeners.inbound)?,
-        tunnel_port: port(&listeners.tunnel)?,
-        dns_port: port_of(listeners.dns.first().map(UdpSocket::local_addr))?,
+        tunnel_port: or_none(!listeners.tunnel.is_empty(), &|| port(&listeners.tunnel))?,
+        dns_port: or_none(host.is_none(), &|| port_of(listeners.dns.first().map(UdpSocket::local_addr)))?,
     };
-    let interfaces = netns.interfaces().map_err(failed("list the interfaces"))?;
-    let mut programs = kernel.loader.load(netns.cookie())?;
-    keep_listeners(&mut programs, &listeners)?;
-    attach::load(&mut programs, hooks::pod())?;
+    let programs = match &host {
+        Some(_) => None,
+        None => {
+            let interfaces = netns.interfaces().map_err(failed("list the interfaces"))?;
+            let mut programs = kernel.loader.load(netns.cookie())?;
+            keep_listeners(&mut programs, &listeners)?;
+            attach::load(&mut programs, hooks::pod())?;
+            Some((interfaces, programs))
+        }
+    };
     let pod = Pod {
         key: subject.key.to_owned(),
+        number,
+        host,
         netns: Arc::clone(netns),
         entry,
         modes: BTreeSet::new(),
@@ -141,14 +176,14 @@ pub(super) fn prepare(
         kept: HashSet::new(),
         existing: ExistingConnections::Keep,
     };
-    Ok(Prepared { id, pod, interfaces, programs, listeners, probed: Vec::new() })
+    Ok(Prepared { id, pod, programs, listeners, probed: Vec::new() })
 }
 
 /// Puts a prepared workload in force.
 pub(super) fn commit(kernel: &mut Kernel, prepared: Prepared) -> Result<Listeners, KernelError> {
-    let Prepared { id, mut pod, interfaces, mut programs, listeners, probed } = prepared;
-    let was_there = kernel.pins.has_pod(pod.netns.cookie());
-    let done = put_in_force(kernel, &mut pod, &listeners, &interfaces, &mut programs, !was_there);
+    let Prepared { id, mut pod, programs, listeners, probed } = prepared;
+    let was_there = kernel.pins.has_pod(pod.number);
+    let done = put_in_force(kernel, &mut pod, &listeners, programs, !was_there);
     if let Err(e) = done {
         if !was_there {
             // The first error is the one to tell.
@@ -156,8 +191,10 @@ pub(super) fn commit(kernel: &mut Kernel, prepared: Prepared) -> Result<Listener
         }
         return Err(e);
     }
-    for foreign in probe::foreign::in_namespace(&pod.netns) {
-        warn!(workload = id, "{foreign}");
+    if pod.host.is_none() {
+        for foreign in probe::foreign::in_namespace(&pod.netns) {
+            warn!(workload = id, "{foreign}");
+        }
     }
     kernel.pods.insert(id, pod);
     if let Err(error) = kernel.set_probed(id, &probed) {
@@ -171,25 +208,24 @@ fn put_in_force(
     kernel: &mut Kernel,
     pod: &mut Pod,
     listeners: &Listeners,
-    interfaces: &[String],
-    programs: &mut Ebpf,
+    programs: Option<(Vec<String>, Ebpf)>,
     new: bool,
 ) -> Result<(), KernelError> {
-    let (cookie, id) = (pod.netns.cookie(), pod.entry.id);
-    let pins = kernel.pins.make_pod(&pod.netns, &pod.key).map_err(|e| KernelError::Pins {
+    let (number, cookie, id) = (pod.number, pod.netns.cookie(), pod.entry.id);
+    let pins = kernel.pins.make_pod(number, pod.netns.process(), &pod.key).map_err(|e| KernelError::Pins {
         path: kernel.pins.root().to_owned(),
         why: format!("cannot make a directory for workload {}: {e}", pod.key),
     })?;
     // What was in force stays so until its configuration says otherwise; what is new is STRICT until then.
-    pod.entry.flags |= match kernel.workloads.get(&cookie, 0) {
+    pod.entry.flags |= match kernel.workloads.get(&number, 0) {
         Ok(entry) => entry.flags & (STRICT | HAS_PORT_MODES | TAKES_DIRECT),
         Err(_) => STRICT,
     };
     if !new {
-        pod.modes = modes::of(&kernel.port_modes, cookie);
+        pod.modes = modes::of(&kernel.port_modes, number);
         pod.entry.mode_ports = modes::marks(&pod.modes);
-        pod.probed = modes::of(&kernel.probed, cookie);
-        pod.kept = kept::of(&kernel.kept, cookie);
+        pod.probed = modes::of(&kernel.probed, number);
+        pod.kept = kept::of(&kernel.kept, pod);
     }
     // Before the programs need it; one that is there counts what is on its way.
     match kernel.shares.insert(cookie, abi::Share::default(), BPF_NOEXIST) {
@@ -201,12 +237,17 @@ fn put_in_force(
         let key = OutboundKey { netns: cookie, port: pod.entry.outbound_port.into(), v4 };
         kernel.outbound.insert(key, listener.as_raw_fd(), 0).map_err(|e| refused(maps::OUTBOUND, &e))?;
     }
-    kernel.workloads.insert(cookie, pod.entry, 0).map_err(|e| refused(maps::WORKLOADS, &e))?;
+    kernel.workloads.insert(number, pod.entry, 0).map_err(|e| refused(maps::WORKLOADS, &e))?;
+    if let Some(host) = &mut pod.host {
+        kernel.hosts.open(number, host, listeners, &kernel.pins.link(host::PROGRAM))?;
+        kernel.hosts.follow(number, host)?;
+    }
     // From here on every connection is noted by the hooks, so what is there without a note is older.
     if new {
         old_connections(kernel, pod, id);
     }
-    let attached = attach::attach_pod(programs, &pod.netns, interfaces, &pins, kernel.pins.links_of(cookie));
+    let Some((interfaces, mut programs)) = programs else { return Ok(()) };
+    let attached = attach::attach_pod(&mut programs, &pod.netns, &interfaces, &pins, kernel.pins.links_of(cookie));
     if new {
         // Those that were opened from outside while the programs were being attached.
         old_connections(kernel, pod, id);
@@ -226,17 +267,50 @@ fn old_connections(kernel: &mut Kernel, pod: &mut Pod, id: u32) {
 pub(super) fn remove(kernel: &mut Kernel, pod: &mut Pod) -> Result<(), KernelError> {
     kept::clear(&mut kernel.kept, pod);
     Modes { workloads: &mut kernel.workloads, ports: &mut kernel.port_modes }.clear(pod);
-    attach::detach_filters(&pod.netns);
     probed::clear(&mut kernel.probed, pod);
-    let cookie = pod.netns.cookie();
-    places::forget(&mut kernel.places, cookie);
-    let direct = kernel.ways.forget(&kernel.pods, pod);
-    let removed = take_out(&mut kernel.workloads, maps::WORKLOADS, &cookie);
-    // It is there, or there is nothing to remove.
-    let _ = kernel.shares.remove(&cookie);
-    let detached = kernel.pins.remove_pod(cookie);
-    removed.and(direct)?;
-    detached.map_err(|e| wrong_pins(kernel, cookie, &e))
+    let number = pod.number;
+    let direct = match pod.host {
+        Some(_) => kernel.hosts.close(number),
+        None => {
+            attach::detach_filters(&pod.netns);
+            places::forget(&mut kernel.places, number);
+            kernel.ways.forget(&kernel.pods, pod)
+        }
+    };
+    let removed = take_out(&mut kernel.workloads, maps::WORKLOADS, &number);
+    if pod.host.is_none() {
+        // It is there, or there is nothing to remove.
+        let _ = kernel.shares.remove(&number);
+    }
+    let detached = kernel.pins.remove_pod(number).map_err(|e| wrong_pins(kernel, number, &e));
+    removed.and(direct).and(detached).and(leave_host(kernel))
+}
+
+/// With its last workload the host's namespace is as if there never had been one.
+fn leave_host(kernel: &mut Kernel) -> Result<(), KernelError> {
+    let pin = kernel.pins.link(host::PROGRAM);
+    if !pin.exists() || kernel.pins.pods().iter().any(|left| is_host(left.cookie)) {
+        return Ok(());
+    }
+    // As in `remove`.
+    let _ = kernel.shares.remove(&kernel.hosts.netns.cookie());
+    kernel.hosts.detach(&pin)
+}
+
+/// The tunnel listener of a workload of the host: all of them stand at the same port, and any of them takes tunnels to each.
+fn host_tunnel(kernel: &Kernel, host: &Host, netns: &NetNs, id: u32) -> Result<Vec<TcpListener>, KernelError> {
+    if host.ports.is_empty() {
+        return Ok(Vec::new());
+    }
+    let opened = listen_shared(netns, TUNNEL_PORT, |socket| kernel.sockets.mark(socket, Role::Tunnel));
+    opened.map_err(|source| match source.kind() {
+        std::io::ErrorKind::AddrInUse => KernelError::Environment {
+            missing: format!("port {TUNNEL_PORT} of the host, where tunnels come in, is another program's"),
+            remedy: "stop that program, or leave the workload's ports out: it is then caught on its way out only"
+                .into(),
+        },
+        _ => KernelError::Namespace { workload: id, action: "listen for tunnels", source },
+    })
 }
 
 /// As [`remove`], for a pod that another agent has left and of which only the cookie is known. Reads two maps in full.
@@ -248,9 +322,9 @@ pub(super) fn discard(kernel: &mut Kernel, cookie: u64) -> Result<(), KernelErro
     modes::clear_of(&mut kernel.port_modes, cookie);
     modes::clear_of(&mut kernel.probed, cookie);
     places::forget(&mut kernel.places, cookie);
-    let direct = kernel.ways.discard(cookie);
+    let direct = if is_host(cookie) { kernel.hosts.close(cookie) } else { kernel.ways.discard(cookie) };
     kernel.pins.remove_pod(cookie).map_err(|e| wrong_pins(kernel, cookie, &e))?;
-    direct
+    direct.and(leave_host(kernel))
 }
 
 fn wrong_pins(kernel: &Kernel, cookie: u64, error: &std::io::Error) -> KernelError {

@@ -23,6 +23,8 @@ pub enum Place {
     Interface(Direction),
     /// To a pod's namespace.
     Lookup,
+    /// To the host's namespace, where there are workloads of the host.
+    HostLookup,
     /// To the map of sockets with a shortcut.
     Sockets,
 }
@@ -84,7 +86,7 @@ impl Place {
             Place::Cgroup(at) => at.name(),
             Place::Interface(Direction::Ingress) => "tc ingress",
             Place::Interface(Direction::Egress) => "tc egress",
-            Place::Lookup => "sk_lookup",
+            Place::Lookup | Place::HostLookup => "sk_lookup",
             Place::Sockets => "sk_msg",
         }
     }
@@ -93,7 +95,7 @@ impl Place {
 /// In the order in which they are attached: sock_ops before connect, so that no redirected connection goes unnoted, and
 /// before it what its sockets send by; what
 /// tells addresses before what changes them; a pod's programs at its enrolment.
-pub const HOOKS: [Hook; 17] = [
+pub const HOOKS: [Hook; 18] = [
     hook("mesh_shortcut", Place::Sockets, STORAGE),
     hook("mesh_sock_ops", Place::Cgroup(AttachType::SockOps), "bpf_get_netns_cookie"),
     hook("mesh_sock_release", Place::Cgroup(AttachType::SockRelease), "bpf_get_socket_cookie"),
@@ -108,6 +110,7 @@ pub const HOOKS: [Hook; 17] = [
     hook("mesh_setsockopt", Place::Cgroup(AttachType::SetSockOpt), "bpf_get_netns_cookie"),
     hook("mesh_connect6", Place::Cgroup(AttachType::Connect6), "bpf_set_retval"),
     hook("mesh_connect4", Place::Cgroup(AttachType::Connect4), "bpf_set_retval"),
+    hook("mesh_host_lookup", Place::HostLookup, ASSIGN),
     hook("mesh_lookup", Place::Lookup, ASSIGN),
     hook("mesh_ingress", Place::Interface(Direction::Ingress), ASSIGN),
     hook("mesh_egress", Place::Interface(Direction::Egress), "bpf_sk_fullsock"),
@@ -127,9 +130,9 @@ pub fn cgroup() -> impl Iterator<Item = &'static Hook> {
     HOOKS.iter().filter(|hook| matches!(hook.place, Place::Cgroup(_)))
 }
 
-/// The programs that work for all pods: those of the cgroup, and what decides on shortcuts.
+/// The programs that work for all pods, or for the host: those of the cgroup, what decides on shortcuts, and the host's.
 pub fn shared() -> impl Iterator<Item = &'static Hook> {
-    HOOKS.iter().filter(|hook| matches!(hook.place, Place::Cgroup(_) | Place::Sockets))
+    HOOKS.iter().filter(|hook| matches!(hook.place, Place::Cgroup(_) | Place::Sockets | Place::HostLookup))
 }
 
 /// The programs of one pod, in the order in which they are attached.

@@ -2,6 +2,7 @@
 //! on, and the end of those that may not. A kept connection stays what it was: nobody redirects or encrypts it.
 
 use std::collections::HashSet;
+use std::io;
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use mesh_common::abi::{KEPT_INBOUND, KEPT_OUTBOUND, Tuple};
@@ -17,16 +18,16 @@ const MAX_KEPT: usize = 4096;
 /// The map of kept connections.
 pub(super) type Kept = BpfHashMap<MapData, Tuple, u32>;
 
-/// What the map has of a namespace, from an agent before this one.
-pub(super) fn of(map: &Kept, netns: u64) -> HashSet<Connection> {
+/// What the map has of a workload, from an agent before this one.
+pub(super) fn of(map: &Kept, pod: &Pod) -> HashSet<Connection> {
+    let netns = pod.netns.cookie();
     let entries = map.iter().filter_map(Result::ok).filter(|(tuple, _)| tuple.netns == netns);
-    entries
-        .map(|(tuple, direction)| Connection {
-            local: tuple.client.into(),
-            remote: tuple.server.into(),
-            inbound: direction == KEPT_INBOUND,
-        })
-        .collect()
+    let all = entries.map(|(tuple, direction)| Connection {
+        local: tuple.client.into(),
+        remote: tuple.server.into(),
+        inbound: direction == KEPT_INBOUND,
+    });
+    all.filter(|connection| pod.host.as_ref().is_none_or(|host| host.is_own(connection))).collect()
 }
 
 /// Removes what the map has of a namespace.
@@ -39,7 +40,7 @@ pub(super) fn clear_of(map: &mut Kept, netns: u64) {
 
 /// Keeps the connections that a workload has now and that are not kept yet. A namespace that cannot be read keeps none.
 pub(super) fn keep(map: &mut Kept, pod: &mut Pod, workload: u32) {
-    let found = match connections(&pod.netns) {
+    let found = match of_pod(pod) {
         Ok(found) => found,
         Err(error) => {
             warn!(workload, %error, "cannot read the connections from before the enrolment: they are cut off");
@@ -62,7 +63,7 @@ pub(super) fn keep(map: &mut Kept, pod: &mut Pod, workload: u32) {
 
 /// Ends the connections that a workload has now. What cannot be ended is cut off: nothing lets its packets out.
 pub(super) fn close(pod: &Pod, workload: u32) {
-    let found = match connections(&pod.netns) {
+    let found = match of_pod(pod) {
         Ok(found) => found,
         Err(error) => {
             warn!(workload, %error, "cannot read the connections from before the enrolment: they are cut off");
@@ -125,6 +126,13 @@ fn forget(map: &mut Kept, pod: &mut Pod, connection: &Connection) {
     // It is there, or there is nothing to remove.
     let _ = map.remove(&tuple(&pod.netns, connection));
     pod.kept.remove(connection);
+}
+
+/// The connections that a workload has now. On the host nobody can tell whose an outbound one is: those to its ports.
+fn of_pod(pod: &Pod) -> io::Result<Vec<Connection>> {
+    let mut found = connections(&pod.netns)?;
+    found.retain(|connection| pod.host.as_ref().is_none_or(|host| host.is_own(connection)));
+    Ok(found)
 }
 
 /// As the programs name it: the workload's end in the client's place.

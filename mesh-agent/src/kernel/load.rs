@@ -4,18 +4,20 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
-use aya::maps::{HashMap as BpfHashMap, MapInfo, PerCpuArray, SockHash};
+use aya::maps::{Array, HashMap as BpfHashMap, MapInfo, PerCpuArray, SockHash};
 use aya::{Ebpf, EbpfLoader};
-use mesh_common::abi::{INGRESS_NETNS, maps};
+use mesh_common::abi::{HOST_NETNS, INGRESS_NETNS, maps};
 use tracing::{debug, info, warn};
 
 use super::cgroups::Cgroups;
 use super::{
-    Kernel, KernelError, TcpStats, attach, chain, debug_log, direct, hooks, pins::Pins, probe, services,
+    Kernel, KernelError, TcpStats, attach, chain, debug_log, direct, hooks, host, pins::Pins, probe, services,
     sockets::Sockets,
 };
+use crate::net::netns::NetNs;
 use crate::settings::KernelSettings;
 
 /// The object's bytes, and what makes programs of them again and again.
@@ -23,13 +25,15 @@ pub(super) struct Loader {
     loader: EbpfLoader<'static>,
     object: Vec<u8>,
     path: PathBuf,
+    /// Cookie of the agent's own namespace.
+    host: u64,
 }
 
 /// No namespace has this cookie.
 static NOBODY: u64 = 0;
 
 impl Loader {
-    fn new(path: PathBuf, maps_at: &Path) -> Result<Loader, KernelError> {
+    fn new(path: PathBuf, maps_at: &Path, host: u64) -> Result<Loader, KernelError> {
         // Copied into a Vec by `read`, which aligns well enough for the parser.
         let object = fs::read(&path).map_err(|e| KernelError::Object { path: path.clone(), why: e.to_string() })?;
         let mut loader = EbpfLoader::new();
@@ -38,7 +42,7 @@ impl Loader {
         for name in maps::ALL.into_iter().chain([debug_log::MAP]) {
             loader.map_pin_path(name, maps_at.join(name));
         }
-        Ok(Loader { loader, object, path })
+        Ok(Loader { loader, object, path, host })
     }
 
     /// Parses the object and makes its maps, or takes those that are pinned already. `netns` is the cookie of the
@@ -48,8 +52,13 @@ impl Loader {
         // SAFETY: the loader reads this only in `load`, and has another one before `netns` goes.
         let value: &'static u64 = unsafe { &*netns };
         self.loader.override_global(INGRESS_NETNS, value, true);
+        let host = &raw const self.host;
+        // SAFETY: as above.
+        let value: &'static u64 = unsafe { &*host };
+        self.loader.override_global(HOST_NETNS, value, true);
         let loaded = self.loader.load(&self.object);
         self.loader.override_global(INGRESS_NETNS, &NOBODY, true);
+        self.loader.override_global(HOST_NETNS, &NOBODY, true);
         loaded.map_err(|e| self.wrong(chain(&e)))
     }
 
@@ -134,7 +143,7 @@ pub(super) fn offer(settings: &KernelSettings, bpffs: &Path) -> Vec<(&'static st
     let path = settings.object.clone().unwrap_or_else(default_object);
     let maps_at = bpffs.join(format!("mesh-probe-maps-{}-{:x}", std::process::id(), rand::random::<u32>()));
     let made = fs::create_dir(&maps_at).map_err(|e| KernelError::Pins { path: maps_at.clone(), why: e.to_string() });
-    let loaded = made.and_then(|()| Loader::new(path, &maps_at)).and_then(|mut loader| loader.load(NOBODY));
+    let loaded = made.and_then(|()| Loader::new(path, &maps_at, NOBODY)).and_then(|mut loader| loader.load(NOBODY));
     let offered = match loaded {
         Ok(mut object) => {
             let mut offer =
@@ -157,7 +166,11 @@ fn build(
     pins: Pins,
     shortcut_lack: Option<&'static str>,
 ) -> Result<Kernel, KernelError> {
-    let mut loader = Loader::new(object, pins.maps())?;
+    let netns = NetNs::current().map_err(|e| KernelError::Environment {
+        missing: format!("the agent's own network namespace cannot be opened: {e}"),
+        remedy: "mount /proc where the agent runs".into(),
+    })?;
+    let mut loader = Loader::new(object, pins.maps(), netns.cookie())?;
     loader.check(&pins)?;
     let mut base = loader.load(NOBODY)?;
     let sockets = Sockets::new(&base, shortcut_lack.is_none())?;
@@ -175,10 +188,15 @@ fn build(
     let services = take(&mut base, maps::SERVICES, BpfHashMap::try_from)?;
     let slots = take(&mut base, maps::SLOTS, BpfHashMap::try_from)?;
     let agents = take(&mut base, maps::AGENTS, BpfHashMap::try_from)?;
+    let known = take(&mut base, maps::CGROUPS, BpfHashMap::try_from)?;
+    let levels = take(&mut base, maps::LEVELS, Array::try_from)?;
+    let ports = take(&mut base, maps::HOST_PORTS, BpfHashMap::try_from)?;
+    let doors = take(&mut base, maps::HOST_DOORS, SockHash::try_from)?;
     let events = take(&mut base, maps::EVENTS, Ok)?;
     let tcp_stats = take(&mut base, maps::TCP_STATS, PerCpuArray::try_from)?;
     let debug_log = debug_log::DebugLog::of(&mut base);
     attach::load(&mut base, hooks::shared())?;
+    let program = attach::descriptor(&mut base, host::PROGRAM)?;
     Ok(Kernel {
         pods: Default::default(),
         workloads,
@@ -191,6 +209,7 @@ fn build(
         places,
         ways: direct::Ways::new(allowed, records, services::Services::new(services, slots)),
         agents,
+        hosts: host::Hosts::new(Arc::new(netns), known, levels, ports, doors, program),
         metrics,
         events: Some(events),
         debug_log,

@@ -36,7 +36,7 @@ impl Modes<'_> {
     /// Puts a workload's modes in force. When an exception does not fit, the workload is STRICT on every port without
     /// one, and the error says so.
     pub(super) fn set(&mut self, pod: &mut Pod, strict: bool, exceptions: &[(u16, bool)]) -> Result<(), KernelError> {
-        let netns = pod.netns.cookie();
+        let netns = pod.number;
         let wanted: BTreeMap<u16, bool> = exceptions.iter().copied().filter(|(_, own)| *own != strict).collect();
         let mut failed = None;
         if wanted.len() > MAX_PORTS {
@@ -81,7 +81,7 @@ impl Modes<'_> {
 
     fn forget(&mut self, pod: &mut Pod, port: u16) {
         // It is there, or there is nothing to remove.
-        let _ = self.ports.remove(&key(pod.netns.cookie(), port));
+        let _ = self.ports.remove(&key(pod.number, port));
         pod.modes.remove(&port);
     }
 
@@ -91,7 +91,7 @@ impl Modes<'_> {
             return Ok(());
         }
         self.workloads
-            .insert(pod.netns.cookie(), entry, 0)
+            .insert(pod.number, entry, 0)
             .map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
         pod.entry = entry;
         Ok(())

@@ -6,7 +6,8 @@
 //!   v5/                by ABI version: what another version left is never read, only removed
 //!     WORKLOADS ...    the maps
 //!     links/           the cgroup's programs
-//!     pods/COOKIE/     one pod's programs, by its namespace's cookie; symbolic links: `workload`, to its
+//!     pods/COOKIE/     one pod's programs, by its namespace's cookie (a workload of the host by its number, and it has none
+//!                        of its own); symbolic links: `workload`, to its
 //!                        name, and `process`, to the process by whose pid it was given
 //! ```
 
@@ -19,7 +20,6 @@ use std::path::{Path, PathBuf};
 use mesh_common::abi::{ABI_VERSION, maps};
 
 use super::{KernelError, bpf, link};
-use crate::net::netns::NetNs;
 use crate::net::process::Process;
 
 /// Where pins go when the settings do not say.
@@ -56,7 +56,7 @@ pub(super) struct Pins {
 /// A pod of which there are pins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Left {
-    /// Its namespace's cookie.
+    /// Its namespace's cookie; of a workload of the host its number.
     pub cookie: u64,
     /// `namespace/name` of the workload, if it could be read.
     pub workload: Option<String>,
@@ -128,10 +128,10 @@ impl Pins {
     }
 
     /// Makes the directory for a pod's links.
-    pub(super) fn make_pod(&self, netns: &NetNs, workload: &str) -> io::Result<PathBuf> {
-        let path = self.pod(netns.cookie());
+    pub(super) fn make_pod(&self, number: u64, process: Option<Process>, workload: &str) -> io::Result<PathBuf> {
+        let path = self.pod(number);
         directory(&path)?;
-        let process = netns.process().map(|process| process.to_string());
+        let process = process.map(|process| process.to_string());
         for (name, wanted) in [(NAME, Some(workload)), (PROCESS, process.as_deref())] {
             let name = path.join(name);
             if fs::read_link(&name).ok().as_deref() != wanted.map(Path::new) {

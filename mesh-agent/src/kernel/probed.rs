@@ -21,7 +21,7 @@ pub(super) fn set(
     pod: &mut Pod,
     ports: &[u16],
 ) -> Result<(), KernelError> {
-    let netns = pod.netns.cookie();
+    let netns = pod.number;
     let wanted: BTreeSet<u16> = ports.iter().copied().collect();
     for port in pod.probed.difference(&wanted) {
         let _ = map.remove(&modes::key(netns, *port));
@@ -41,7 +41,7 @@ pub(super) fn set(
 pub(super) fn clear(map: &mut Ports, pod: &mut Pod) {
     for port in std::mem::take(&mut pod.probed) {
         // Gone is as good as removed.
-        let _ = map.remove(&modes::key(pod.netns.cookie(), port));
+        let _ = map.remove(&modes::key(pod.number, port));
     }
 }
 

@@ -36,6 +36,19 @@ pub fn listen(
     })?
 }
 
+/// As [`listen`], on this port alone, which several listeners of this process may share: each takes a part of what comes.
+pub fn listen_shared(
+    ns: &NetNs,
+    port: u16,
+    mut prepare: impl FnMut(&Socket) -> io::Result<()>,
+) -> io::Result<Vec<TcpListener>> {
+    let mut prepare = |socket: &Socket| {
+        socket.set_reuse_port(true)?;
+        prepare(socket)
+    };
+    ns.run(|| listen_on(port, &mut prepare))?
+}
+
 fn listen_on(port: u16, prepare: &mut impl FnMut(&Socket) -> io::Result<()>) -> io::Result<Vec<TcpListener>> {
     let mut listeners = vec![listen_at((Ipv4Addr::UNSPECIFIED, port).into(), prepare)?];
     match listen_at((Ipv6Addr::UNSPECIFIED, port).into(), prepare) {

@@ -169,11 +169,18 @@ impl Pod {
     /// Whether somebody outside may ask for a connection to this address: the workload's own, and not the agent's.
     pub(super) fn serves(&self, to: SocketAddr) -> bool {
         match &self.net {
-            Net::Real(source) => {
-                source.workload.addresses.contains(&to.ip().to_canonical()) && !source.is_own_listener(to)
-            }
+            Net::Real(source) => source.workload.has(to) && !source.is_own_listener(to),
             #[cfg(test)]
             Net::Test(net) => net.routes.borrow().contains_key(&to),
+        }
+    }
+
+    /// Whether it shares its addresses, and the port for tunnels, with others.
+    pub(super) fn is_of_host(&self) -> bool {
+        match &self.net {
+            Net::Real(source) => source.workload.host.is_some(),
+            #[cfg(test)]
+            Net::Test(_) => false,
         }
     }
 

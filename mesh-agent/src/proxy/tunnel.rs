@@ -14,16 +14,19 @@ use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
 use http::header::{FORWARDED, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
+use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::authorize::{self, Denial, Facts};
 use super::chosen::{Flow, Served, Side};
 use super::inbound;
 use super::pod::Pod;
+use super::worker::Worker;
 use crate::shutdown;
 use crate::telemetry::Peer;
 use crate::tls::{Credential, PeerCertificate, peer_certificate};
@@ -47,18 +50,60 @@ const MAX_PENDING_RESETS: usize = 64;
 pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
     let Ok(remote) = accepted.peer_addr() else { return };
     let established = timeout(HANDSHAKE_TIMEOUT, async {
-        let mut credentials = pod.credential.clone();
-        let credential = match credentials.wait_for(Option::is_some).await {
-            Ok(credential) => credential.clone(),
-            Err(_) => None,
-        };
-        let credential = credential.ok_or("there is no certificate")?;
+        let credential = credential(&pod).await?;
         accepted.set_nodelay(true).map_err(|error| error.to_string())?;
         establish(accepted, &credential).await
     });
     // Boxed: the handshake is large and soon over.
-    let established = Box::pin(established).await;
-    let (connection, peer) = match established {
+    lead(pod.clone(), remote, Box::pin(established), |_| None).await;
+}
+
+/// Serves one connection to the host, whose workloads have one port for tunnels.
+pub(super) async fn serve_host(worker: Rc<Worker>, accepted: TcpStream) {
+    let Ok(remote) = accepted.peer_addr() else { return };
+    let hello = timeout(HANDSHAKE_TIMEOUT, async {
+        accepted.set_nodelay(true)?;
+        LazyConfigAcceptor::new(Acceptor::default(), accepted).await
+    });
+    let Ok(Ok(hello)) = Box::pin(hello).await else {
+        tracing::debug!(%remote, "a tunnel that does not begin");
+        return;
+    };
+    let name = hello.client_hello().server_name().map(str::to_owned);
+    let Some(pod) = worker.meant(name.as_deref()) else {
+        tracing::info!(%remote, name, "tunnel refused: its handshake names no port of a workload of this host, and there is more than one identity");
+        return;
+    };
+    let secure = pod.clone();
+    let established = timeout(HANDSHAKE_TIMEOUT, async move {
+        let config = credential(&secure).await?.server_config().map_err(|error| error.to_string())?;
+        secured(hello.into_stream(config).await.map_err(|error| error.to_string())?).await
+    });
+    let ended = pod.ended.clone();
+    tokio::select! {
+        () = lead(pod, remote, Box::pin(established), move |port| worker.resident(port)) => {}
+        () = ended.cancelled() => {}
+    }
+}
+
+/// The workload's certificate, once there is one.
+async fn credential(pod: &Pod) -> Result<Arc<Credential>, String> {
+    let mut credentials = pod.credential.clone();
+    let credential = match credentials.wait_for(Option::is_some).await {
+        Ok(credential) => credential.clone(),
+        Err(_) => None,
+    };
+    credential.ok_or_else(|| "there is no certificate".to_owned())
+}
+
+/// Serves a tunnel from its handshake to its end. `others` finds workloads of the host by their ports.
+async fn lead<T: AsyncRead + AsyncWrite + Unpin>(
+    pod: Rc<Pod>,
+    remote: SocketAddr,
+    established: impl Future<Output = Result<Established<T>, Elapsed>>,
+    others: impl Fn(u16) -> Option<Rc<Pod>>,
+) {
+    let (connection, peer) = match established.await {
         Ok(Ok(established)) => established,
         Ok(Err(why)) => {
             tracing::info!(workload = pod.name, %remote, why, "tunnel refused");
@@ -72,7 +117,8 @@ pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
     let not_after = peer.not_after;
     let peer = Arc::new(peer);
     let on_request = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
-        let (pod, peer) = (pod.clone(), peer.clone());
+        let other = request.uri().port_u16().and_then(&others).filter(|other| other.identity == pod.identity);
+        let (pod, peer) = (other.unwrap_or_else(|| pod.clone()), peer.clone());
         tokio::task::spawn_local(async move {
             let ended = pod.ended.clone();
             tokio::select! {
@@ -84,13 +130,17 @@ pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
     run(connection, not_after, pod.shutdown.clone(), on_request).await;
 }
 
-/// TLS and the HTTP/2 handshake. The error says why the peer is refused.
-async fn establish<T: AsyncRead + AsyncWrite + Unpin>(
-    io: T,
-    credential: &Credential,
-) -> Result<(Connection<TlsStream<T>, Bytes>, PeerCertificate), String> {
+/// What a finished handshake gives; the error says why the peer is refused.
+type Established<T> = Result<(Connection<TlsStream<T>, Bytes>, PeerCertificate), String>;
+
+/// TLS and the HTTP/2 handshake.
+async fn establish<T: AsyncRead + AsyncWrite + Unpin>(io: T, credential: &Credential) -> Established<T> {
     let config = credential.server_config().map_err(|error| error.to_string())?;
-    let tls = TlsAcceptor::from(config).accept(io).await.map_err(|error| error.to_string())?;
+    secured(TlsAcceptor::from(config).accept(io).await.map_err(|error| error.to_string())?).await
+}
+
+/// The HTTP/2 handshake.
+async fn secured<T: AsyncRead + AsyncWrite + Unpin>(tls: TlsStream<T>) -> Established<T> {
     let peer = peer_certificate(tls.get_ref().1, SystemTime::now()).map_err(|error| error.to_string())?;
     let connection = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)

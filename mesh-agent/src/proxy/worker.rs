@@ -14,8 +14,10 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
 
 use super::authorize::Judge;
+use super::host::{Resident, Residents, own_ports};
 use super::plaintext::Teller;
 use super::pod::Pod;
 use super::report::Reports;
@@ -41,6 +43,7 @@ const MAX_WITHDRAWN: usize = 256;
 pub(super) struct Siblings {
     pub(super) senders: Arc<[mpsc::Sender<Command>]>,
     pub(super) loads: Arc<[AtomicUsize]>,
+    pub(super) residents: Arc<Residents>,
 }
 
 /// Starts a worker's thread.
@@ -136,14 +139,25 @@ impl Worker {
         pods.entry(workload.id).or_insert_with(|| Rc::new(Pod::new(self, workload, own_ports))).clone()
     }
 
+    /// The workload of the host that has a port, as this worker knows it.
+    pub(super) fn resident(self: &Rc<Self>, port: u16) -> Option<Rc<Pod>> {
+        let Resident { workload, own_ports } = self.siblings.residents.at(port)?;
+        let gone = self.withdrawn.borrow().contains(&workload.id);
+        (!gone).then(|| self.pod(&workload, &own_ports))
+    }
+
+    /// The one for which a tunnel's handshake is.
+    pub(super) fn meant(self: &Rc<Self>, name: Option<&str>) -> Option<Rc<Pod>> {
+        self.resident(self.siblings.residents.meant(name)?)
+    }
+
     fn enrol(self: &Rc<Self>, workload: Arc<Workload>, listeners: Listeners) {
+        let own_ports = own_ports(&listeners);
         let doors = [
             (Door::Outbound, listeners.outbound),
             (Door::Inbound, listeners.inbound),
             (Door::Tunnel, listeners.tunnel),
         ];
-        let all = doors.iter().flat_map(|(_, listeners)| listeners);
-        let own_ports: Vec<u16> = all.filter_map(|listener| Some(listener.local_addr().ok()?.port())).collect();
         let home = Rc::new(Home { pod: self.pod(&workload, &own_ports), workload, own_ports });
         let Context { sockets, dns, shutdown, .. } = &self.context;
         let (ended, workload) = (home.pod.ended.clone(), home.workload.clone());
@@ -231,14 +245,18 @@ impl Worker {
         };
         let busy = Busy::new(&self);
         let guard = self.context.shutdown.guard();
+        let worker = self.clone();
         tokio::task::spawn_local(async move {
             let _held = (place, busy, guard);
-            let ended = pod.ended.clone();
+            // A tunnel to the host is whose its handshake says, not the listener's.
+            let shared = door == Door::Tunnel && pod.is_of_host();
+            let ended = if shared { CancellationToken::new() } else { pod.ended.clone() };
             tokio::select! {
                 () = async {
                     match door {
                         Door::Outbound => outbound::serve(pod, stream).await,
                         Door::Inbound => inbound::serve(pod, stream).await,
+                        Door::Tunnel if shared => Box::pin(tunnel::serve_host(worker, stream)).await,
                         Door::Tunnel => tunnel::serve(pod, stream).await,
                     }
                 } => {}

@@ -224,3 +224,16 @@ fn nobody_expected_means_no_configuration() {
     let ca = Authority::new("root");
     assert!(matches!(ca.credential(A).client_config(&expect(&[])), Err(TlsError::NobodyExpected)));
 }
+
+#[test]
+fn a_port_s_name_says_the_port_and_nothing_else_does() {
+    for port in [1, 80, 15008, u16::MAX] {
+        let ServerName::DnsName(name) = port_name(port).unwrap() else { panic!("an address") };
+        assert_eq!(named_port(name.as_ref()), Some(port));
+    }
+    for name in
+        ["", "port-", "port-.hbone", "port-65536.hbone", "port-+80.hbone", "port-80", "80.hbone", "port-80.hbone."]
+    {
+        assert_eq!(named_port(name), None, "{name}");
+    }
+}

@@ -25,7 +25,7 @@ use super::stream::Stream;
 use super::tunnel::{ConnectHead, Transport, TunnelKey, Tunnels};
 use crate::kernel::Sockets;
 use crate::telemetry::{PathBytes, Peer};
-use crate::tls::{Credential, peer_certificate};
+use crate::tls::{Credential, peer_certificate, port_name};
 use crate::workload::Workload;
 
 /// Port of the tunnel listener of every meshed pod (Istio's HBONE port).
@@ -78,7 +78,7 @@ impl Source {
     ) -> Result<Connected, UpstreamError> {
         let to = endpoint.address;
         // The workload is its own endpoint: there is no wire to protect, and the kernel does not catch what stays inside.
-        if self.workload.addresses.contains(&to.ip().to_canonical()) {
+        if self.workload.has(to) {
             return self.to_app(to, client, cluster.connect_timeout).await;
         }
         if endpoint.tunnel {
@@ -112,7 +112,7 @@ impl Source {
         client: SocketAddr,
         limit: Duration,
     ) -> Result<Connected, UpstreamError> {
-        let shorten = self.sockets.may_shorten(self.workload.shortcuts);
+        let shorten = self.workload.host.is_none() && self.sockets.may_shorten(self.workload.shortcuts);
         let open = |sockets: &Sockets, workload: &Workload| match shorten {
             true => sockets.socket_to_app_by_shortcut(&workload.netns, to, client),
             false => sockets.socket_to_app(&workload.netns, to, client),
@@ -143,7 +143,9 @@ impl Source {
         open: impl FnOnce(&Sockets, &Workload) -> io::Result<socket2::Socket>,
     ) -> Result<TcpStream, UpstreamError> {
         let failed = |source: io::Error| UpstreamError::Connect { to, source: Arc::new(source) };
-        if self.is_own_listener(to) {
+        // On the host another workload's tunnels come in there.
+        let neighbour = self.workload.host.is_some() && to.port() == HBONE_PORT;
+        if self.is_own_listener(to) && !neighbour {
             return Err(failed(io::Error::new(io::ErrorKind::ConnectionRefused, "that is the agent itself")));
         }
         let socket = open(&self.sockets, &self.workload).map_err(failed)?;
@@ -176,7 +178,7 @@ impl Source {
             expected: expected.clone(),
         };
         let head = ConnectHead { authority: endpoint.address, headers: self.connect_headers(client) };
-        let dial = || self.dial_tunnel(to, limit, &credential, &expected);
+        let dial = || self.dial_tunnel(to, endpoint.address.port(), limit, &credential, &expected);
         let opened = self.tunnels.open(&key, &credential, &head, limit, dial).await?;
         Ok(Connected {
             stream: Stream::tunnel(opened.stream, &self.bytes),
@@ -201,6 +203,7 @@ impl Source {
     async fn dial_tunnel(
         &self,
         to: SocketAddr,
+        port: u16,
         limit: Duration,
         credential: &Credential,
         expected: &Arc<[SpiffeId]>,
@@ -210,8 +213,8 @@ impl Source {
         let tcp = self.tcp(to, limit, |sockets, workload| sockets.socket(&workload.netns, to)).await?;
         let local = tcp.local_addr().ok();
         let config = credential.client_config(expected).map_err(|error| refused(error.to_string()))?;
-        // The name plays no part in verification and is not sent: who the server must be stands in `expected`.
-        let name = ServerName::IpAddress(to.ip().into());
+        // The name plays no part in verification: who the server must be stands in `expected`.
+        let name = port_name(port).unwrap_or_else(|| ServerName::IpAddress(to.ip().into()));
         let tls = match timeout_at(deadline, TlsConnector::from(config).connect(name, tcp)).await {
             Ok(connected) => connected.map_err(|error| refused(error.to_string()))?,
             Err(_) => return Err(UpstreamError::Timeout { to, stage: "TLS" }),

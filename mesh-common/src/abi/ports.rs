@@ -5,7 +5,7 @@
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PortKey {
-    /// Cookie of the network namespace.
+    /// Cookie of the network namespace, or the number of a workload of the host ([`crate::host::key`]).
     pub netns: u64,
     /// In host byte order, widened.
     pub port: u32,

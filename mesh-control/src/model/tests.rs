@@ -138,7 +138,7 @@ spec: {address: 192.0.2.7, serviceAccount: vm, labels: {app: vm}}
     let identity = |account: &str| format!("spiffe://cluster.local/ns/default/sa/{account}").parse().unwrap();
     let runs = |node: &str, account: &str| mesh.directory.runs(node, &identity(account));
     assert!(runs("n1", "web") && runs("n2", "vm"));
-    assert!(!runs("n2", "web") && !runs("n1", "vm") && !runs("n1", "plain") && !runs("n1", "host"));
+    assert!(!runs("n2", "web") && !runs("n1", "vm") && !runs("n1", "plain") && runs("n1", "host"));
     assert!(mesh.directory.resident("default", "web-a").is_some());
     assert!(mesh.directory.resident("default", "plain").is_none());
 }

@@ -203,8 +203,9 @@ fn of_pod(
     let account = pod.spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
     let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
     let named = ports.filter(|port| !port.name.is_empty()).map(|port| (port.name.clone(), port.container_port.0));
-    // On the node's own network the address is not the pod's alone.
-    let meshed = !pod.spec.host_network && redirected(metadata);
+    // On the node's own network the address is not the pod's alone: it has an identity, and others no tunnel to it.
+    let enrolled = redirected(metadata);
+    let meshed = !pod.spec.host_network && enrolled;
     let alive = pod.alive() && metadata.deletion_timestamp.is_none();
     build(Parts {
         options,
@@ -217,7 +218,7 @@ fn of_pod(
         account_path: FieldPath::of("spec.serviceAccountName"),
         node: pod.spec.node_name.as_deref(),
         meshed,
-        enrolled: meshed,
+        enrolled,
         addresses: pod.addresses(),
         ready: pod.ready(),
         alive,

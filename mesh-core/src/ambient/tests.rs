@@ -12,12 +12,17 @@ fn upsert(name: &str, version: &str, message: &impl Message) -> Upsert {
 }
 
 fn pod(name: &str, address: [u8; 4], policies: &[&str]) -> Upsert {
+    pod_in(name, address, policies, pb::NetworkMode::Standard)
+}
+
+fn pod_in(name: &str, address: [u8; 4], policies: &[&str], mode: pb::NetworkMode) -> Upsert {
     let workload = pb::Workload {
         uid: format!("c//Pod/shop/{name}"),
         name: name.into(),
         namespace: "shop".into(),
         addresses: vec![address.to_vec()],
         authorization_policies: policies.iter().map(ToString::to_string).collect(),
+        network_mode: mode.into(),
         ..Default::default()
     };
     let message = pb::Address { r#type: Some(pb::address::Type::Workload(workload.clone())) };
@@ -91,6 +96,26 @@ fn policies_of_the_mesh_the_namespace_and_the_selector_add_up() {
     assert_eq!(in_force(&now, "c//Pod/shop/web").unwrap_err(), Unknown::Policy("shop/web".into()));
     store.apply(ADDRESS_TYPE, &[pod("web", [10, 0, 0, 1], &[])], &[]);
     assert_eq!(in_force(&store.snapshot().unwrap(), "c//Pod/shop/web").unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_workload_on_its_node_s_network_is_found_by_its_name_only() {
+    let mut store = Store::new();
+    store.apply(AUTHORIZATION_TYPE, &[], &[]);
+    let on_host = |name| pod_in(name, [10, 0, 0, 1], &[], pb::NetworkMode::HostNetwork);
+    store.apply(ADDRESS_TYPE, &[on_host("web"), on_host("db")], &[]);
+    let own = store.snapshot().unwrap();
+    assert!(own.at([10, 0, 0, 1].into()).is_none(), "a node's address names nobody");
+    let found = |namespace, name| own.local(&[[10, 0, 0, 1].into()], namespace, name).map(|one| one.uid.to_string());
+    assert_eq!(found("shop", "db").as_deref(), Some("c//Pod/shop/db"));
+    assert_eq!(found("bank", "db"), None);
+    assert_eq!(found("shop", "other"), None);
+    // It goes to a network of its own, and is found there; then it is gone.
+    store.apply(ADDRESS_TYPE, &[pod("web", [10, 0, 0, 7], &[])], &["c//Pod/shop/db".into()]);
+    let own = store.snapshot().unwrap();
+    assert_eq!(&*own.at([10, 0, 0, 7].into()).unwrap().name, "web");
+    assert!(own.local(&[[10, 0, 0, 1].into()], "shop", "web").is_none());
+    assert!(own.local(&[[10, 0, 0, 1].into()], "shop", "db").is_none());
 }
 
 #[test]

@@ -24,7 +24,10 @@ pub(super) enum EnrolError {
     Listeners(io::Error),
     #[error("its network namespace has no address yet")]
     NoAddress,
-    #[error("its network namespace is the agent's own; a workload needs one of its own")]
+    #[error(
+        "its network namespace is the agent's own, as of a pod with hostNetwork: give its cgroup and ports instead \
+         (docs/agent.md)"
+    )]
     OwnNamespace,
     #[error("shares its network namespace with {0}; enrol one of them")]
     Shared(String),
