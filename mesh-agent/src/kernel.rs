@@ -50,10 +50,11 @@ use crate::settings::{KernelSettings, OnAgentLoss, Udp};
 use crate::workload::Workload;
 
 pub use carried::{DirectStats, News, TcpStats};
-pub use direct::{DirectPlan, DirectService, DirectWay};
+pub use direct::{DirectPlan, DirectWay};
 pub use enrol::Prepared;
 pub use host::Followed;
 pub use pins::{Left, check_free};
+pub use services::Choices;
 pub use sockets::{Redirected, Sockets};
 
 use cgroups::Cgroups;

@@ -79,7 +79,7 @@ impl Ambient {
 
     /// The workload at one of these addresses that has this name; or the one of that name that has a node's addresses.
     pub fn local(&self, addresses: &[IpAddr], namespace: &str, name: &str) -> Option<&Arc<Workload>> {
-        let on_host = self.by_address.get(&name_key(namespace, name)).map_or(&[][..], |list| list.as_slice());
+        let on_host = self.by_address.get(&*name_key(namespace, name)).map_or(&[][..], |list| list.as_slice());
         let mut all = addresses.iter().flat_map(|address| self.sharing(*address)).chain(on_host);
         all.find(|one| *one.namespace == *namespace && *one.name == *name)
     }
@@ -131,13 +131,13 @@ impl Ambient {
     }
 
     fn sharing(&self, address: IpAddr) -> &[Arc<Workload>] {
-        self.by_address.get(&address_key(address)).map_or(&[], |list| list.as_slice())
+        self.by_address.get(&*address_key(address)).map_or(&[], |list| list.as_slice())
     }
 
     fn put_workload(&mut self, workload: Arc<Workload>) {
         self.remove_workload(&workload.uid.clone());
         for key in keys(&workload) {
-            let mut list = self.by_address.get(&key).map(|list| (**list).clone()).unwrap_or_default();
+            let mut list = self.by_address.get(&*key).map(|list| (**list).clone()).unwrap_or_default();
             list.push(workload.clone());
             self.by_address.insert(key.into(), Arc::new(list));
         }
@@ -148,10 +148,10 @@ impl Ambient {
     fn remove_workload(&mut self, uid: &str) -> bool {
         let Some(old) = self.workloads.get(uid).cloned() else { return false };
         for key in keys(&old) {
-            let list = self.by_address.get(&key).map(|list| (**list).clone()).unwrap_or_default();
+            let list = self.by_address.get(&*key).map(|list| (**list).clone()).unwrap_or_default();
             let rest: Sharing = list.into_iter().filter(|one| one.uid != old.uid).collect();
             if rest.is_empty() {
-                self.by_address.remove(&key);
+                self.by_address.remove(&*key);
             } else {
                 self.by_address.insert(key.into(), Arc::new(rest));
             }

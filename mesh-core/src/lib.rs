@@ -8,7 +8,8 @@
 //! Low to high: [`identity`] → [`resource`] (xDS parsed into types that cannot be wrong) →
 //! [`snapshot`] (what is in force) → [`store`] (the stream's state that yields snapshots);
 //! beside them [`detect`] (first bytes), [`balance`] (endpoint choice), [`authorization`] (who may connect) and
-//! [`ambient`] (what the node knows of the whole mesh, with a store of its own).
+//! [`ambient`] (what the node knows of the whole mesh, with a store of its own). Below all, [`shards`] is the map that tells
+//! what has changed between two copies.
 
 pub mod ambient;
 pub mod authorization;
@@ -17,7 +18,7 @@ pub mod detect;
 pub mod direct;
 pub mod identity;
 pub mod resource;
-mod shards;
+pub mod shards;
 pub mod snapshot;
 pub mod store;
 #[cfg(test)]

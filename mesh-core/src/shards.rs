@@ -3,44 +3,53 @@
 //! In: names with values. Out: lookups; copies that share every shard neither side has touched
 //! since. One change among 100,000 copies one shard of a few hundred. It holds no order.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 const SHARDS: usize = 256;
 
-type Shard<V> = Arc<HashMap<Arc<str>, Arc<V>>>;
+type Shard<K, V> = Arc<HashMap<K, Arc<V>>>;
 
 /// Names to shared values.
 #[derive(Debug)]
-pub(crate) struct Shards<V>(Arc<Vec<Shard<V>>>);
+pub struct Shards<V: ?Sized, K = Arc<str>>(Arc<Vec<Shard<K, V>>>);
 
-impl<V> Default for Shards<V> {
+impl<V: ?Sized, K> Default for Shards<V, K> {
     fn default() -> Self {
         let empty = Shard::default();
         Shards(Arc::new(vec![empty; SHARDS]))
     }
 }
 
-impl<V> Clone for Shards<V> {
+impl<V: ?Sized, K> Clone for Shards<V, K> {
     fn clone(&self) -> Self {
         Shards(self.0.clone())
     }
 }
 
-impl<V> Shards<V> {
-    pub(crate) fn get(&self, name: &str) -> Option<&Arc<V>> {
+impl<V: ?Sized, K: Clone + Eq + Hash> Shards<V, K> {
+    /// The value of a name.
+    pub fn get<Q: Eq + Hash + ?Sized>(&self, name: &Q) -> Option<&Arc<V>>
+    where
+        K: Borrow<Q>,
+    {
         self.0.get(index(name))?.get(name)
     }
 
-    pub(crate) fn insert(&mut self, name: Arc<str>, value: Arc<V>) {
+    /// Gives a name a value.
+    pub fn insert(&mut self, name: K, value: Arc<V>) {
         if let Some(shard) = Arc::make_mut(&mut self.0).get_mut(index(&name)) {
             Arc::make_mut(shard).insert(name, value);
         }
     }
 
     /// Removes a value; true when it was there.
-    pub(crate) fn remove(&mut self, name: &str) -> bool {
+    pub fn remove<Q: Eq + Hash + ?Sized>(&mut self, name: &Q) -> bool
+    where
+        K: Borrow<Q>,
+    {
         // Looked up first: a miss must not copy the shard.
         self.get(name).is_some()
             && Arc::make_mut(&mut self.0)
@@ -49,7 +58,7 @@ impl<V> Shards<V> {
     }
 
     /// Names that are in one of both only, or have another value there. Quick where little has changed between copies.
-    pub(crate) fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Arc<str>> {
+    pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a K> {
         let pairs = self.0.iter().zip(other.0.iter()).filter(|(a, b)| !Arc::ptr_eq(a, b));
         pairs.flat_map(|(a, b)| {
             let changed = a.iter().filter(|(name, value)| !b.get(*name).is_some_and(|there| Arc::ptr_eq(there, value)));
@@ -64,12 +73,17 @@ impl<V> Shards<V> {
         self.0.iter().zip(other.0.iter()).filter(|(a, b)| Arc::ptr_eq(a, b)).count()
     }
 
+    /// Everything.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
+        self.0.iter().flat_map(|shard| shard.iter())
+    }
+
     pub(crate) fn values(&self) -> impl Iterator<Item = &Arc<V>> {
         self.0.iter().flat_map(|shard| shard.values())
     }
 }
 
-fn index(name: &str) -> usize {
+fn index(name: &(impl Hash + ?Sized)) -> usize {
     // Fixed keys: the shard of a name is the same in every copy.
     let mut hasher = DefaultHasher::new();
     name.hash(&mut hasher);
@@ -82,7 +96,7 @@ mod tests {
 
     #[test]
     fn copies_share_until_changed() {
-        let mut map = Shards::default();
+        let mut map: Shards<usize> = Shards::default();
         for i in 0..2000 {
             map.insert(i.to_string().into(), Arc::new(i));
         }

@@ -44,13 +44,13 @@ pub struct Upsert {
     pub body: Bytes,
 }
 
-/// Names to be subscribed to, derived from clusters and listeners.
+/// Names to be subscribed to, derived from clusters and listeners. Sets that have not changed are the same in memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Subscriptions {
     /// EDS names.
-    pub endpoints: BTreeSet<Arc<str>>,
+    pub endpoints: Arc<BTreeSet<Arc<str>>>,
     /// RDS names.
-    pub routes: BTreeSet<Arc<str>>,
+    pub routes: Arc<BTreeSet<Arc<str>>>,
 }
 
 /// Resources of one stream.
@@ -160,7 +160,7 @@ impl Store {
         }
         for name in removed {
             self.clusters.remove(name);
-            self.changed |= self.current.clusters.remove(name);
+            self.changed |= self.current.clusters.remove(name.as_str());
         }
         self.clusters.received();
         let needs = self.clusters.needs(&self.current.clusters, |cluster| eds_name(cluster).into_iter());
@@ -176,7 +176,7 @@ impl Store {
         let mut gone = false;
         for name in removed {
             self.listeners.remove(name);
-            gone |= self.current.listeners.remove(name);
+            gone |= self.current.listeners.remove(name.as_str());
         }
         if gone {
             self.current.index_listeners();

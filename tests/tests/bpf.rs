@@ -52,6 +52,8 @@ mod packets;
 mod probe;
 #[path = "bpf/sendmsg.rs"]
 mod sendmsg;
+#[path = "bpf/services.rs"]
+mod services;
 #[path = "bpf/shortcut.rs"]
 mod shortcut;
 #[path = "bpf/sock_ops.rs"]

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::roster::lock;
 use crate::admin::Roster;
-use crate::kernel::{DirectPlan, DirectService, DirectWay, Kernel};
+use crate::kernel::{Choices, DirectPlan, DirectWay, Kernel};
 use crate::live::{Live, NodeConfig};
 use crate::settings::SameNode;
 use crate::telemetry::{Kind, Metrics};
@@ -28,6 +28,9 @@ use crate::workload::Workload;
 const PAUSE: Duration = Duration::from_millis(50);
 /// Until what the kernel did not take is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Lists of endpoints that are never worth sweeping for those that nobody holds.
+const MIN_SWEEP: usize = 1024;
 
 /// What is asked for every two workloads of the node.
 pub(super) struct DirectWays {
@@ -130,6 +133,7 @@ struct Question {
     people: HashMap<IpAddr, SpiffeId>,
     /// As far as they are workloads of which everything is known, by `Workload::id`.
     clients: HashMap<u32, Client>,
+    lists: Lists,
 }
 
 /// What a client's kernel chooses endpoints for, kept for what does not change.
@@ -138,7 +142,31 @@ struct Client {
     services: Services,
     ways: BTreeSet<SocketAddr>,
     /// Their endpoints, by the service's address.
-    chosen: HashMap<SocketAddr, Arc<[SocketAddr]>>,
+    chosen: Choices,
+}
+
+/// Lists of endpoints, each held once for all clients.
+#[derive(Default)]
+struct Lists {
+    all: HashSet<Arc<[SocketAddr]>>,
+    /// Size at which those are let go that nobody else holds.
+    sweep_at: usize,
+}
+
+impl Lists {
+    fn get(&mut self, list: Vec<SocketAddr>) -> Arc<[SocketAddr]> {
+        if let Some(there) = self.all.get(&*list) {
+            return there.clone();
+        }
+        if self.all.len() >= self.sweep_at {
+            self.all.retain(|list| Arc::strong_count(list) > 1);
+            // Twice what lives: the cost of sweeping stays in proportion to what was added.
+            self.sweep_at = (self.all.len() * 2).max(MIN_SWEEP);
+        }
+        let list: Arc<[SocketAddr]> = list.into();
+        self.all.insert(list.clone());
+        list
+    }
 }
 
 impl Client {
@@ -149,17 +177,29 @@ impl Client {
         ways: BTreeSet<SocketAddr>,
         people: &HashMap<IpAddr, SpiffeId>,
         others: bool,
+        lists: &mut Lists,
     ) {
         let mut changed = self.services.follow(snapshot);
-        if others || self.ways != ways {
-            self.ways = ways;
+        let before = std::mem::replace(&mut self.ways, ways);
+        let differ: BTreeSet<SocketAddr> = before.symmetric_difference(&self.ways).copied().collect();
+        if others {
             changed.extend(self.services.addresses());
+        } else if !differ.is_empty() {
+            changed.extend(self.services.with_any(&differ));
         }
         for to in changed {
             match self.services.get(to).filter(|service| self.is_chosen(service, people)) {
-                Some(service) => self.chosen.insert(to, service.slots().into()),
-                None => self.chosen.remove(&to),
-            };
+                Some(service) => {
+                    let list = lists.get(service.slots());
+                    // What is the same stays so in memory.
+                    if self.chosen.get(&to) != Some(&list) {
+                        self.chosen.insert(to, list);
+                    }
+                }
+                None => {
+                    self.chosen.remove(&to);
+                }
+            }
         }
     }
 
@@ -234,13 +274,9 @@ impl Question {
         for one in &whole {
             let id = one.workload.id;
             let client = self.clients.entry(id).or_default();
-            client.follow(&one.snapshot, ways.remove(&id).unwrap_or_default(), &self.people, others);
-            let chosen = client.chosen.iter();
-            plan.services.extend(chosen.map(|(to, endpoints)| DirectService {
-                client: id,
-                to: *to,
-                endpoints: endpoints.clone(),
-            }));
+            let ways = ways.remove(&id).unwrap_or_default();
+            client.follow(&one.snapshot, ways, &self.people, others, &mut self.lists);
+            plan.services.insert(id, client.chosen.clone());
         }
         (plan, undecided)
     }
@@ -256,3 +292,6 @@ impl Question {
         ambient.in_force(self.known.get(&workload.id)?).ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
@@ -12,7 +11,7 @@ use mesh_common::abi::{self, Allowance, BY_SERVICE, Direct, HAS_DIRECT, PAUSED, 
 use tracing::{info, warn};
 
 use super::enrol::Pod;
-use super::services::Services;
+use super::services::{Choices, Services};
 use super::{KernelError, chain, refused, take_out};
 use crate::net::connections::{Connection, destroy};
 use crate::net::netns::NetNs;
@@ -31,23 +30,13 @@ pub struct DirectWay {
 }
 
 /// What goes without the agent.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct DirectPlan {
     /// Who may connect to whom.
     pub ways: Vec<DirectWay>,
-    /// Services whose endpoint the kernel chooses.
-    pub services: Vec<DirectService>,
-}
-
-/// An address of a service, as one workload knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DirectService {
-    /// The client's `Workload::id`.
-    pub client: u32,
-    /// The address and port that it dials.
-    pub to: SocketAddr,
-    /// The endpoints, of the family of `to`, each as likely as any other.
-    pub endpoints: Arc<[SocketAddr]>,
+    /// Services whose endpoint the kernel chooses, by the client's `Workload::id`: the address and port that it dials, and the
+    /// endpoints, of the same family, each as likely as any other.
+    pub services: HashMap<u32, Choices>,
 }
 
 /// The maps ALLOWED and DIRECT.
@@ -70,7 +59,8 @@ type Pods = HashMap<u32, Pod>;
 struct Target {
     /// The server's namespace, and flags.
     ways: HashMap<Way, (u64, u32)>,
-    services: HashMap<Way, Arc<[SocketAddr]>>,
+    /// By namespace.
+    services: HashMap<u64, Choices>,
 }
 
 impl Target {
@@ -86,10 +76,7 @@ impl Target {
                 *of &= flags;
             }
         }
-        let services = plan.services.iter().filter_map(|service| {
-            let way = Way { netns: cookie(service.client)?, to: service.to.into(), zero: 0 };
-            Some((way, service.endpoints.clone()))
-        });
+        let services = plan.services.iter().filter_map(|(client, choices)| Some((cookie(*client)?, choices.clone())));
         Target { ways, services: services.collect() }
     }
 }

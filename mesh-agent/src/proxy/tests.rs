@@ -5,7 +5,7 @@ mod http;
 mod http2;
 /// The builders that mesh-core's tests use too: two copies would part.
 #[path = "../../../mesh-core/src/testing.rs"]
-mod messages;
+pub(crate) mod messages;
 mod pair;
 mod plaintext;
 mod policies;

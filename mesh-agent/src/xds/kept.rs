@@ -35,7 +35,7 @@ pub enum Which {
     /// All, by the name that stands for all, as ztunnel asks for Istio's own types.
     Everything,
     /// These.
-    Named(BTreeSet<Arc<str>>),
+    Named(Arc<BTreeSet<Arc<str>>>),
 }
 
 impl Kept for Store {

@@ -24,7 +24,7 @@ pub(super) struct Protocol {
     /// Told once, then gone.
     node: Option<Node>,
     /// Names asked for, by type. Wildcard types are not in it.
-    named: BTreeMap<&'static str, BTreeSet<Arc<str>>>,
+    named: BTreeMap<&'static str, Arc<BTreeSet<Arc<str>>>>,
 }
 
 /// What came of a response.
@@ -97,10 +97,13 @@ impl Protocol {
     fn subscribe(
         &mut self,
         type_url: &'static str,
-        wanted: BTreeSet<Arc<str>>,
+        wanted: Arc<BTreeSet<Arc<str>>>,
         initial_resource_versions: HashMap<String, String>,
     ) -> Option<DeltaDiscoveryRequest> {
         let current = self.named.entry(type_url).or_default();
+        if Arc::ptr_eq(current, &wanted) {
+            return None;
+        }
         let names = |set: &BTreeSet<Arc<str>>, not: &BTreeSet<Arc<str>>| -> Vec<String> {
             set.difference(not).map(ToString::to_string).collect()
         };

@@ -11,8 +11,8 @@ use super::opaque;
 use crate::balance::only_pool;
 use crate::identity::SpiffeId;
 use crate::resource::cluster::{Cluster, ClusterKind, LbPolicy, Transport};
-use crate::resource::endpoint::Endpoint;
-use crate::resource::listener::Terminal;
+use crate::resource::endpoint::{Endpoint, LoadAssignment};
+use crate::resource::listener::{TcpProxy, Terminal};
 use crate::snapshot::Snapshot;
 
 /// Places to draw from of one service; weights that need more are the agent's to follow.
@@ -62,11 +62,10 @@ impl Service {
 }
 
 /// The services that a workload knows by an address of their own. They follow its configuration at the cost of what has
-/// changed in it.
+/// changed in it, and hold nothing that can be told from it.
 #[derive(Debug, Default)]
 pub struct Services {
     snapshot: Snapshot,
-    known: HashMap<SocketAddr, Service>,
     /// Of every address that leads to bytes: the clusters and assignments that were looked at, there or not.
     uses: HashMap<SocketAddr, Vec<Arc<str>>>,
     /// The other way round.
@@ -92,13 +91,25 @@ impl Services {
     }
 
     /// The service of an address.
-    pub fn get(&self, to: SocketAddr) -> Option<&Service> {
-        self.known.get(&to)
+    pub fn get(&self, to: SocketAddr) -> Option<Service> {
+        Some(Service { to, choices: choices(&self.snapshot, to)? })
     }
 
-    /// All their addresses, in no order.
+    /// All their addresses, and others that lead to bytes, in no order.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        self.known.keys().copied()
+        self.uses.keys().copied()
+    }
+
+    /// The addresses of services that have one of these endpoints, and perhaps others.
+    pub fn with_any(&self, endpoints: &BTreeSet<SocketAddr>) -> BTreeSet<SocketAddr> {
+        let has = |all: &LoadAssignment| all.endpoints().any(|endpoint| endpoints.contains(&endpoint.address));
+        let by_eds = self.snapshot.endpoints.iter().filter(|(_, all)| has(all)).map(|(name, _)| name);
+        let inline = self.snapshot.clusters.iter().filter(|(_, cluster)| match &cluster.kind {
+            ClusterKind::Static(all) => has(all),
+            _ => false,
+        });
+        let names = by_eds.chain(inline.map(|(name, _)| name));
+        names.filter_map(|name| self.users.get(name)).flatten().copied().collect()
     }
 
     fn look_again(&mut self, to: SocketAddr) {
@@ -110,11 +121,7 @@ impl Services {
                 }
             }
         }
-        let mut uses = Vec::new();
-        match choices(&self.snapshot, to, &mut uses) {
-            Some(choices) => self.known.insert(to, Service { to, choices }),
-            None => self.known.remove(&to),
-        };
+        let uses = proxy(&self.snapshot, to).map(|proxy| uses(&self.snapshot, proxy)).unwrap_or_default();
         for name in &uses {
             self.users.entry(name.clone()).or_default().push(to);
         }
@@ -124,15 +131,18 @@ impl Services {
     }
 }
 
-/// `None`: the agent is to choose, or there is no such service. Names what the answer depends on, besides the listener.
-fn choices(snapshot: &Snapshot, to: SocketAddr, uses: &mut Vec<Arc<str>>) -> Option<Vec<Choice>> {
+/// What becomes of connections to an address of a service, if that is known without their bytes.
+fn proxy(snapshot: &Snapshot, to: SocketAddr) -> Option<&TcpProxy> {
     // The one that serves the address, if several stand for it; none that serves every address.
     let listener = snapshot.outbound(to).filter(|listener| listener.addresses.contains(&to))?;
     let unspecified = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
     let Terminal::Tcp(proxy) = &opaque(listener, to, unspecified, false)?.terminal else { return None };
-    if proxy.hash_source_ip {
-        return None;
-    }
+    (!proxy.hash_source_ip).then_some(proxy)
+}
+
+/// Names of what the choices depend on, besides the listener.
+fn uses(snapshot: &Snapshot, proxy: &TcpProxy) -> Vec<Arc<str>> {
+    let mut uses = Vec::new();
     for entry in proxy.clusters.entries() {
         uses.push(entry.name.clone());
         if let Some(ClusterKind::Eds { service_name }) = snapshot.cluster(&entry.name).map(|cluster| &cluster.kind) {
@@ -142,6 +152,12 @@ fn choices(snapshot: &Snapshot, to: SocketAddr, uses: &mut Vec<Arc<str>>) -> Opt
     uses.sort_unstable();
     uses.dedup();
     uses.shrink_to_fit();
+    uses
+}
+
+/// `None`: the agent is to choose, or there is no such service.
+fn choices(snapshot: &Snapshot, to: SocketAddr) -> Option<Vec<Choice>> {
+    let proxy = proxy(snapshot, to)?;
     let mut shares = Vec::new();
     for entry in proxy.clusters.entries().filter(|entry| entry.weight > 0) {
         let cluster = snapshot.cluster(&entry.name)?;

@@ -140,7 +140,7 @@ impl<V> Dependent<V> {
 /// Endpoints or routes: asked for by name. The number of names is bounded by what needs them.
 #[derive(Debug, Default)]
 pub(super) struct Needed {
-    names: HashSet<Arc<str>>,
+    names: Arc<BTreeSet<Arc<str>>>,
     /// Names that got any answer, with the good one if there is one.
     answered: HashMap<Arc<str>, Option<Good>>,
 }
@@ -148,16 +148,19 @@ pub(super) struct Needed {
 impl Needed {
     /// Sets the names needed; returns those no longer so, which are forgotten.
     pub(super) fn set_names(&mut self, names: HashSet<Arc<str>>) -> Vec<Arc<str>> {
-        let dropped: Vec<_> = self.names.difference(&names).cloned().collect();
+        if names.len() == self.names.len() && self.names.iter().all(|name| names.contains(name)) {
+            return Vec::new();
+        }
+        let dropped: Vec<_> = self.names.iter().filter(|name| !names.contains(*name)).cloned().collect();
         for name in &dropped {
             self.answered.remove(name);
         }
-        self.names = names;
+        self.names = Arc::new(names.into_iter().collect());
         dropped
     }
 
-    pub(super) fn names(&self) -> BTreeSet<Arc<str>> {
-        self.names.iter().cloned().collect()
+    pub(super) fn names(&self) -> Arc<BTreeSet<Arc<str>>> {
+        self.names.clone()
     }
 
     /// Parses an answer unless nothing needs it or it is the one already held; gives it with its

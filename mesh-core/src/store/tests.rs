@@ -61,7 +61,7 @@ fn the_first_snapshot_is_complete() {
     let mut store = Store::new();
     assert!(store.snapshot().is_none());
     clusters(&mut store, &["a", "b"]);
-    let names: Vec<_> = store.subscriptions().endpoints.into_iter().collect();
+    let names: Vec<_> = store.subscriptions().endpoints.iter().cloned().collect();
     assert_eq!(names, ["a".into(), "b".into()]);
     endpoints(&mut store, "a", &[80]);
     listener(&mut store, "9080");
@@ -255,6 +255,13 @@ fn listeners_are_found_by_address() {
         assert_eq!(&*snapshot.outbound(dst(destination)).unwrap().name, want, "{destination}");
     }
     assert_eq!(&*snapshot.inbound().unwrap().name, "virtualInbound");
+}
+
+#[test]
+fn one_name_in_the_place_of_another_is_asked_for() {
+    let mut store = complete();
+    store.apply(CLUSTER_TYPE, vec![upsert("b", "1", &eds_cluster("b"))], &["a".into()]);
+    assert_eq!(*store.subscriptions().endpoints, ["b".into()].into());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use aya::Pod as Plain;
 use aya::maps::{HashMap, Map, MapData};
-use mesh_agent::kernel::{DirectPlan, DirectService, DirectWay, Listeners};
+use mesh_agent::kernel::{Choices, DirectPlan, DirectWay, Listeners};
 use mesh_agent::net::netns::NetNs;
 use mesh_common::abi::{Allowance, Counter, Direct, MAX_DIRECT_SHARE, Service, Share, Slot, Stage, Tuple, Way, maps};
 use mesh_common::addr::Endpoint;
@@ -99,7 +99,7 @@ impl Node {
 
     fn set(&mut self, to: &[&str], undecided: &HashSet<u32>) {
         let ways = to.iter().map(|to| way(to, false)).collect();
-        self.kernel.set_direct(&DirectPlan { ways, services: Vec::new() }, undecided).unwrap();
+        self.kernel.set_direct(&DirectPlan { ways, ..DirectPlan::default() }, undecided).unwrap();
     }
 
     pub fn map<K: Plain, V: Plain>(&self, name: &str) -> HashMap<MapData, K, V> {
@@ -187,7 +187,9 @@ pub fn service(to: &str, endpoints: &[&str]) -> DirectPlan {
     let here = endpoints.iter().filter(|one| one.contains("8080"));
     let ways = here.map(|to| way(to, true)).collect();
     let endpoints = endpoints.iter().map(|to| at(to)).collect();
-    DirectPlan { ways, services: vec![DirectService { client: CLIENT, to: at(to), endpoints }] }
+    let mut services = Choices::default();
+    services.insert(at(to), endpoints);
+    DirectPlan { ways, services: [(CLIENT, services)].into() }
 }
 
 pub fn assert_reset(mut stream: &TcpStream) {

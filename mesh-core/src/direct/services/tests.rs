@@ -88,7 +88,7 @@ impl Config {
     fn slots(self) -> Option<Vec<(String, usize)>> {
         let snapshot = self.snapshot();
         let all = of(&snapshot);
-        let to = all.addresses().next()?;
+        let to = all.addresses().find(|to| all.get(*to).is_some())?;
         assert_eq!(all.addresses().count(), 1);
         let service = all.get(to)?;
         assert_eq!(service.to.to_string(), TO);
@@ -218,7 +218,7 @@ fn who_is_meant() {
 
 /// Slots by address.
 fn told(services: &Services) -> BTreeMap<SocketAddr, Vec<SocketAddr>> {
-    services.addresses().map(|to| (to, services.get(to).unwrap().slots())).collect()
+    services.addresses().filter_map(|to| Some((to, services.get(to)?.slots()))).collect()
 }
 
 /// What a random step does to a configuration of three clusters and listeners.
@@ -262,6 +262,12 @@ proptest! {
             let changed = followed.follow(&snapshot);
             let now = told(&followed);
             prop_assert_eq!(&now, &told(&of(&snapshot)));
+            let endpoints: BTreeSet<SocketAddr> = now.values().flatten().copied().collect();
+            for endpoint in endpoints {
+                let with = followed.with_any(&[endpoint].into());
+                let of = |(_, slots): &(&SocketAddr, &Vec<SocketAddr>)| slots.contains(&endpoint);
+                prop_assert!(now.iter().filter(of).all(|(to, _)| with.contains(to)), "{} of {:?}", endpoint, with);
+            }
             for to in before.keys().chain(now.keys()).filter(|to| before.get(to) != now.get(to)) {
                 prop_assert!(changed.contains(to), "{} of {:?}", to, changed);
             }
