@@ -500,6 +500,12 @@ fn what_an_agent_has_left_can_be_let_go() {
     accept(&wire);
     connect_in(&net.wire, OWN).unwrap();
     accept(&app);
+    // And its port is free for another workload.
+    let addresses = net.pod.addresses().unwrap();
+    let listeners = kernel.enrol_cgroup(ID + 1, &slice.place("other", &[8080]), &addresses, 0).unwrap();
+    listeners.inbound[0].set_nonblocking(false).unwrap();
+    connect_in(&net.wire, OWN).unwrap();
+    goes_to(&listeners.inbound[0], &app);
 }
 
 #[test]
