@@ -7,6 +7,7 @@
 //! next agent takes over what it finds: maps with their entries, and each link in one step, so that a workload is at no
 //! time without programs.
 
+mod agents;
 mod attach;
 pub mod bpf;
 pub mod capabilities;
@@ -72,7 +73,7 @@ pub struct Kernel {
     kept: kept::Kept,
     places: places::Places,
     ways: direct::Ways,
-    agents: BpfHashMap<MapData, u64, u32>,
+    agents: agents::Agents,
     hosts: host::Hosts,
     metrics: PerCpuArray<MapData, u64>,
     events: Option<Map>,
@@ -260,7 +261,7 @@ impl Kernel {
     /// Puts the programs of the cgroup in force.
     pub fn attach(&mut self) -> Result<(), KernelError> {
         if let Some(id) = self.cgroups.agent() {
-            self.agents.insert(id, 1, 0).map_err(|e| refused(abi::maps::AGENTS, &e))?;
+            self.agents.add(id)?;
         }
         if let Some(mut base) = self.base.take() {
             attach::attach_sockets(&mut base)?;
@@ -272,13 +273,7 @@ impl Kernel {
 
     /// Makes this agent's cgroup the only one whose processes are left alone. To be called when no other agent is there.
     pub fn claim(&mut self) -> Result<(), KernelError> {
-        let wrong = |e: MapError| KernelError::Map { map: abi::maps::AGENTS, why: chain(&e) };
-        let own = self.cgroups.agent();
-        if let Some(id) = own {
-            self.agents.insert(id, 1, 0).map_err(wrong)?;
-        }
-        let others: Vec<u64> = self.agents.keys().filter_map(Result::ok).filter(|id| Some(*id) != own).collect();
-        others.into_iter().try_for_each(|id| self.agents.remove(&id).map_err(wrong))
+        self.agents.only(self.cgroups.agent())
     }
 
     /// Pods that another agent has left in force and this one has not enrolled.

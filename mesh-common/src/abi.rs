@@ -17,7 +17,7 @@ pub use ports::{Mode, OutboundKey, PortKey};
 pub use short::{End, LINK_WANTED, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 11;
+pub const ABI_VERSION: u32 = 12;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
@@ -35,8 +35,8 @@ pub const MAX_FLOWS: u32 = 65_536;
 /// Connections of the agent between `connect()` and their acceptance by an application. When the map is full the agent
 /// ends the connection ([`Counter::PeerFull`]).
 pub const MAX_PEERS: u32 = 65_536;
-/// Open connections that were redirected, of all workloads together. When the map is full, the socket of a further one has
-/// its destination in a storage of its own, which takes longer.
+/// Places for open connections that were redirected or go directly, of all workloads together; a power of two. The socket
+/// whose place another has keeps its destination in a storage of its own, which takes longer.
 pub const MAX_ASKED: u32 = 65_536;
 /// Most of [`MAX_FLOWS`], and of [`MAX_PEERS`], that are of one workload: so none takes the places of all others.
 pub const MAX_SHARE: i64 = 8192;
@@ -74,7 +74,7 @@ pub const MAX_SHORTCUTS: u32 = 32_768;
 /// counted for [`Pair::NOBODY`] ([`Counter::DirectUnnamed`]).
 pub const MAX_PAIRS: u32 = 65_536;
 /// Agents (cgroups) whose processes are never caught: two during an upgrade.
-pub const MAX_AGENTS: u32 = 16;
+pub const MAX_AGENTS: usize = 16;
 /// Bytes of the ring buffer for [`Event`]s; what does not fit is counted ([`Counter::EventLost`]).
 pub const EVENT_BYTES: u32 = 256 * 1024;
 
@@ -85,7 +85,7 @@ pub const TUNNEL_PORT: u16 = 15008;
 pub mod maps {
     /// netns cookie, or number of a workload of the host (u64) → [`Workload`](super::Workload). Written by the agent only.
     pub const WORKLOADS: &str = "WORKLOADS";
-    /// cgroup id (u64) → u32 (1). Written by the agent only.
+    /// 0 → cgroup ids of [`MAX_AGENTS`](super::MAX_AGENTS) agents (u64 each); 0 in free places. Written by the agent only.
     pub const AGENTS: &str = "AGENTS";
     /// cgroup id (u64) → number of a workload of the host (u64). Written by the agent only.
     pub const CGROUPS: &str = "CGROUPS";
@@ -101,7 +101,7 @@ pub mod maps {
     pub const PEER: &str = "PEER";
     /// netns cookie (u64) → [`Share`](super::Share). The agent makes and removes entries, the programs count in them.
     pub const SHARES: &str = "SHARES";
-    /// cookie of an application's socket (u64) → [`Asked`](super::Asked), where it wanted to go.
+    /// place of a cookie ([`asked_at`](super::asked_at)) → [`Asked`](super::Asked), where the application's socket wanted to go.
     pub const ASKED: &str = "ASKED";
     /// socket of an application → [`Far`](super::Far), who is really at the other end.
     pub const FAR: &str = "FAR";
@@ -277,14 +277,24 @@ pub struct Far {
     pub chosen: Endpoint,
 }
 
-/// Where a redirected socket wanted to go.
+/// Where a socket that was redirected, or goes directly, wanted to go. The value of ASKED.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
+    /// The socket's cookie. 0: the place is free.
+    pub cookie: u64,
     /// The destination, and what was chosen for it.
     pub far: Far,
     /// 1 once its first packet is about to leave: from then on the programs are told of the connection's end.
     pub sent: u32,
+    /// 0; in the place of padding.
+    pub zero: u32,
+}
+
+/// The place of a socket in ASKED, by its cookie. The kernel counts cookies up, so those of one time stand side by side.
+#[inline(always)]
+pub const fn asked_at(cookie: u64) -> u32 {
+    cookie as u32 & (MAX_ASKED - 1)
 }
 
 /// Why a socket of an enrolled workload may send to the wire by itself. The value of its VERDICT storage.
@@ -542,7 +552,7 @@ const _: () = {
     );
     assert!(core::mem::offset_of!(Workload, outbound_port) == 40 + 4 * MODE_PORT_WORDS + 16 * MAX_ADDRESSES);
     assert!(size_of::<Share>() == 24 && align_of::<Share>() == 8);
-    assert!(size_of::<Asked>() == 44 && align_of::<Asked>() == 4);
+    assert!(size_of::<Asked>() == 56 && align_of::<Asked>() == 8 && MAX_ASKED.is_power_of_two());
     assert!(size_of::<Far>() == 40 && align_of::<Far>() == 4);
     assert!(size_of::<Event>() == 64 && align_of::<Event>() == 8);
     let mut i = 0;

@@ -52,10 +52,10 @@ pub enum Found {
 }
 
 /// Decides on a new outbound connection of `workload` to `to`. `device` tells whether the socket is bound to a device:
-/// then loopback is out of its reach and the workload's own address serves. `random` spreads redirected connections
+/// then loopback is out of its reach and the workload's own address serves. `number` spreads redirected connections
 /// over 127.0.0.0/8, so that no pair of addresses runs out of ports.
 #[inline(always)]
-pub fn outbound(workload: &Workload, to: &Endpoint, device: bool, random: u32) -> Outbound {
+pub fn outbound(workload: &Workload, to: &Endpoint, device: bool, number: u32) -> Outbound {
     if is_never_captured(workload, to) {
         return Outbound::Pass;
     }
@@ -66,7 +66,7 @@ pub fn outbound(workload: &Workload, to: &Endpoint, device: bool, random: u32) -
     let addr = if device {
         own
     } else if to.addr.is_v4() {
-        Addr::from_v4_wire(spread(random))
+        Addr::from_v4_wire(spread(number))
     } else {
         Addr([0, 0, 0, 1_u32.to_be()])
     };
@@ -105,8 +105,8 @@ pub fn source(workload: &Workload, v4: bool) -> &Addr {
 
 /// An address of 127.0.0.0/8, as on the wire: never the network's first or last address.
 #[inline(always)]
-pub fn spread(random: u32) -> u32 {
-    let host = match random & 0x00ff_ffff {
+pub fn spread(number: u32) -> u32 {
+    let host = match number & 0x00ff_ffff {
         0 => 1,
         0x00ff_ffff => 0x00ff_fffe,
         host => host,

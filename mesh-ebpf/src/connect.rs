@@ -3,15 +3,15 @@
 //! enrolled namespaces, and in the host's own that of enrolled cgroups; never the agent's sockets. UDP is `sendmsg`'s.
 
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_prandom_u32, bpf_set_retval};
+use aya_ebpf::helpers::generated::bpf_set_retval;
 use aya_ebpf::programs::SockAddrContext;
 use mesh_common::abi::{Counter, Far, Tuple, Verdict, Workload};
 use mesh_common::addr::Endpoint;
 use mesh_common::capture::{self, Outbound};
 
-use crate::maps::{AGENT, AGENTS, VERDICT};
+use crate::maps::{AGENT, VERDICT};
 use crate::report::{decided, tell};
-use crate::socket::{agent_listens, netns, of_sock_addr, set_user4, set_user6, user4, user6};
+use crate::socket::{agent_calls, agent_listens, netns, of_sock_addr, set_user4, set_user6, user4, user6};
 use crate::{direct, far, host, sendmsg, shortcut};
 
 const SOCK_STREAM: u32 = 1;
@@ -66,17 +66,12 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
     if AGENT.get(sk).is_some() {
         return Ok(None);
     }
-    // SAFETY: no arguments, no precondition.
-    let cgroup = unsafe { bpf_get_current_cgroup_id() };
-    // SAFETY: the value is not used, only that it is there.
-    if unsafe { AGENTS.get(cgroup) }.is_some() {
+    if agent_calls() {
         return release(sk, workload, netns, to, Verdict::Exempt);
     }
     // SAFETY: sk is a socket and not null.
     let device = unsafe { (*sk).bound_dev_if } != 0;
-    // SAFETY: no arguments, no precondition.
-    let random = unsafe { bpf_get_prandom_u32() };
-    match capture::outbound(workload, to, device, random) {
+    match capture::outbound(workload, to, device, far::number(ctx)) {
         Outbound::Pass => {
             // An earlier, failed connect of the same socket may have been redirected.
             far::forget(ctx, sk);
@@ -87,13 +82,13 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
             if !agent_listens(netns, &listener) {
                 return without_agent(ctx, sk, workload, netns, to);
             }
-            let chosen = direct::choose(workload, netns, to, random);
+            let chosen = direct::choose(workload, netns, to);
             let far = Far { to: *to, chosen: chosen.unwrap_or(Endpoint::ZERO) };
             if !device
                 && protocol == IPPROTO_TCP
                 && direct::goes(workload, netns, chosen.as_ref().unwrap_or(to), chosen.is_some())
             {
-                if far::store(ctx, sk, &far) && VERDICT.set(sk, Verdict::Direct as u32) {
+                if far::note_direct(ctx, sk, &far) && VERDICT.set(sk, Verdict::Direct as u32) {
                     shortcut::may_begin(sk, workload);
                     decided(Counter::DirectOpened, || toward(netns, to));
                     return Ok(chosen);

@@ -3,6 +3,7 @@
 //! client's pod until the socket that owns the record closes. What is said of a record is in mesh-common's `direct`.
 
 use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::programs::SockOpsContext;
 use mesh_common::abi::{
     Allowance, Counter, Direct, HAS_DIRECT, Path, SHORTCUTS, Service, Slot, Stage, TAKES_DIRECT, Tuple, Verdict, Way,
@@ -18,19 +19,21 @@ use crate::packet::Packet;
 use crate::report::tell;
 use crate::sock_ops::add;
 use crate::socket::{Ends, netns};
-use crate::{shortcut, stats};
+use crate::{far, shortcut, stats};
 
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
 
 /// An endpoint, if `to` is the address of a service whose endpoint is chosen here.
 #[inline(always)]
-pub fn choose(workload: &Workload, netns: u64, to: &Endpoint, random: u32) -> Option<Endpoint> {
+pub fn choose(workload: &Workload, netns: u64, to: &Endpoint) -> Option<Endpoint> {
     if workload.flags & HAS_DIRECT == 0 {
         return None;
     }
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
     let Service { id, count, .. } = *unsafe { SERVICES.get(way(netns, to)) }?;
+    // SAFETY: no arguments, no precondition.
+    let random = unsafe { bpf_get_prandom_u32() };
     let slot = Slot { service: id, index: direct::draw(random, count), zero: 0 };
     // SAFETY: as above.
     unsafe { SLOTS.get(slot) }.copied()
@@ -227,6 +230,7 @@ pub fn becomes(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, state: u32)
         return;
     }
     if clients {
+        far::over(ctx);
         shortcut::closed_directly(ctx, sk);
     }
     stats::measured(ctx, Path::Direct);

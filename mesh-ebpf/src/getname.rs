@@ -58,15 +58,12 @@ fn peer(ctx: &SockAddrContext, told: impl Fn(&SockAddrContext) -> Endpoint) -> O
     let local = local(sk);
     // One that was accepted from the agent, or is bound to an address.
     if capture::is_to_app(&told.addr, &local) {
-        return FAR.get(sk).map(|far| far.to);
+        return FAR.find(sk).map(|far| far.to);
     }
     // On the host, too, a socket that was redirected is asked by its own workload, or by who has got it from there.
     host::flags(netns(ctx))?;
-    if capture::may_be_redirected(&local, &told.addr) {
-        return far::of(ctx, sk).map(|far| far.far.to);
-    }
-    // It may have gone directly.
-    FAR.get(sk).map(|far| far.to)
+    // It may have been redirected, or have gone directly.
+    far::of(ctx, sk).map(|far| far.far.to)
 }
 
 /// The socket's own address, if the kernel would say loopback for a connection that was redirected there.

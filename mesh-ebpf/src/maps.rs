@@ -16,9 +16,9 @@ use mesh_common::tcp;
 #[btf_map]
 pub static WORKLOADS: HashMap<u64, abi::Workload, { abi::MAX_WORKLOADS as usize }, NO_PREALLOC> = HashMap::new();
 
-/// Agents whose processes are left alone. Key: cgroup id; value: 1. Bound: `MAX_AGENTS`. Writer: the agent.
+/// Agents whose processes are left alone: their cgroups' ids. Key: 0. Bound: `MAX_AGENTS`. Writer: the agent.
 #[btf_map]
-pub static AGENTS: HashMap<u64, u32, { abi::MAX_AGENTS as usize }> = HashMap::new();
+pub static AGENTS: Array<[u64; abi::MAX_AGENTS], 1> = Array::new();
 
 /// Cgroups of the host's workloads: a process below one of them is that workload's. Key: cgroup id; value: the workload's
 /// number, by which WORKLOADS has it. Bound: `MAX_CGROUPS`. Writer: the agent.
@@ -95,10 +95,11 @@ pub static SERVICES: HashMap<abi::Way, abi::Service, { abi::MAX_SERVICES as usiz
 #[btf_map]
 pub static SLOTS: HashMap<abi::Slot, Endpoint, { abi::MAX_SLOTS as usize }, NO_PREALLOC> = HashMap::new();
 
-/// Where redirected sockets wanted to go. Key: the socket's cookie. Never the agent's sockets. Bound: `MAX_ASKED`; what
-/// does not fit is in FAR. Writers: connect puts in, sock_ops and sock_release take out.
+/// Where sockets that were redirected, or go directly, wanted to go. Key: the place of the socket's cookie. Never the agent's
+/// sockets. Bound: `MAX_ASKED`; whoever finds its place taken is in FAR. Writers: connect puts in, sock_ops and
+/// sock_release take out.
 #[btf_map]
-pub static ASKED: HashMap<u64, abi::Asked, { abi::MAX_ASKED as usize }, NO_PREALLOC> = HashMap::new();
+pub static ASKED: Array<abi::Asked, { abi::MAX_ASKED as usize }> = Array::new();
 
 /// Who is really at the other end of an application's socket: the client of an accepted one; where one that goes directly
 /// wanted to go; or where a redirected one did for which ASKED had no place. Never on the agent's sockets. Lives as long

@@ -31,13 +31,15 @@ pub fn decided(counter: Counter, tuple: impl FnOnce() -> Tuple) {
     }
 }
 
-/// A line of the debugging build's log: the counter's number, who, to where, in which namespace.
+/// A line of the debugging build's log: the counter's number and both ports, who, to where, in which namespace.
 #[cfg(feature = "log")]
 #[inline(never)]
 fn line(counter: Counter, tuple: &Tuple) {
     let Tuple { netns, client, server } = tuple;
     let (from, to) = (client.addr.octets(), server.addr.octets());
-    aya_log_ebpf::info!((), "{} {:i} {} {:i} {} {}", counter as u32, from, client.port, to, server.port, *netns);
+    // In one number: the stack has little room.
+    let numbers = (counter as u64) << 32 | u64::from(client.port) << 16 | u64::from(server.port);
+    aya_log_ebpf::info!((), "{} {:i} {:i} {}", numbers, from, to, *netns);
 }
 
 #[cfg(not(feature = "log"))]

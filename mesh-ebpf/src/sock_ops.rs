@@ -39,7 +39,7 @@ const STATE_CB: u32 = 10;
 /// What asks for `STATE_CB`.
 const STATE_CB_FLAG: i32 = 1 << 2;
 /// What asks to be called when the socket sends something again, which nobody is interested in: it is the mark of a socket
-/// for which ASKED had no place.
+/// whose place in ASKED another has.
 const STORED_FLAG: i32 = 1 << 1;
 /// What asks to be called when the socket's timer for that runs out, which nobody is interested in either: the mark of the
 /// agent's sockets on the wire.
@@ -111,6 +111,7 @@ fn connecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
     } else if capture::may_be_redirected(&ends.local.addr, &ends.remote.addr) {
         redirecting(ctx, sk, ends);
     } else if direct::is_connecting(sk) {
+        far::sending(ctx, sk);
         mark(ctx, STATE_CB_FLAG | shortcut::mark(sk));
     }
 }
@@ -122,11 +123,11 @@ fn redirecting(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) {
         && let Some(far) = far::sending(ctx, sk)
     {
         let short = if own & SHORTCUTS != 0 { shortcut::mark(sk) } else { 0 };
-        // Also where there is no place in FLOW: ASKED is to be told of its end.
+        // Also where there is no place in FLOW: its place in ASKED is to be left at its end.
         let flags = ctx.cb_flags() as i32 & !STORED_FLAG | STATE_CB_FLAG | short;
         let _ = ctx.set_cb_flags(flags | if far.stored { STORED_FLAG } else { 0 });
         // If not: the agent finds nothing for the accepted socket and resets it.
-        TO_AGENT.note(ctx, ends, &far.far);
+        TO_AGENT.note(ctx, ends, far.far);
     }
 }
 

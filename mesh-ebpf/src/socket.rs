@@ -16,7 +16,7 @@ use aya_ebpf::helpers::generated::{
     bpf_sk_storage_delete, bpf_sk_storage_get,
 };
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
-use mesh_common::abi::{OutboundKey, Role, Tuple};
+use mesh_common::abi::{MAX_AGENTS, OutboundKey, Role, Tuple};
 use mesh_common::addr::{Addr, Endpoint};
 
 use crate::maps::{AGENT, AGENTS, OUTBOUND, SkStorage};
@@ -30,10 +30,16 @@ impl<T: Copy, const FLAGS: usize> SkStorage<T, FLAGS> {
     /// The socket's value. `sk` must have been tested for null.
     #[inline(always)]
     pub fn get(&self, sk: *mut bpf_sock) -> Option<T> {
+        self.find(sk).copied()
+    }
+
+    /// As [`SkStorage::get`], where it is.
+    #[inline(always)]
+    pub fn find<'a>(&self, sk: *mut bpf_sock) -> Option<&'a T> {
         // SAFETY: the verifier has seen that sk is a socket and not null; without a value the helper only looks up.
         let value = unsafe { bpf_sk_storage_get(self.as_ptr(), sk.cast(), ptr::null_mut(), 0) }.cast::<T>();
-        // SAFETY: not null, so it points to a T in the socket's storage, which outlives this program's run.
-        if value.is_null() { None } else { Some(unsafe { *value }) }
+        // SAFETY: null or a T in the socket's storage, which outlives this program's run.
+        unsafe { value.as_ref() }
     }
 
     /// Gives the socket a value, in place of one that it may have. False if there is no memory for it.
@@ -102,10 +108,27 @@ pub fn is_agents(sk: *mut bpf_sock) -> bool {
     if AGENT.get(sk).is_some() {
         return true;
     }
+    agent_calls()
+}
+
+/// Whether an agent's process makes the system call.
+#[inline(always)]
+pub fn agent_calls() -> bool {
     // SAFETY: no arguments, no precondition.
     let cgroup = unsafe { bpf_get_current_cgroup_id() };
-    // SAFETY: the value is not used, only that it is there.
-    unsafe { AGENTS.get(cgroup) }.is_some()
+    let Some(agents) = AGENTS.get(0) else { return false };
+    // That is a free place.
+    if cgroup == 0 {
+        return false;
+    }
+    let mut i = 0;
+    while i < MAX_AGENTS {
+        if agents[i] == cgroup {
+            return true;
+        }
+        i += 1;
+    }
+    false
 }
 
 /// Whether an agent listens at `at` in a namespace. OUTBOUND has its listeners, from which one that is closed is gone: an

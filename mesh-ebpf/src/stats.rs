@@ -10,11 +10,11 @@ use mesh_common::abi::{Carried, Counter, Direct, Pair, Path, Stage};
 use mesh_common::addr::Endpoint;
 use mesh_common::tcp::{self, Counts, Figure, bucket, place};
 
-use crate::maps::{DIRECT_STATS, FAR, TCP_STATS};
+use crate::maps::{DIRECT_STATS, TCP_STATS};
 use crate::report::count;
-use crate::shortcut;
 use crate::sock_ops::add;
 use crate::socket::{Ends, netns};
+use crate::{far, shortcut};
 
 const BPF_NOEXIST: u64 = 1;
 /// In place of what a record notes at FIN_WAIT2, where there is no record: a number that no `u32` is. The verifier does not
@@ -39,7 +39,6 @@ pub fn of_client(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, state: u3
     if (state == tcp::CLOSE && before == tcp::SYN_SENT) || stage == Stage::Sent as u32 {
         return;
     }
-    let received = received(ctx);
     match (state, record) {
         (tcp::CLOSE, _) => {}
         (tcp::ESTABLISHED, Some(_)) => {}
@@ -47,12 +46,12 @@ pub fn of_client(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, state: u3
         // when the client itself closes the socket, so what has come since then is the server's end, or came before a reset.
         (tcp::FIN_WAIT2, Some(record)) => {
             // SAFETY: as above; nobody else reads or writes this field.
-            unsafe { (*record).received = received as u32 };
+            unsafe { (*record).received = received(ctx) as u32 };
             return;
         }
         _ => return,
     }
-    let pair = Pair { client: netns(ctx), to: dialled(sk, ends), endpoint: ends.remote };
+    let pair = Pair { client: netns(ctx), to: dialled(ctx, sk, ends), endpoint: ends.remote };
     let Some(carried) = entry(&pair) else { return };
     // SAFETY: fields in the map's entry, which stays readable and writable until this program has ended; the agent only
     // removes whole entries.
@@ -77,6 +76,7 @@ pub fn of_client(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, state: u3
         let acked = ptr::read_volatile(&raw const (*o).bytes_acked);
         (acked, ptr::read_volatile(&raw const (*o).snd_nxt), ptr::read_volatile(&raw const (*o).snd_una))
     };
+    let received = received(ctx);
     // Without a record the server's socket is gone, after its FIN. A reset in its place makes this one byte too little.
     let ended = half != u64::from(received as u32);
     let counts = Counts { state: before, acked, all_acked: sent == noted, received, ended };
@@ -126,9 +126,9 @@ fn received(ctx: &SockOpsContext) -> u64 {
 
 /// Where a socket that connects directly wanted to go.
 #[inline(always)]
-fn dialled(sk: *mut bpf_sock, ends: &Ends) -> Endpoint {
-    match FAR.get(sk) {
-        Some(far) => far.to,
+fn dialled(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends) -> Endpoint {
+    match far::of(ctx, sk) {
+        Some(far) => far.far.to,
         None => ends.remote,
     }
 }

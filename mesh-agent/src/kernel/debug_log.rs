@@ -57,15 +57,17 @@ impl log::Log for Lines {
     fn flush(&self) {}
 }
 
-/// `0 10.0.0.1 1 10.0.0.2 2 7`: a counter, client, server, namespace, as `report.rs` of the programs tells it.
+/// `65538 10.0.0.1 10.0.0.2 7`: a counter (0) with both ports (1, 2), client, server, namespace, as `report.rs` of the programs
+/// tells it.
 fn line(told: &str) -> Option<String> {
     let mut words = told.split(' ');
-    let (_, name) = Counter::ALL.get(words.next()?.parse::<usize>().ok()?)?;
-    let mut end = || {
+    let numbers: u64 = words.next()?.parse().ok()?;
+    let (_, name) = Counter::ALL.get(usize::try_from(numbers >> 32).ok()?)?;
+    let mut end = |port: u64| {
         let ip: IpAddr = words.next()?.parse().ok()?;
-        Some(SocketAddr::new(ip.to_canonical(), words.next()?.parse().ok()?))
+        Some(SocketAddr::new(ip.to_canonical(), port as u16))
     };
-    let (client, server) = (end()?, end()?);
+    let (client, server) = (end(numbers >> 16)?, end(numbers)?);
     let netns = words.next()?;
     Some(format!("{name} client={client} server={server} netns={netns}"))
 }
@@ -76,9 +78,13 @@ mod tests {
 
     #[test]
     fn a_decision_has_its_name() {
-        let told = "0 :: 0 ::ffff:192.0.2.80 80 7";
+        let told = "80 :: ::ffff:192.0.2.80 7";
         assert_eq!(line(told).unwrap(), "outbound_captured client=[::]:0 server=192.0.2.80:80 netns=7");
-        assert_eq!(line("99 :: 0 :: 0 7"), None);
+        assert_eq!(
+            line("65538 10.0.0.1 10.0.0.2 7").unwrap(),
+            "outbound_captured client=10.0.0.1:1 server=10.0.0.2:2 netns=7"
+        );
+        assert_eq!(line(&format!("{} :: :: 7", 99_u64 << 32)), None);
         assert_eq!(line(""), None);
     }
 }

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::cgroups::Cgroups;
 use super::{
-    Kernel, KernelError, TcpStats, attach, chain, debug_log, direct, hooks, host, pins::Pins, probe, services,
+    Kernel, KernelError, TcpStats, agents, attach, chain, debug_log, direct, hooks, host, pins::Pins, probe, services,
     sockets::Sockets,
 };
 use crate::net::netns::NetNs;
@@ -187,7 +187,7 @@ fn build(
     let records = take(&mut base, maps::DIRECT, BpfHashMap::try_from)?;
     let services = take(&mut base, maps::SERVICES, BpfHashMap::try_from)?;
     let slots = take(&mut base, maps::SLOTS, BpfHashMap::try_from)?;
-    let agents = take(&mut base, maps::AGENTS, BpfHashMap::try_from)?;
+    let agents = agents::Agents(take(&mut base, maps::AGENTS, Array::try_from)?);
     let known = take(&mut base, maps::CGROUPS, BpfHashMap::try_from)?;
     let levels = take(&mut base, maps::LEVELS, Array::try_from)?;
     let ports = take(&mut base, maps::HOST_PORTS, BpfHashMap::try_from)?;

@@ -20,6 +20,7 @@ use mesh_common::addr::Endpoint;
 use mesh_common::direct::{MAX_MISSED, key};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::far::noted;
 use super::packets::{SYN, TCP, packet_from, segment_at};
 use super::support::*;
 
@@ -171,10 +172,11 @@ impl Node {
     /// Until nothing of any connection is left.
     fn assert_forgotten(&self) {
         let end = Instant::now() + PATIENCE;
-        while (self.records(), self.held()) != (0, 0) && Instant::now() < end {
+        let left = || (self.records(), self.held(), noted(&self.pins));
+        while left() != (0, 0, 0) && Instant::now() < end {
             std::thread::sleep(MOMENT);
         }
-        assert_eq!((self.records(), self.held()), (0, 0));
+        assert_eq!(left(), (0, 0, 0));
     }
 }
 

@@ -6,15 +6,11 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Instant;
 
-use aya::maps::{HashMap, Map, MapData};
-use mesh_common::abi::{Asked, maps};
-
 use super::support::*;
 
 /// How many sockets are noted.
-fn noted(pins: &Path) -> usize {
-    let data = Map::from_map_data(MapData::from_pin(map(pins, maps::ASKED)).unwrap()).unwrap();
-    HashMap::<MapData, u64, Asked>::try_from(data).unwrap().keys().count()
+pub fn noted(pins: &Path) -> usize {
+    asked(pins).iter().map(Result::unwrap).filter(|place| place.cookie != 0).count()
 }
 
 /// Waits for the end of a connection, which takes packets, and whatever holds its sockets for a moment longer.
@@ -76,8 +72,8 @@ fn nothing_is_left_of_a_connect_that_fails() {
         mesh.net.pod.run(|| std::fs::write(path, value)).unwrap().unwrap();
     };
     write("ip_local_port_range", "40000 40001");
-    write("ip_local_reserved_ports", "40000-40001");
-    for to in ["10.77.0.1:8080", "[fd77::1]:8080"] {
+    for (to, next) in [("10.77.0.1:8080", "10.77.0.1:8081"), ("[fd77::1]:8080", "[fd77::1]:8081")] {
+        write("ip_local_reserved_ports", "40000-40001");
         let socket = socket_in(&mesh.net.pod, to);
         for _ in 0..2 {
             let error = socket.connect(&at(to).into()).unwrap_err();
@@ -86,8 +82,17 @@ fn nothing_is_left_of_a_connect_that_fails() {
         assert_eq!(noted(&mesh.pins), 1, "{to}: by its one cookie");
         drop(socket);
         wait_for_nothing(&mesh, "released");
+        // The next one of a socket goes where that one says.
+        let socket = socket_in(&mesh.net.pod, to);
+        socket.connect(&at(to).into()).unwrap_err();
+        write("ip_local_reserved_ports", "\n");
+        socket.connect(&at(next).into()).unwrap();
+        let (server, origin) = mesh.accept_outbound(at(to).is_ipv4());
+        assert_eq!(origin, Some(at(next)));
+        assert_eq!(socket.peer_addr().unwrap().as_socket().unwrap(), at(next));
+        drop((socket, server));
+        wait_for_nothing(&mesh, "connected at last");
     }
-    write("ip_local_reserved_ports", "\n");
     // Redirected first, and then to where it says.
     let socket = socket_in(&mesh.net.pod, "10.77.0.1:8080");
     socket.connect(&at("10.77.0.1:8080").into()).unwrap();

@@ -27,9 +27,6 @@ fn fill<K: Pod, V: Pod>(mut map: HashMap<MapData, K, V>, key: impl Fn(u32) -> K,
     }
 }
 
-/// Somebody's destination.
-const NOWHERE: Asked = Asked { far: Far { to: Endpoint::ZERO, chosen: Endpoint::ZERO }, sent: 0 };
-
 /// Cookies that no namespace has.
 fn nobody(i: u32) -> u64 {
     u64::MAX - u64::from(i)
@@ -213,11 +210,18 @@ fn no_place_for_events() {
     assert_eq!(lost + told, TRIES, "each is told or counted as lost");
 }
 
+/// Gives all places of ASKED to somebody.
+fn take_all(pins: &std::path::Path, cookie: u64) {
+    let far = Far { to: Endpoint::ZERO, chosen: Endpoint::ZERO };
+    let mut asked = asked(pins);
+    (0..abi::MAX_ASKED).for_each(|i| asked.set(i, Asked { cookie, far, sent: 0, zero: 0 }, 0).unwrap());
+}
+
 /// Sockets keep their destinations themselves, and nobody sees a difference.
 #[test]
 fn no_place_for_a_destination() {
     let mesh = Mesh::new();
-    fill(open::<u64, Asked>(&mesh.pins, maps::ASKED), nobody, NOWHERE);
+    take_all(&mesh.pins, nobody(0));
     for to in ["10.77.0.1:8080", "[fd77::1]:8080"] {
         let client = mesh.connect(to).unwrap();
         let (server, origin) = mesh.accept_outbound(at(to).is_ipv4());
@@ -239,17 +243,13 @@ fn no_place_for_a_destination() {
     for (to, full) in
         [("10.77.0.1:8080", true), ("10.77.0.1:8081", false), ("10.77.0.1:8082", true), ("10.77.0.1:8083", false)]
     {
-        let mut asked = open::<u64, Asked>(&mesh.pins, maps::ASKED);
-        // Not there where the one before had its place.
-        let _ = asked.remove(&nobody(0));
-        assert_eq!(asked.keys().count(), abi::MAX_ASKED as usize - 1, "{to}: something is left");
-        if full {
-            asked.insert(nobody(0), NOWHERE, 0).unwrap();
-        }
+        let cookie = if full { nobody(0) } else { 0 };
+        take_all(&mesh.pins, cookie);
         socket.connect(&at(to).into()).unwrap();
         assert_eq!(mesh.accept_outbound(true).1, Some(at(to)));
         assert_eq!(socket.peer_addr().unwrap().as_socket().unwrap(), at(to));
         disconnect(&socket);
+        assert!(asked(&mesh.pins).iter().all(|place| place.unwrap().cookie == cookie), "{to}: something is left");
     }
 }
 
@@ -258,7 +258,7 @@ fn no_place_for_a_destination() {
 #[test]
 fn no_place_on_a_socket() {
     let mesh = Mesh::new();
-    fill(open::<u64, Asked>(&mesh.pins, maps::ASKED), nobody, NOWHERE);
+    take_all(&mesh.pins, nobody(0));
     let there = listen_in(&mesh.net.wire, "10.77.0.1:8080");
     let file = "/proc/sys/net/core/optmem_max";
     let Ok(before) = mesh.net.pod.run(|| std::fs::read_to_string(file)).unwrap() else {

@@ -5,8 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use aya::maps::{Array, Map, MapData};
 use mesh_agent::kernel::{Kernel, hooks};
-use mesh_common::abi::{self, Counter};
+use mesh_common::abi::{self, Counter, MAX_AGENTS, maps};
 
 use super::support::*;
 
@@ -216,6 +217,7 @@ fn an_agent_alone_in_its_cgroup_is_never_caught() {
         let client = mesh.connect("10.77.0.1:8080").unwrap();
         assert_joined(&client, &accept(&there).0);
         assert_eq!(mesh.count(Counter::OutboundCaptured), 0);
+        only_one_agent_is_left_alone(mesh);
         return;
     }
     require();
@@ -230,6 +232,26 @@ fn an_agent_alone_in_its_cgroup_is_never_caught() {
     fs::remove_dir(&cgroup).unwrap();
     let output = output.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// Another agent is left alone until this one is the only one; and a further one finds a place as long as there is one.
+fn only_one_agent_is_left_alone(mut mesh: Mesh) {
+    let path = map(&mesh.pins, maps::AGENTS);
+    let data = Map::from_map_data(MapData::from_pin(path).unwrap()).unwrap();
+    let mut agents = Array::<MapData, [u64; MAX_AGENTS]>::try_from(data).unwrap();
+    let alone = agents.get(&0, 0).unwrap();
+    assert_eq!(alone.iter().filter(|id| **id != 0).count(), 1, "{alone:?}");
+    let full = alone.map(|id| if id == 0 { u64::MAX } else { id });
+    agents.set(0, full, 0).unwrap();
+    mesh.kernel.attach().unwrap();
+    assert_eq!(agents.get(&0, 0).unwrap(), full, "it is there already");
+    mesh.kernel.claim().unwrap();
+    assert_eq!(agents.get(&0, 0).unwrap(), alone);
+    agents.set(0, [u64::MAX; MAX_AGENTS], 0).unwrap();
+    let error = mesh.kernel.attach().unwrap_err().to_string();
+    assert!(error.contains("AGENTS") && error.contains("all 16 places are taken"), "{error}");
+    mesh.kernel.claim().unwrap();
+    assert_eq!(agents.get(&0, 0).unwrap().iter().filter(|id| **id != 0).count(), 1);
 }
 
 pub fn cgroup2() -> std::path::PathBuf {

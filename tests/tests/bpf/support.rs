@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use aya::maps::{Array, Map, MapData};
 use mesh_agent::kernel::{Kernel, Listeners, Sockets};
 use mesh_agent::net::netlink;
 use mesh_agent::net::netns::NetNs;
 use mesh_agent::settings::KernelSettings;
+use mesh_common::abi::{Asked, maps};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// The pod's addresses.
@@ -172,6 +174,11 @@ pub fn pins() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let name = format!("{PINS}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     Path::new("/sys/fs/bpf").join(name)
+}
+
+/// The destinations of sockets, beside the agent's own handle of the map.
+pub fn asked(pins: &Path) -> Array<MapData, Asked> {
+    Map::from_map_data(MapData::from_pin(map(pins, maps::ASKED)).unwrap()).unwrap().try_into().unwrap()
 }
 
 /// Where a map of this ABI is pinned.

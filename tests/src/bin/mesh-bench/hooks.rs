@@ -223,13 +223,15 @@ fn show(load: &Load, rounds: &[Round], accounted: f64) -> Value {
 
 /// Prints the goals, each beside its figure.
 fn show_goals(measured: &[Vec<Round>], accounted: f64) -> Vec<Value> {
-    println!("\n  {:<52}{:>8}{:>8}{:>10}  goal", "goals", "ns", "net", "runs an op");
+    println!("\n  {:<52}{:>8}{:>8}{:>13}{:>10}  goal", "goals", "ns", "net", "rounds", "runs an op");
     let mut rows = Vec::new();
     for goal in &GOALS {
         let rounds = LOADS.iter().zip(measured).find(|(load, _)| load.measurement.title == goal.load);
         let Some((_, rounds)) = rounds else { continue };
         let of = |figure: &dyn Fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(figure));
-        let figure = of(&|round| round.cost(goal.node, goal.hooks, goal.per));
+        let cost = |round: &Round| round.cost(goal.node, goal.hooks, goal.per);
+        let figure = of(&cost);
+        let apart = spread(rounds.iter().filter_map(cost));
         let often = of(&|round| round.often(goal.node, goal.hooks));
         let runs = match goal.per {
             Per::Run => Some(1.0),
@@ -239,20 +241,29 @@ fn show_goals(measured: &[Vec<Round>], accounted: f64) -> Vec<Value> {
         let net = figure.zip(runs).map(|(figure, runs)| figure - runs * accounted);
         let text = |value: Option<f64>, digits| value.map_or("–".to_owned(), |value| format!("{value:.digits$}"));
         println!(
-            "  {:<52}{:>8}{:>8}{:>10}  {}",
+            "  {:<52}{:>8}{:>8}{:>13}{:>10}  {}",
             goal.what,
             text(figure, 0),
             text(net, 0),
+            apart.map_or("–".to_owned(), |(least, most)| format!("{least:.0}–{most:.0}")),
             text(often.filter(|often| *often >= 0.01), 2),
             goal.verdict(figure, net)
         );
         let below = if let Wanted::Below(below) = goal.wanted { Some(below) } else { None };
         rows.push(json!({
-            "goal": goal.what.trim_start(), "ns": figure, "net_ns": net, "below_ns": below, "runs_per_operation": often,
-            "load": goal.load,
+            "goal": goal.what.trim_start(), "ns": figure, "net_ns": net, "least_and_most_ns": apart, "below_ns": below,
+            "runs_per_operation": often, "load": goal.load,
         }));
     }
     rows
+}
+
+/// The least and the most of the rounds: how far a figure can be trusted.
+fn spread(rounds: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    rounds.fold(None, |apart, one| match apart {
+        Some((least, most)) => Some((f64::min(least, one), f64::max(most, one))),
+        None => Some((one, one)),
+    })
 }
 
 #[cfg(test)]
@@ -271,6 +282,12 @@ mod tests {
         assert_eq!(round.often(0, &["sock_ops"]), Some(4.0));
         assert_eq!(round.cost(0, SOCKET_HOOKS, Per::RunOfEach), Some(150.0));
         assert_eq!(round.cost(1, &["connect4"], Per::Operation), None);
+    }
+
+    #[test]
+    fn rounds_are_as_far_apart_as_their_least_and_most() {
+        assert_eq!(spread([2.0, 1.0, 3.0].into_iter()), Some((1.0, 3.0)));
+        assert_eq!(spread(std::iter::empty()), None);
     }
 
     #[test]
