@@ -13,6 +13,8 @@ use mesh_tests::topology::PodSpec;
 use mesh_tests::{Lab, LabBuilder, Output, Process, Shared, Topology};
 use nix::sys::signal::Signal;
 
+#[path = "../e2e_trust/anybody.rs"]
+mod anybody;
 #[path = "../e2e_trust/authority.rs"]
 mod authority;
 mod deploy;

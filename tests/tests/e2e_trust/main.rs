@@ -5,6 +5,7 @@ use anyhow::Result;
 use mesh_tests::topology::PodSpec;
 use mesh_tests::{Lab, LabBuilder, Shared, Topology};
 
+mod anybody;
 mod authority;
 mod csr;
 mod inbound;
