@@ -7,5 +7,6 @@ pub mod stream;
 pub mod tunnel;
 pub mod wire;
 
-pub use connect::{BAGGAGE, CONNECT_TIMEOUT, Connected, HBONE_PORT, Source};
+pub use connect::{BAGGAGE, CONNECT_TIMEOUT, Connected, Source};
 pub use errors::UpstreamError;
+pub use tunnel::HBONE_PORT;

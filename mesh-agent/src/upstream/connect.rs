@@ -13,7 +13,6 @@ use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use mesh_core::identity::SpiffeId;
 use mesh_core::resource::cluster::{Cluster, Transport as ClusterTransport, TransportWhen};
 use mesh_core::resource::endpoint::Endpoint;
-use rustls::pki_types::ServerName;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -22,14 +21,11 @@ use tokio_rustls::client::TlsStream;
 
 use super::errors::UpstreamError;
 use super::stream::Stream;
-use super::tunnel::{ConnectHead, Transport, TunnelKey, Tunnels};
+use super::tunnel::{ConnectHead, HBONE_PORT, Transport, TunnelKey, Tunnels};
 use crate::kernel::Sockets;
 use crate::telemetry::{PathBytes, Peer};
-use crate::tls::{Credential, peer_certificate, port_name};
+use crate::tls::{Credential, peer_certificate};
 use crate::workload::Workload;
-
-/// Port of the tunnel listener of every meshed pod (Istio's HBONE port).
-pub const HBONE_PORT: u16 = 15008;
 
 /// Header by which agents tell each other whom they speak for (W3C Baggage).
 pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
@@ -171,14 +167,9 @@ impl Source {
         };
         let limit = cluster.connect_timeout;
         let credential = self.credential(to, limit).await?;
-        let key = TunnelKey {
-            workload: self.workload.id,
-            to,
-            source: self.workload.identity.clone(),
-            expected: expected.clone(),
-        };
+        let key = TunnelKey::new(&self.workload, endpoint, expected);
         let head = ConnectHead { authority: endpoint.address, headers: self.connect_headers(client) };
-        let dial = || self.dial_tunnel(to, endpoint.address.port(), limit, &credential, &expected);
+        let dial = || self.dial_tunnel(&key, limit, &credential);
         let opened = self.tunnels.open(&key, &credential, &head, limit, dial).await?;
         Ok(Connected {
             stream: Stream::tunnel(opened.stream, &self.bytes),
@@ -202,20 +193,18 @@ impl Source {
 
     async fn dial_tunnel(
         &self,
-        to: SocketAddr,
-        port: u16,
+        key: &TunnelKey,
         limit: Duration,
         credential: &Credential,
-        expected: &Arc<[SpiffeId]>,
     ) -> Result<Transport<TlsStream<TcpStream>>, UpstreamError> {
+        let to = key.to;
         let refused = |why: String| UpstreamError::Tls { to, why: why.into() };
         let deadline = Instant::now() + limit;
         let tcp = self.tcp(to, limit, |sockets, workload| sockets.socket(&workload.netns, to)).await?;
         let local = tcp.local_addr().ok();
-        let config = credential.client_config(expected).map_err(|error| refused(error.to_string()))?;
-        // The name plays no part in verification: who the server must be stands in `expected`.
-        let name = port_name(port).unwrap_or_else(|| ServerName::IpAddress(to.ip().into()));
-        let tls = match timeout_at(deadline, TlsConnector::from(config).connect(name, tcp)).await {
+        let config = credential.client_config(&key.expected).map_err(|error| refused(error.to_string()))?;
+        let connecting = TlsConnector::from(config).connect(key.server_name(), tcp);
+        let tls = match timeout_at(deadline, connecting).await {
             Ok(connected) => connected.map_err(|error| refused(error.to_string()))?,
             Err(_) => return Err(UpstreamError::Timeout { to, stage: "TLS" }),
         };

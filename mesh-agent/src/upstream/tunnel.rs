@@ -18,16 +18,21 @@ use h2::client::{Connection, SendRequest};
 use h2::{Ping, PingPong};
 use http::{HeaderMap, Method, Request, StatusCode, Uri, Version};
 use mesh_core::identity::SpiffeId;
+use mesh_core::resource::endpoint::Endpoint;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::errors::UpstreamError;
 use super::stream::{StreamGuard, TunnelStream};
-use crate::tls::Credential;
+use crate::tls::{Credential, port_name};
+use crate::workload::Workload;
 
 #[cfg(test)]
 mod tests;
 
+/// Port of the tunnel listener of every meshed pod (Istio's HBONE port).
+pub const HBONE_PORT: u16 = 15008;
 /// Flow-control window of a stream, in bytes: what one connection may have in flight.
 pub const STREAM_WINDOW: u32 = 4 << 20;
 /// Flow-control window of a tunnel, in bytes: the most that a peer can make this side hold.
@@ -68,6 +73,27 @@ pub struct TunnelKey {
     pub source: SpiffeId,
     /// Who must be at the other end.
     pub expected: Arc<[SpiffeId]>,
+    /// The port, where it decides which of several workloads with one address is meant; `None`: one tunnel has all ports.
+    pub port: Option<u16>,
+}
+
+impl TunnelKey {
+    /// Of the tunnel from a workload to an endpoint, which must have one of the `expected` identities.
+    pub fn new(workload: &Workload, endpoint: &Endpoint, expected: Arc<[SpiffeId]>) -> Self {
+        Self {
+            workload: workload.id,
+            to: SocketAddr::new(endpoint.address.ip(), HBONE_PORT),
+            source: workload.identity.clone(),
+            expected,
+            port: endpoint.host.then_some(endpoint.address.port()),
+        }
+    }
+
+    /// What the handshake calls the server: its address, which is not sent but under which sessions are remembered, or the
+    /// port that is wanted. It plays no part in verification: who the server must be stands in `expected`.
+    pub fn server_name(&self) -> ServerName<'static> {
+        self.port.and_then(port_name).unwrap_or_else(|| ServerName::IpAddress(self.to.ip().into()))
+    }
 }
 
 /// A CONNECT request.

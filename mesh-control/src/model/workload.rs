@@ -90,6 +90,13 @@ pub enum Ports {
     Entry(HashMap<String, u16>),
 }
 
+impl Ports {
+    /// Whether the workload may share its address with others, as those of a VM do: then a port tells them apart.
+    pub fn are_of_a_host(&self) -> bool {
+        matches!(self, Ports::Entry(_))
+    }
+}
+
 /// Workloads by label and value.
 type ByLabel = HashMap<(String, String), Vec<Arc<Workload>>>;
 

@@ -60,9 +60,15 @@ fn about(options: &MeshOptions, endpoint: &Endpoint) -> Option<core::Metadata> {
     );
     let mut message = metadata([("istio", structure([("workload", text(&istio))]))]);
     let identity = workload.identity.as_ref().map(ToString::to_string).unwrap_or_default();
-    let own =
-        structure([("identity", text(&identity)), ("app", text(&workload.app)), ("version", text(&workload.version))]);
     if endpoint.tunnel {
+        let mut own = structure([
+            ("identity", text(&identity)),
+            ("app", text(&workload.app)),
+            ("version", text(&workload.version)),
+        ]);
+        if workload.ports.are_of_a_host() {
+            own.fields.insert("host".to_owned(), text("true"));
+        }
         message.filter_metadata.insert("io.mesh.workload".to_owned(), own);
         let tunnel = structure([("tunnel", text("http"))]);
         message.filter_metadata.insert("envoy.transport_socket_match".to_owned(), tunnel);
@@ -82,6 +88,7 @@ impl Hash for Content<'_> {
             if let Some(workload) = &endpoint.workload {
                 (&workload.workload_name, &workload.namespace, &workload.canonical_name).hash(state);
                 (&workload.canonical_revision, &workload.app, &workload.version, &workload.identity).hash(state);
+                workload.ports.are_of_a_host().hash(state);
             }
         }
     }

@@ -25,6 +25,7 @@ fn locality(zone: &str, priority: u32, weight: Option<u32>, endpoints: Spec<'_>)
                     tunnel: false,
                     istio_mtls: false,
                     identity: None,
+                    host: false,
                     workload: None,
                     runtime: Arc::default(),
                 })

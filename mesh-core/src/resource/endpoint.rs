@@ -74,6 +74,9 @@ pub struct Endpoint {
     pub istio_mtls: bool,
     /// Identity the endpoint must prove (metadata `io.mesh.workload`, `identity`).
     pub identity: Option<SpiffeId>,
+    /// Its address is a host's, which several workloads may have, each its own ports (metadata `io.mesh.workload`,
+    /// `host: "true"`).
+    pub host: bool,
     /// Workload behind the endpoint (metadata `istio`, `workload`).
     pub workload: Option<Arc<WorkloadRef>>,
     /// Live counters, kept over updates.
@@ -89,6 +92,7 @@ impl PartialEq for Endpoint {
             && self.tunnel == other.tunnel
             && self.istio_mtls == other.istio_mtls
             && self.identity == other.identity
+            && self.host == other.host
             && self.workload == other.workload
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use ::http::HeaderMap;
 use ::http::header::FORWARDED;
 use mesh_core::SpiffeId;
-use rustls::pki_types::ServerName;
+use mesh_core::resource::endpoint::{Endpoint, Health};
+use rustls::HandshakeKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -16,17 +17,21 @@ use tokio_rustls::TlsConnector;
 use super::config::Config;
 use super::world::*;
 use crate::net::copy::Duplex;
+use crate::net::netns::NetNs;
 use crate::proxy::tunnel;
+use crate::settings::Settings;
 use crate::tls::tests::Authority;
 use crate::tls::{Credential, peer_certificate};
 use crate::upstream::stream::TunnelStream;
 use crate::upstream::tunnel::{ConnectHead, STREAM_WINDOW, Transport, TunnelKey, Tunnels};
 use crate::upstream::{BAGGAGE, UpstreamError};
+use crate::workload::Workload;
 
 const A: &str = "spiffe://cluster.local/ns/default/sa/a";
 pub(super) const B: &str = "spiffe://cluster.local/ns/default/sa/b";
 /// What the server's pod is called inside the tunnel.
 pub(super) const APP: &str = "10.0.0.2:80";
+const OTHER_PORT: &str = "10.0.0.2:81";
 
 pub(super) struct Pair {
     pub(super) server: World,
@@ -34,6 +39,31 @@ pub(super) struct Pair {
     client: Arc<Credential>,
     tunnels: Tunnels,
     tls_dials: Rc<Cell<usize>>,
+    /// Of these, how many went on with an earlier session.
+    resumed: Cell<usize>,
+    source: Workload,
+}
+
+fn endpoint(address: &str, host: bool) -> Endpoint {
+    Endpoint {
+        address: address.parse().unwrap(),
+        weight: 1,
+        health: Health::Healthy,
+        tunnel: true,
+        istio_mtls: false,
+        identity: None,
+        host,
+        workload: None,
+        runtime: Arc::default(),
+    }
+}
+
+/// The client's workload.
+fn source() -> Workload {
+    let text = "{node: n, controlPlane: {address: 'http://a:1'}, workloads: [{name: a, namespace: default, serviceAccount: a, netns: /x}]}";
+    let settings = Settings::parse(std::path::Path::new("x"), text).unwrap();
+    let netns = Arc::new(NetNs::current().unwrap());
+    Workload::new(1, &settings.workloads[0], &"c".into(), "cluster.local", netns, Vec::new()).unwrap()
 }
 
 impl Pair {
@@ -58,7 +88,9 @@ impl Pair {
                 tokio::task::spawn_local(tunnel::serve(pod.clone(), accepted));
             }
         });
-        Self { server, door, client: ca.credential(A), tunnels: Tunnels::default(), tls_dials: Rc::default() }
+        let (client, source) = (ca.credential(A), source());
+        let (tunnels, tls_dials, resumed) = (Tunnels::default(), Rc::default(), Cell::default());
+        Self { server, door, client, tunnels, tls_dials, resumed, source }
     }
 
     /// An application behind the server's agent.
@@ -67,8 +99,14 @@ impl Pair {
     }
 
     pub(super) async fn connect(&self, to: &str, expected: &str) -> Result<TunnelStream, UpstreamError> {
+        self.connect_as(to, expected, false).await
+    }
+
+    /// `host`: the destination is one of several workloads of its address.
+    async fn connect_as(&self, to: &str, expected: &str, host: bool) -> Result<TunnelStream, UpstreamError> {
         let expected: Arc<[SpiffeId]> = Arc::new([expected.parse().unwrap()]);
-        let key = TunnelKey { workload: 1, to: self.door, source: A.parse().unwrap(), expected: expected.clone() };
+        let endpoint = endpoint(to, host);
+        let key = TunnelKey { to: self.door, ..TunnelKey::new(&self.source, &endpoint, expected.clone()) };
         let mut headers = HeaderMap::new();
         headers.insert(FORWARDED, "for=\"127.0.0.1:4711\"".parse().unwrap());
         headers.insert(BAGGAGE, "k8s.deployment.name=a-v1".parse().unwrap());
@@ -78,9 +116,13 @@ impl Pair {
             let failed = |why: String| UpstreamError::Tls { to: self.door, why: why.into() };
             let tcp = TcpStream::connect(self.door).await.unwrap();
             let config = self.client.client_config(&expected).unwrap();
-            let name = ServerName::IpAddress(self.door.ip().into());
-            let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(|e| failed(e.to_string()))?;
-            let peer = peer_certificate(tls.get_ref().1, std::time::SystemTime::now()).unwrap();
+            let tls =
+                TlsConnector::from(config).connect(key.server_name(), tcp).await.map_err(|e| failed(e.to_string()))?;
+            let state = tls.get_ref().1;
+            let peer = peer_certificate(state, std::time::SystemTime::now()).unwrap();
+            if state.handshake_kind() == Some(HandshakeKind::Resumed) {
+                self.resumed.set(self.resumed.get() + 1);
+            }
             Ok(Transport { io: tls, local: None, identity: peer.identity })
         };
         let opened = self.tunnels.open(&key, &self.client, &head, Duration::from_secs(5), dial).await?;
@@ -272,6 +314,42 @@ async fn hundreds_of_connections_at_once_share_a_few_tunnels() {
             client.await.unwrap();
         }
         assert!(pair.tls_dials.get() <= 4, "{} tunnels", pair.tls_dials.get());
+    })
+    .await;
+}
+
+/// A pod has one tunnel, whatever its ports; a host has one for each, since they may be different workloads'.
+#[tokio::test]
+async fn two_ports_of_a_pod_share_a_handshake_and_two_of_a_host_do_not() {
+    run(async {
+        for (host, handshakes) in [(false, 1), (true, 2)] {
+            let pair = Pair::new().await;
+            let apps = [pair.app().await, pair.server.server(OTHER_PORT).await];
+            let mut open = Vec::new();
+            for (to, app) in [(APP, &apps[0]), (OTHER_PORT, &apps[1]), (APP, &apps[0]), (OTHER_PORT, &apps[1])] {
+                open.push((pair.connect_as(to, B, host).await.unwrap(), app.accept().await.unwrap()));
+            }
+            assert_eq!((pair.tls_dials.get(), pair.tunnels.len()), (handshakes, handshakes), "host: {host}");
+        }
+    })
+    .await;
+}
+
+/// Sessions are remembered by the address of a pod, so that the next tunnel to it needs no signature, whichever port it is
+/// opened for.
+#[tokio::test]
+async fn the_next_tunnel_to_a_pod_goes_on_with_its_session() {
+    run(async {
+        let pair = Pair::new().await;
+        let apps = [pair.app().await, pair.server.server(OTHER_PORT).await];
+        let mut first = pair.connect(APP, B).await.unwrap();
+        let (mut server, _) = apps[0].accept().await.unwrap();
+        // What the server says comes behind its tickets.
+        server.write_all(b"x").await.unwrap();
+        first.read_exact(&mut [0]).await.unwrap();
+        pair.tunnels.forget(1);
+        let _second = pair.connect(OTHER_PORT, B).await.unwrap();
+        assert_eq!((pair.tls_dials.get(), pair.resumed.get()), (2, 1));
     })
     .await;
 }

@@ -23,6 +23,7 @@ fn key(workload: u32) -> TunnelKey {
         to: "10.0.0.2:15008".parse().unwrap(),
         source: A.parse().unwrap(),
         expected: [B.parse().unwrap()].into(),
+        port: None,
     }
 }
 

@@ -166,6 +166,7 @@ fn endpoint(message: &pb::LbEndpoint) -> Result<Endpoint, Fault> {
         tunnel: socket_match("tunnel") == Some("http"),
         istio_mtls: socket_match("tlsMode") == Some("istio"),
         identity: identity(about).at("metadata")?,
+        host: text(metadata(about, OWN_METADATA, "host")) == Some("true"),
         workload: workload(about).map(Arc::new),
         runtime: Arc::default(),
     })

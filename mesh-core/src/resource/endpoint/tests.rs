@@ -48,6 +48,7 @@ fn a_meshed_endpoint() {
     assert_eq!((one.weight, one.health, one.tunnel, one.istio_mtls), (3, Health::Healthy, true, false));
     let identity = one.identity.as_ref().unwrap();
     assert_eq!(identity.service_account(), "reviews");
+    assert!(!one.host);
     let workload = one.workload.as_ref().unwrap();
     let names = [
         &workload.name,
@@ -64,6 +65,22 @@ fn a_meshed_endpoint() {
     let two = endpoints[1];
     assert_eq!(two.address, "10.0.0.2:80".parse().unwrap());
     assert_eq!((two.weight, two.tunnel, &two.identity, &two.workload), (1, false, &None, &None));
+}
+
+#[test]
+fn an_endpoint_of_a_host_says_so_and_is_another_one() {
+    let of = |host: &str| {
+        let own = [("identity", text("spiffe://cluster.local/ns/default/sa/reviews")), ("host", text(host))];
+        pb::LbEndpoint { metadata: metadata(&[("io.mesh.workload", fields(&own))]), ..meshed() }
+    };
+    for (said, host) in [("true", true), ("false", false), ("", false)] {
+        let all = parse(&assignment("a", vec![of(said)]));
+        assert_eq!(all.endpoints().next().unwrap().host, host, "{said}");
+    }
+    let before = parse(&assignment("a", vec![of("")]));
+    let after = assignment("a", vec![of("true")]);
+    let after = LoadAssignment::parse("a", &after.encode_to_vec(), Some(&before)).unwrap();
+    assert!(after.endpoints().next().unwrap().host, "not the endpoint of the version before");
 }
 
 #[test]
