@@ -40,6 +40,8 @@ pub enum Kind {
     EndpointSlice,
     /// Kubernetes `v1` Pod.
     Pod,
+    /// Kubernetes `v1` Node.
+    Node,
     /// Istio VirtualService.
     VirtualService,
     /// Istio DestinationRule.
@@ -143,6 +145,8 @@ pub enum Body {
     EndpointSlice(kubernetes::EndpointSlice),
     /// Kubernetes Pod.
     Pod(kubernetes::Pod),
+    /// Kubernetes Node, of which only the labels count.
+    Node,
     /// Istio VirtualService.
     VirtualService(virtual_service::VirtualService),
     /// Istio DestinationRule.

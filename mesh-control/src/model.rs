@@ -5,6 +5,7 @@
 
 pub mod authentication;
 pub mod authorization;
+pub mod inline;
 pub mod protocol;
 pub mod rules;
 pub mod service;
@@ -30,6 +31,7 @@ use crate::source::Objects;
 use authentication::Authentication;
 use authorization::Authorizations;
 use catalogue::{ByHost, Memberships};
+use inline::Inline;
 use rules::Rules;
 use service::Service;
 use workload::{Workload, Workloads};
@@ -90,6 +92,8 @@ pub struct Mesh {
     pub authorizations: Arc<Authorizations>,
     /// Who runs where.
     pub directory: Arc<Directory>,
+    /// Endpoints that stand in ServiceEntries, oldest first.
+    pub inline: Arc<Vec<Arc<Inline>>>,
     /// Services by workload.
     memberships: Arc<Memberships>,
 }

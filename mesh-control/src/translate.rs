@@ -27,10 +27,11 @@ mod vet;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::config::{Labels, Object};
+use crate::model::inline::Inline;
 use crate::model::service::Service;
 use crate::model::workload::Workload;
 use crate::model::{Membership, Mesh};
@@ -98,6 +99,7 @@ struct Nodes {
     addresses: Arc<Resources>,
     policies_of: Remembered<Object, (), Named>,
     workloads_of: Remembered<Workload, address::From, Named>,
+    inline_of: Remembered<Inline, BTreeSet<String>, Named>,
     services_of: Remembered<Service, (), Named>,
 }
 
@@ -172,15 +174,16 @@ impl Translation {
         self.nodes.get_or_init(|| {
             let former = &self.former.nodes;
             let mut policies_of = Memo::after(&former.policies_of);
-            let (mut workloads_of, mut services_of) =
-                (Memo::after(&former.workloads_of), Memo::after(&former.services_of));
+            let (mut workloads_of, mut inline_of, mut services_of) =
+                (Memo::after(&former.workloads_of), Memo::after(&former.inline_of), Memo::after(&former.services_of));
             let policies = authorization::all(&self.mesh, &mut policies_of);
-            let addresses = address::all(&self.mesh, &mut workloads_of, &mut services_of);
+            let addresses = address::all(&self.mesh, &mut workloads_of, &mut inline_of, &mut services_of);
             Nodes {
                 policies: self.checked.share(Kind::Authorization, None, policies),
                 addresses: self.checked.share(Kind::Address, None, addresses),
                 policies_of: policies_of.remember(),
                 workloads_of: workloads_of.remember(),
+                inline_of: inline_of.remember(),
                 services_of: services_of.remember(),
             }
         })

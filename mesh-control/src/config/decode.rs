@@ -101,6 +101,7 @@ fn read(node: Node, kind: Kind, file: &Arc<str>, decoded: &mut Decoded) {
         Kind::Service => spec(&node, kind, Body::Service, &mut findings),
         Kind::EndpointSlice => flat(&node, kind, Body::EndpointSlice, &mut findings),
         Kind::Pod => flat(&node, kind, Body::Pod, &mut findings),
+        Kind::Node => flat(&node, kind, |_: super::kubernetes::Node| Body::Node, &mut findings),
         Kind::VirtualService => spec(&node, kind, Body::VirtualService, &mut findings),
         Kind::DestinationRule => spec(&node, kind, |rule| Body::DestinationRule(Box::new(rule)), &mut findings),
         Kind::ServiceEntry => spec(&node, kind, |entry| Body::ServiceEntry(Box::new(entry)), &mut findings),
@@ -111,7 +112,7 @@ fn read(node: Node, kind: Kind, file: &Arc<str>, decoded: &mut Decoded) {
         }
     };
     match &body {
-        None => {}
+        None | Some(Body::Node) => {}
         Some(Body::Service(service)) => service.check(&mut findings),
         Some(Body::EndpointSlice(slice)) => slice.check(&mut findings),
         Some(Body::Pod(pod)) => pod.check(&mut findings),
@@ -136,7 +137,7 @@ fn read(node: Node, kind: Kind, file: &Arc<str>, decoded: &mut Decoded) {
     match (metadata, body) {
         (Some(metadata), Some(body)) if !broken => {
             // References are checked against other objects later, and then lines are wanted.
-            let keeps_lines = !matches!(kind, Kind::EndpointSlice | Kind::Pod);
+            let keeps_lines = !matches!(kind, Kind::EndpointSlice | Kind::Pod | Kind::Node);
             let origin = Origin { file: file.clone(), line: node.line, tree: keeps_lines.then(|| Arc::new(node)) };
             decoded.objects.push(Object { key, metadata, body, origin });
         }

@@ -24,6 +24,7 @@ pub(super) fn kind(api_version: &str, kind: &str) -> Option<Handling> {
     match (group, kind) {
         ("", "Service") if version == "v1" => Some(Read(Kind::Service)),
         ("", "Pod") if version == "v1" => Some(Read(Kind::Pod)),
+        ("", "Node") if version == "v1" => Some(Read(Kind::Node)),
         ("discovery.k8s.io", "EndpointSlice") if version == "v1" => Some(Read(Kind::EndpointSlice)),
         ("networking.istio.io", "VirtualService") if istio => Some(Read(Kind::VirtualService)),
         ("networking.istio.io", "DestinationRule") if istio => Some(Read(Kind::DestinationRule)),
@@ -45,7 +46,6 @@ pub(super) fn kind(api_version: &str, kind: &str) -> Option<Handling> {
             | "ServiceAccount"
             | "ConfigMap"
             | "Secret"
-            | "Node"
             | "Endpoints"
             | "PersistentVolume"
             | "PersistentVolumeClaim"
@@ -121,6 +121,7 @@ fn without_effect(kind: Kind) -> &'static [&'static str] {
             "ports[].appProtocol",
         ],
         Kind::Pod => POD,
+        Kind::Node => &["spec", "status"],
         Kind::VirtualService
         | Kind::DestinationRule
         | Kind::ServiceEntry
@@ -223,7 +224,7 @@ fn later(kind: Kind) -> &'static [&'static str] {
             "spec.internalTrafficPolicy",
             "spec.trafficDistribution",
         ],
-        Kind::EndpointSlice | Kind::Pod | Kind::PeerAuthentication | Kind::AuthorizationPolicy => &[],
+        Kind::EndpointSlice | Kind::Pod | Kind::Node | Kind::PeerAuthentication | Kind::AuthorizationPolicy => &[],
         Kind::VirtualService => &[
             "spec.http[].delegate",
             "spec.http[].fault",
@@ -241,8 +242,7 @@ fn later(kind: Kind) -> &'static [&'static str] {
             "spec.tls[].match[].destinationSubnets",
         ],
         Kind::DestinationRule => &["spec.workloadSelector"],
-        Kind::ServiceEntry => &["spec.endpoints[].network", "spec.endpoints[].locality"],
-        Kind::WorkloadEntry => &["spec.network", "spec.locality"],
+        Kind::ServiceEntry | Kind::WorkloadEntry => &[],
     }
 }
 

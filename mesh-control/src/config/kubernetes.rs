@@ -10,6 +10,10 @@ use super::fields::{PortNumber, PortRef};
 use super::{Findings, Labels};
 use crate::yaml::FieldPath;
 
+/// A Node: what counts of it stands in its metadata.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Node {}
+
 /// `spec` of a Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -103,6 +103,10 @@ pub struct WorkloadEntry {
     pub weight: u32,
     /// Service account of its identity; `default` when absent.
     pub service_account: String,
+    /// Network that the address is on; empty = the one of everybody else.
+    pub network: String,
+    /// `region/zone/subzone`, or the first one or two of them.
+    pub locality: String,
 }
 
 /// One address of a ServiceEntry.
@@ -164,6 +168,7 @@ impl ServiceEntry {
         }
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             let path = spec.key("endpoints").index(index).key("address");
+            endpoint.check_place(&spec.key("endpoints").index(index), findings);
             if endpoint.address.is_empty() {
                 findings.error(path, "an endpoint needs an address");
             } else if self.resolution == Resolution::Static && endpoint.address.parse::<IpAddr>().is_err() {
@@ -186,7 +191,19 @@ impl ServiceEntry {
 }
 
 impl WorkloadEntry {
+    fn check_place(&self, path: &FieldPath, findings: &mut Findings) {
+        if !self.network.is_empty() {
+            let why =
+                "nodes are told; gateways between networks are not supported yet, so clients go there as to any other";
+            findings.warning(path.key("network"), why);
+        }
+        if self.locality.split('/').count() > 3 {
+            findings.warning(path.key("locality"), "has more parts than region/zone/subzone; the rest is left out");
+        }
+    }
+
     pub(super) fn check(&self, findings: &mut Findings) {
+        self.check_place(&FieldPath::of("spec"), findings);
         let path = FieldPath::of("spec").key("address");
         if self.address.is_empty() {
             findings.error(path, "a workload needs an address");

@@ -70,6 +70,7 @@ impl Builder {
             authentication: now.authentication.value.clone(),
             authorizations: now.authorizations.value.clone(),
             directory: now.directory.clone(),
+            inline: now.catalogue.inline.clone(),
             memberships: now.catalogue.memberships.clone(),
         };
         let parts = [&now.authentication.problems, &now.workloads.problems, &now.rules.problems];
@@ -89,7 +90,7 @@ impl Former {
         let authentication = self
             .authentication
             .renew(any(&[Kind::PeerAuthentication]), |_, problems| Authentication::build(options, objects, problems));
-        let whoever = any(&[Kind::Pod, Kind::WorkloadEntry, Kind::PeerAuthentication]);
+        let whoever = any(&[Kind::Pod, Kind::Node, Kind::WorkloadEntry, Kind::PeerAuthentication]);
         let before = self.workloads.value.clone();
         let mut workloads = self.workloads.renew(whoever, |before, problems| {
             Workloads::build(options, objects, &authentication.value, before, problems)

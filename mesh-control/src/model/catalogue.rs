@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::inline::{self, Inline};
 use super::service::Service;
 use super::workload::Workloads;
 use super::{Membership, MeshOptions, entries, kubernetes};
@@ -34,6 +35,8 @@ pub(super) struct Catalogue {
     /// Oldest first.
     pub services: Arc<Vec<Arc<Service>>>,
     pub by_host: Arc<ByHost>,
+    /// Endpoints that stand in ServiceEntries.
+    pub inline: Arc<Vec<Arc<Inline>>>,
     pub memberships: Arc<Memberships>,
     made: HashMap<Key, Made>,
     problems: Vec<Problem>,
@@ -45,6 +48,7 @@ struct Made {
     object: Arc<Object>,
     slices: Vec<Arc<Object>>,
     services: Vec<Arc<Service>>,
+    inline: Vec<Arc<Inline>>,
     problems: Vec<Problem>,
 }
 
@@ -61,7 +65,7 @@ impl Catalogue {
         objects.sort_by(|a, b| a.age().cmp(&b.age()));
         let mut problems = Vec::new();
         let mut slices = kubernetes::slices_by_service(from.objects, &mut problems);
-        let mut services = Vec::with_capacity(objects.len());
+        let (mut services, mut inline) = (Vec::with_capacity(objects.len()), Vec::new());
         let mut all = HashMap::with_capacity(objects.len());
         for object in objects {
             let slices = match object.body {
@@ -73,6 +77,7 @@ impl Catalogue {
                 former => Made::new(from, object, slices, former),
             };
             services.extend(made.services.iter().cloned());
+            inline.extend(made.inline.iter().cloned());
             all.insert(object.key.clone(), made);
         }
         let by_host = index_hosts(&mut services, from.objects, &mut problems);
@@ -80,6 +85,7 @@ impl Catalogue {
         Catalogue {
             services: Arc::new(services),
             by_host: Arc::new(by_host),
+            inline: Arc::new(inline),
             memberships: Arc::new(memberships),
             made: all,
             problems,
@@ -98,12 +104,18 @@ impl Made {
             Body::ServiceEntry(spec) => entries::services(options, object, spec, workloads, &mut problems),
             _ => Vec::new(),
         };
-        let mut former = former.map(|made| made.services).unwrap_or_default().into_iter();
-        let services = services
-            .into_iter()
-            .map(|service| former.next().filter(|there| **there == service).unwrap_or_else(|| Arc::new(service)));
-        let services = services.collect();
-        Made { object: object.clone(), slices: slices.into_iter().cloned().collect(), services, problems }
+        let inline = match &object.body {
+            Body::ServiceEntry(spec) => inline::endpoints(options, object, spec),
+            _ => Vec::new(),
+        };
+        let (former_services, former_inline) = former.map(|made| (made.services, made.inline)).unwrap_or_default();
+        Made {
+            object: object.clone(),
+            slices: slices.into_iter().cloned().collect(),
+            services: kept(services, former_services),
+            inline: kept(inline, former_inline),
+            problems,
+        }
     }
 
     /// Whether it was made of these very objects.
@@ -112,6 +124,12 @@ impl Made {
             && self.slices.len() == slices.len()
             && self.slices.iter().zip(slices).all(|(one, other)| Arc::ptr_eq(one, other))
     }
+}
+
+/// What is as it was stays the same in memory.
+fn kept<T: PartialEq>(now: Vec<T>, former: Vec<Arc<T>>) -> Vec<Arc<T>> {
+    let mut former = former.into_iter();
+    now.into_iter().map(|one| former.next().filter(|there| **there == one).unwrap_or_else(|| Arc::new(one))).collect()
 }
 
 /// Within one namespace a host belongs to its oldest service.

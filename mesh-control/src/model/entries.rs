@@ -50,6 +50,8 @@ pub(super) fn services(
             external: spec.location == Location::MeshExternal,
             visibility: Visibility::parse(spec.export_to.iter().map(String::as_str), &namespace),
             sans: spec.subject_alt_names.iter().filter_map(|name| name.parse().ok()).collect(),
+            alt_names: spec.subject_alt_names.clone(),
+            passthrough: spec.resolution == service_entry::Resolution::None,
             origin: object.key.clone(),
         })
         .collect()
@@ -115,5 +117,5 @@ fn port(
         });
     }
     normalise(&mut endpoints);
-    Port { number: port.number.0, name: port.name.as_str().into(), protocol, endpoints }
+    Port { number: port.number.0, name: port.name.as_str().into(), protocol, target: Some(target), endpoints }
 }

@@ -91,6 +91,11 @@ pub(super) fn service(
             number: port.port.0,
             name: port.name.as_str().into(),
             protocol: Protocol::of_port(port.app_protocol.as_deref(), &port.name, port.port.0),
+            target: match &port.target_port {
+                None => Some(port.port.0),
+                Some(PortRef::Number(number)) => Some(*number),
+                Some(PortRef::Name(_)) => None,
+            },
             endpoints,
         });
     }
@@ -116,6 +121,8 @@ pub(super) fn service(
         kubernetes: true,
         external: external_name.is_some(),
         sans: Vec::new(),
+        alt_names: Vec::new(),
+        passthrough: false,
         origin: object.key.clone(),
     })
 }

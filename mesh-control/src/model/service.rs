@@ -35,6 +35,10 @@ pub struct Service {
     pub visibility: Visibility,
     /// SPIFFE ids its endpoints may have beside those of its workloads.
     pub sans: Vec<SpiffeId>,
+    /// These and all other names that were given, as they were written.
+    pub alt_names: Vec<String>,
+    /// A connection goes where it was going, whoever is there, because its object says so.
+    pub passthrough: bool,
     /// The object it comes from.
     pub origin: Key,
 }
@@ -61,6 +65,8 @@ pub struct Port {
     pub name: Arc<str>,
     /// What it speaks.
     pub protocol: Protocol,
+    /// The endpoints' port, as the object says it; `None`: each says its own.
+    pub target: Option<u16>,
     /// Its endpoints, ordered by address and port.
     pub endpoints: Vec<Endpoint>,
 }
@@ -91,15 +97,15 @@ impl Service {
     /// Whether both are the same, whatever their endpoints.
     pub fn same_but_endpoints(&self, other: &Service) -> bool {
         let Service { host, name, namespace, addresses, ports, resolution, headless, kubernetes, external, .. } = self;
-        let Service { visibility, sans, origin, .. } = self;
+        let Service { visibility, sans, alt_names, passthrough, origin, .. } = self;
         let same_port = |(one, other): (&Port, &Port)| {
-            let Port { number, name, protocol, endpoints: _ } = one;
-            (number, name, protocol) == (&other.number, &other.name, &other.protocol)
+            let Port { number, name, protocol, target, endpoints: _ } = one;
+            (number, name, protocol, target) == (&other.number, &other.name, &other.protocol, &other.target)
         };
         (host, name, namespace, addresses) == (&other.host, &other.name, &other.namespace, &other.addresses)
             && (resolution, headless, kubernetes) == (&other.resolution, &other.headless, &other.kubernetes)
             && (external, visibility, sans) == (&other.external, &other.visibility, &other.sans)
-            && *origin == other.origin
+            && (alt_names, passthrough, origin) == (&other.alt_names, &other.passthrough, &other.origin)
             && ports.len() == other.ports.len()
             && ports.iter().zip(&other.ports).all(same_port)
     }

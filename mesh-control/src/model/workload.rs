@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::identity::SpiffeId;
+use mesh_core::resource::endpoint::Locality;
 
 use super::MeshOptions;
 use super::authentication::{Authentication, Mtls};
@@ -22,6 +23,11 @@ use crate::yaml::FieldPath;
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
 /// Annotation of a WorkloadEntry with the node that runs it.
 pub const NODE: &str = "mesh.io/node";
+
+/// Labels of a node that say where it stands.
+const REGION: &str = "topology.kubernetes.io/region";
+const ZONE: &str = "topology.kubernetes.io/zone";
+const SUBZONE: &str = "topology.istio.io/subzone";
 
 /// A workload.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,6 +60,10 @@ pub struct Workload {
     pub enrolled: bool,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// The network that they are on; empty = the one of everybody else.
+    pub network: Arc<str>,
+    /// Where it runs: what its node's labels say, or its own object.
+    pub locality: Locality,
     /// Labels.
     pub labels: Arc<Labels>,
     /// It takes traffic.
@@ -120,9 +130,13 @@ impl Workloads {
         problems: &mut Vec<Problem>,
     ) -> Workloads {
         let mut workloads = Workloads::default();
+        let nodes: HashMap<&str, Locality> = objects.values().filter_map(|object| of_node(object)).collect();
         for object in objects.values() {
             let workload = match &object.body {
-                Body::Pod(pod) => of_pod(options, object, pod, authentication, problems),
+                Body::Pod(pod) => {
+                    let locality = pod.spec.node_name.as_deref().and_then(|node| nodes.get(node)).cloned();
+                    of_pod(options, object, pod, locality.unwrap_or_default(), authentication, problems)
+                }
                 Body::WorkloadEntry(entry) => of_entry(options, object, entry, authentication, problems),
                 _ => continue,
             };
@@ -199,10 +213,27 @@ impl Workload {
     }
 }
 
+/// A node's name and where it stands, by the well-known labels.
+fn of_node(object: &Object) -> Option<(&str, Locality)> {
+    let label = |name: &str| object.metadata.labels.get(name).map_or("", String::as_str).into();
+    matches!(object.body, Body::Node).then(|| {
+        let locality = Locality { region: label(REGION), zone: label(ZONE), sub_zone: label(SUBZONE) };
+        (&*object.key.name, locality)
+    })
+}
+
+/// `region/zone/subzone`, as entries say it; what is left out is empty.
+pub(super) fn locality(text: &str) -> Locality {
+    let mut parts = text.split('/');
+    let mut next = || parts.next().unwrap_or_default().into();
+    Locality { region: next(), zone: next(), sub_zone: next() }
+}
+
 fn of_pod(
     options: &MeshOptions,
     object: &Object,
     pod: &Pod,
+    locality: Locality,
     authentication: &Authentication,
     problems: &mut Vec<Problem>,
 ) -> Workload {
@@ -227,6 +258,8 @@ fn of_pod(
         meshed,
         enrolled,
         addresses: pod.addresses(),
+        network: "".into(),
+        locality,
         ready: pod.ready(),
         alive,
         ports: Ports::Pod(named.collect()),
@@ -260,6 +293,8 @@ fn of_entry(
         meshed: redirected(metadata),
         enrolled: metadata.annotations.contains_key(NODE),
         addresses: entry.address.parse().ok().into_iter().collect(),
+        network: entry.network.as_str().into(),
+        locality: locality(&entry.locality),
         ready: true,
         alive: metadata.deletion_timestamp.is_none(),
         ports: Ports::Entry(entry.ports.iter().map(|(name, port)| (name.clone(), port.0)).collect()),
@@ -269,7 +304,7 @@ fn of_entry(
     })
 }
 
-fn redirected(metadata: &Metadata) -> bool {
+pub(super) fn redirected(metadata: &Metadata) -> bool {
     metadata.annotations.get(REDIRECTION).is_some_and(|value| value == "enabled")
 }
 
@@ -286,6 +321,8 @@ struct Parts<'p> {
     meshed: bool,
     enrolled: bool,
     addresses: Vec<IpAddr>,
+    network: Arc<str>,
+    locality: Locality,
     ready: bool,
     alive: bool,
     ports: Ports,
@@ -302,12 +339,11 @@ fn build(parts: Parts<'_>) -> Workload {
             problems.push(object.problem(Severity::Warning, &parts.account_path, format!("no identity: {error}")));
         })
         .ok();
-    let label = |names: &[&str]| names.iter().find_map(|name| labels.get(*name)).filter(|value| !value.is_empty());
-    let canonical_name = label(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
-    let canonical_revision = label(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    let label = |names: &[&str]| label(&labels, names);
+    let (canonical_name, canonical_revision) = canonical(&labels, &parts.workload_name);
     Workload {
-        canonical_name: canonical_name.unwrap_or(&parts.workload_name).as_str().into(),
-        canonical_revision: canonical_revision.map_or("latest", String::as_str).into(),
+        canonical_name,
+        canonical_revision,
         app: label(&["app"]).map_or("", String::as_str).into(),
         version: label(&["version"]).map_or("", String::as_str).into(),
         name: object.key.name.clone(),
@@ -321,12 +357,26 @@ fn build(parts: Parts<'_>) -> Workload {
         identity,
         node: parts.node.filter(|node| !node.is_empty()).map(Into::into),
         addresses: parts.addresses,
+        network: parts.network,
+        locality: parts.locality,
         labels: Arc::new(labels),
         ready: parts.ready,
         alive: parts.alive,
         ports: parts.ports,
         weight: parts.weight,
     }
+}
+
+/// The first of these labels that is there, if it is not empty.
+fn label<'l>(labels: &'l Labels, names: &[&str]) -> Option<&'l String> {
+    names.iter().find_map(|name| labels.get(*name)).filter(|value| !value.is_empty())
+}
+
+/// Canonical service and revision, by labels; without any the service is called as the workload.
+pub(super) fn canonical(labels: &Labels, workload_name: &str) -> (Arc<str>, Arc<str>) {
+    let name = label(labels, &["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let revision = label(labels, &["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    (name.map_or(workload_name, String::as_str).into(), revision.map_or("latest", String::as_str).into())
 }
 
 fn owner_kind(metadata: &Metadata) -> Owner {

@@ -1,17 +1,21 @@
-//! Who is in the mesh, as WDS: every workload and every service.
+//! Who is in the mesh, as WDS: every workload, every endpoint that a ServiceEntry lists, and every service.
 //!
 //! In: a [`Mesh`]. Out: `istio.workload.Address`, named as Istio names them, with `network/address` as aliases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use mesh_core::resource::endpoint::Locality;
 use mesh_proto::workload as pb;
 use prost::Message;
 
 use super::checked::Named;
 use super::memo::{Memo, Same};
+use crate::config::service_entry::EntryAddress;
+use crate::model::authentication::MtlsMode;
 use crate::model::authorization::Converted;
-use crate::model::service::Service;
+use crate::model::inline::Inline;
+use crate::model::service::{Port, Service};
 use crate::model::workload::{Owner, Ports, Workload};
 use crate::model::{Membership, Mesh, MeshOptions};
 use crate::resource::{Kind, Resource};
@@ -26,15 +30,24 @@ pub(super) type From = (Option<Same<[Membership]>>, BTreeSet<String>);
 pub(super) fn all(
     mesh: &Mesh,
     workloads: &mut Memo<Workload, From, Named>,
+    inline: &mut Memo<Inline, BTreeSet<String>, Named>,
     services: &mut Memo<Service, (), Named>,
 ) -> Vec<Named> {
-    let mut all = Vec::with_capacity(mesh.workloads.all().len() + mesh.services.len());
+    let mut all = Vec::with_capacity(mesh.workloads.all().len() + mesh.inline.len() + mesh.services.len());
     for workload in mesh.workloads.all().iter().filter(|one| one.alive && !one.addresses.is_empty()) {
         let from = (mesh.memberships(workload).cloned().map(Same), policies(mesh, workload));
         all.push(workloads.made(workload, from, |from| {
             let message = self::workload(&mesh.options, workload, from);
             // The addresses of a node name none of the workloads that use them.
-            let aliases = if workload.host_network { Vec::new() } else { workload.addresses.clone() };
+            let own = if workload.host_network { &[][..] } else { &workload.addresses };
+            let aliases = aliases(&workload.network, own);
+            named(&message.uid.clone(), pb::address::Type::Workload(message), aliases)
+        }));
+    }
+    for one in mesh.inline.iter() {
+        all.push(inline.made(one, inline_policies(mesh, one), |policies| {
+            let message = self::inline(&mesh.options, one, policies);
+            let aliases = aliases(&one.network, one.address.parse().ok().as_slice());
             named(&message.uid.clone(), pb::address::Type::Workload(message), aliases)
         }));
     }
@@ -42,7 +55,8 @@ pub(super) fn all(
         all.push(services.made(service, (), |()| {
             let message = self::service(service);
             let name = format!("{}/{}", message.namespace, message.hostname);
-            named(&name, pb::address::Type::Service(message), service.single_addresses().collect())
+            let own: Vec<IpAddr> = service.single_addresses().collect();
+            named(&name, pb::address::Type::Service(message), aliases("", &own))
         }));
     }
     all
@@ -57,11 +71,25 @@ fn policies(mesh: &Mesh, workload: &Workload) -> BTreeSet<String> {
     policies
 }
 
-fn named(name: &str, message: pb::address::Type, aliases: Vec<IpAddr>) -> Named {
+/// Names of the policies that select an endpoint of a ServiceEntry: as Istio looks them up, those of who may connect by the
+/// labels of the ServiceEntry, those of how by the endpoint's own.
+fn inline_policies(mesh: &Mesh, one: &Inline) -> BTreeSet<String> {
+    let (root, namespace) = (&mesh.options.root_namespace, &one.namespace);
+    let mut policies = mesh.authorizations.selecting(root, namespace, &one.labels);
+    let converted = Converted::of(&mesh.authentication.of(namespace, &one.own_labels));
+    policies.extend(converted.policy(&mesh.authentication, root, namespace, &one.own_labels));
+    policies
+}
+
+/// Further names, by address. The default network has no name.
+fn aliases(network: &str, addresses: &[IpAddr]) -> Vec<String> {
+    addresses.iter().map(|address| format!("{network}/{address}")).collect()
+}
+
+fn named(name: &str, message: pb::address::Type, aliases: Vec<String>) -> Named {
     let message = pb::Address { r#type: Some(message) };
     let mut resource = Resource::new(Kind::Address, message.encode_to_vec());
-    // The default network has no name.
-    resource.aliases = aliases.into_iter().map(|address| format!("/{address}")).collect();
+    resource.aliases = aliases;
     (name.into(), resource.into())
 }
 
@@ -72,7 +100,8 @@ fn workload(options: &MeshOptions, workload: &Workload, (memberships, policies):
         Ports::Entry(_) => "networking.istio.io/WorkloadEntry",
     };
     let identity = workload.identity.as_ref();
-    let trust_domain = identity.map_or(&*options.trust_domain, |identity| identity.trust_domain());
+    // Where nobody comes in but in plaintext, nobody shall try anything else.
+    let off = workload.mtls.ports.values().chain([&workload.mtls.default]).all(|mode| *mode == MtlsMode::Disable);
     let mut services: BTreeMap<String, pb::PortList> = BTreeMap::new();
     for one in memberships.iter().flat_map(|all| all.0.iter()) {
         let Some(port) = one.service.ports.get(one.port) else { continue };
@@ -84,8 +113,9 @@ fn workload(options: &MeshOptions, workload: &Workload, (memberships, policies):
         name: name.to_string(),
         namespace: namespace.to_string(),
         addresses: workload.addresses.iter().map(bytes).collect(),
-        tunnel_protocol: if workload.meshed { pb::TunnelProtocol::Hbone } else { pb::TunnelProtocol::None }.into(),
-        trust_domain: if trust_domain == DEFAULT_TRUST_DOMAIN { String::new() } else { trust_domain.to_owned() },
+        network: workload.network.to_string(),
+        tunnel_protocol: tunnel(workload.meshed && !off).into(),
+        trust_domain: trust_domain(options),
         service_account: identity.map(|identity| identity.service_account().to_owned()).unwrap_or_default(),
         node: workload.node.as_deref().unwrap_or_default().to_owned(),
         canonical_name: workload.canonical_name.to_string(),
@@ -102,6 +132,7 @@ fn workload(options: &MeshOptions, workload: &Workload, (memberships, policies):
         authorization_policies: policies.iter().cloned().collect(),
         status: if workload.ready { pb::WorkloadStatus::Healthy } else { pb::WorkloadStatus::Unhealthy }.into(),
         cluster_id: options.cluster_id.to_string(),
+        locality: place(&workload.locality),
         network_mode: if workload.host_network { pb::NetworkMode::HostNetwork } else { pb::NetworkMode::Standard }
             .into(),
         capacity: (workload.weight != 1).then_some(workload.weight),
@@ -109,24 +140,82 @@ fn workload(options: &MeshOptions, workload: &Workload, (memberships, policies):
     }
 }
 
+fn inline(options: &MeshOptions, one: &Inline, policies: &BTreeSet<String>) -> pb::Workload {
+    let Inline { name, namespace, address, .. } = one;
+    let ports: Vec<pb::Port> = one
+        .ports
+        .iter()
+        .map(|(service, target)| pb::Port { service_port: (*service).into(), target_port: (*target).into() })
+        .collect();
+    let list = pb::PortList { ports };
+    let ip = address.parse::<IpAddr>();
+    pb::Workload {
+        uid: format!("{}/networking.istio.io/ServiceEntry/{namespace}/{name}/{address}", options.cluster_id),
+        name: name.to_string(),
+        namespace: namespace.to_string(),
+        addresses: ip.iter().map(bytes).collect(),
+        hostname: if ip.is_ok() { String::new() } else { address.to_string() },
+        network: one.network.to_string(),
+        tunnel_protocol: tunnel(one.meshed).into(),
+        trust_domain: trust_domain(options),
+        service_account: one.service_account.to_string(),
+        canonical_name: one.canonical_name.to_string(),
+        canonical_revision: one.canonical_revision.to_string(),
+        workload_type: pb::WorkloadType::Pod.into(),
+        workload_name: name.to_string(),
+        services: one.hosts.iter().map(|host| (format!("{namespace}/{host}"), list.clone())).collect(),
+        authorization_policies: policies.iter().cloned().collect(),
+        status: pb::WorkloadStatus::Healthy.into(),
+        cluster_id: options.cluster_id.to_string(),
+        locality: place(&one.locality),
+        capacity: (one.weight != 1).then_some(one.weight),
+        ..Default::default()
+    }
+}
+
+fn tunnel(hbone: bool) -> pb::TunnelProtocol {
+    if hbone { pb::TunnelProtocol::Hbone } else { pb::TunnelProtocol::None }
+}
+
+fn trust_domain(options: &MeshOptions) -> String {
+    let own = &*options.trust_domain;
+    if own == DEFAULT_TRUST_DOMAIN { String::new() } else { own.to_owned() }
+}
+
+fn place(locality: &Locality) -> Option<pb::Locality> {
+    let Locality { region, zone, sub_zone } = locality;
+    (*locality != Locality::default()).then(|| pb::Locality {
+        region: region.to_string(),
+        zone: zone.to_string(),
+        subzone: sub_zone.to_string(),
+    })
+}
+
 fn service(service: &Service) -> pb::Service {
-    let port = |port: &crate::model::service::Port| {
-        let targets: BTreeSet<u16> = port.endpoints.iter().map(|endpoint| endpoint.port).collect();
+    let port = |port: &Port| {
         // 0: each workload says its own.
-        let target = match targets.len() {
-            1 => targets.first().copied().unwrap_or_default(),
-            _ => 0,
-        };
-        pb::Port { service_port: port.number.into(), target_port: target.into() }
+        pb::Port { service_port: port.number.into(), target_port: port.target.unwrap_or_default().into() }
     };
-    let address = |address: IpAddr| pb::NetworkAddress { network: String::new(), address: bytes(&address) };
+    let address = |address: &EntryAddress| {
+        let (address, length) = match address {
+            EntryAddress::Single(address) => (*address, None),
+            EntryAddress::Range(net) => (net.network(), Some(u32::from(net.prefix_len()))),
+        };
+        pb::NetworkAddress { network: String::new(), address: bytes(&address), length }
+    };
+    let passthrough = || pb::LoadBalancing {
+        mode: pb::load_balancing::Mode::Passthrough.into(),
+        health_policy: pb::load_balancing::HealthPolicy::AllowAll.into(),
+        ..Default::default()
+    };
     pb::Service {
-        name: service.name.to_string(),
+        name: service.origin.name.to_string(),
         namespace: service.namespace.to_string(),
         hostname: service.host.to_string(),
-        addresses: service.single_addresses().map(address).collect(),
+        addresses: service.addresses.iter().map(address).collect(),
         ports: service.ports.iter().map(port).collect(),
-        subject_alt_names: service.sans.iter().map(ToString::to_string).collect(),
+        subject_alt_names: service.alt_names.clone(),
+        load_balancing: service.passthrough.then(passthrough),
         ..Default::default()
     }
 }

@@ -11,7 +11,7 @@ use envoy_types::pb::google::protobuf as google;
 use ipnet::IpNet;
 use prost::Message;
 
-use crate::resource::fault::Fault;
+use crate::resource::fault::{At, Fault};
 
 const TYPE_PREFIX: &str = "type.googleapis.com/";
 const UDPA_TYPED_STRUCT: &str = "udpa.type.v1.TypedStruct";
@@ -142,6 +142,19 @@ pub(crate) fn address(bytes: &[u8]) -> Result<IpAddr, Fault> {
         Ok(sixteen) => Ok(sixteen.into()),
         Err(_) => Err(Fault::new(format!("has {} bytes; an address has 4 or 16", bytes.len()))),
     }
+}
+
+/// A range of addresses of 4 or 16 bytes, without the bits behind its length. IPv4 ranges written as IPv6 become IPv4, as the
+/// addresses they are compared with.
+pub(crate) fn range(bytes: &[u8], length: u32) -> Result<IpNet, Fault> {
+    let ip = address(bytes).at("address")?;
+    let too_long = || Fault::field("length", format!("{length} is too long for {ip}"));
+    let length = u8::try_from(length).map_err(|_| too_long())?;
+    let net = match (ip, ip.to_canonical()) {
+        (IpAddr::V6(_), short @ IpAddr::V4(_)) if length >= 96 => IpNet::new(short, length - 96),
+        _ => IpNet::new(ip, length),
+    };
+    net.map(|net| net.trunc()).map_err(|_| too_long())
 }
 
 /// A value in `filter_metadata`, by filter and key.

@@ -7,6 +7,8 @@ mod parse;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::identity::SpiffeId;
 use crate::resource::endpoint::Locality;
 
@@ -126,8 +128,8 @@ pub struct Service {
     pub namespace: Arc<str>,
     /// Fully qualified name.
     pub hostname: Arc<str>,
-    /// Addresses with their networks; none for a headless service.
-    pub addresses: Box<[(Arc<str>, IpAddr)]>,
+    /// Addresses and ranges of addresses with their networks; none for a headless service.
+    pub addresses: Box<[(Arc<str>, IpNet)]>,
     /// Ports.
     pub ports: Box<[Port]>,
     /// Identities its endpoints may have beside their own.

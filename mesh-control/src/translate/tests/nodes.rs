@@ -9,6 +9,8 @@ use mesh_core::authorization::Verdict;
 use mesh_core::resource::authorization::Connection;
 use mesh_core::resource::workload::{Tunnel, WorkloadKind};
 use mesh_core::store::Upsert;
+use mesh_proto::workload as pb;
+use prost::Message;
 
 use super::*;
 
@@ -221,7 +223,9 @@ fn workloads_and_services_carry_what_is_known_of_them() {
     let ports: Vec<_> = ports.iter().map(|port| (port.service, port.target)).collect();
     assert_eq!((&**key, ports), ("default/web.default.svc.cluster.local", vec![(80, Some(8080)), (81, Some(81))]));
     let service = known.service("default/web.default.svc.cluster.local").unwrap();
-    assert_eq!((service.addresses[0].1.to_string(), service.ports[0].target), ("10.96.0.1".to_owned(), Some(8080)));
+    assert_eq!(service.addresses[0].1.to_string(), "10.96.0.1/32");
+    let targets: Vec<_> = service.ports.iter().map(|port| port.target).collect();
+    assert_eq!(targets, [None, Some(81)], "a port by name is each workload's own");
     let late = known.workload("Kubernetes//Pod/default/late").unwrap();
     assert_eq!((late.tunnel, late.kind, late.healthy), (Tunnel::None, WorkloadKind::Pod, false));
     assert!(known.workload("Kubernetes//Pod/default/host").unwrap().host_network);
@@ -237,4 +241,193 @@ fn workloads_and_services_carry_what_is_known_of_them() {
     // Nodes are told nothing of what workloads are, and the other way round.
     assert!(told.of_nodes(Kind::Cluster).is_empty());
     assert!(told.resources(Kind::Address).is_empty() && told.resources(Kind::Authorization).is_empty());
+}
+
+/// A resource as it is sent.
+fn sent(told: &Told, name: &str) -> pb::address::Type {
+    let all = told.of_nodes(Kind::Address);
+    let one = all.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", all.keys().collect::<Vec<_>>()));
+    pb::Address::decode(one.body.value.as_slice()).unwrap().r#type.unwrap()
+}
+
+fn workload(told: &Told, name: &str) -> pb::Workload {
+    match sent(told, name) {
+        pb::address::Type::Workload(workload) => workload,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn service_of(told: &Told, name: &str) -> pb::Service {
+    match sent(told, name) {
+        pb::address::Type::Service(service) => service,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn entry(metadata: &str, spec: &str) -> String {
+    format!("---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{{metadata}}}\nspec:\n{spec}\n")
+}
+
+#[test]
+fn endpoints_of_a_service_entry_are_workloads() {
+    let spec = "  hosts: [db.example.com, also.example.com]\n  resolution: STATIC\n  location: MESH_INTERNAL\n  ports:\n  \
+                - {number: 5432, name: tcp-db, targetPort: 6000}\n  - {number: 80, name: http}\n  endpoints:\n  \
+                - {address: 192.0.2.7, locality: r1/z1/s1, network: n2, serviceAccount: db, weight: 3, labels: {app: db}}\n  \
+                - {address: 192.0.2.8, ports: {tcp-db: 7000}, locality: r1}\n  - {address: 192.0.2.7, ports: {tcp-db: 1}}";
+    let text = [
+        entry("name: out, labels: {app: out, version: v2}, annotations: {ambient.istio.io/redirection: enabled}", spec),
+        policy("p", "default", "  selector: {matchLabels: {app: out}}\n  action: DENY\n  rules: [{}]"),
+        policy("q", "default", "  selector: {matchLabels: {app: db}}\n  action: DENY\n  rules: [{}]"),
+        peers("m", "default", "  selector: {matchLabels: {app: db}}\n  mtls: {mode: STRICT}"),
+    ]
+    .concat();
+    let told = Told::new(&text);
+    let uid = "Kubernetes/networking.istio.io/ServiceEntry/default/out/192.0.2.7";
+    let one = workload(&told, uid);
+    let port = |service_port, target_port| pb::Port { service_port, target_port };
+    let list = |ports: &[pb::Port]| pb::PortList { ports: ports.to_vec() };
+    let serves = |ports: pb::PortList| {
+        ["db", "also"].map(|host| (format!("default/{host}.example.com"), ports.clone())).into_iter().collect()
+    };
+    let want = pb::Workload {
+        uid: uid.into(),
+        name: "out".into(),
+        namespace: "default".into(),
+        addresses: vec![vec![192, 0, 2, 7]],
+        network: "n2".into(),
+        tunnel_protocol: pb::TunnelProtocol::Hbone.into(),
+        service_account: "db".into(),
+        canonical_name: "out".into(),
+        canonical_revision: "v2".into(),
+        workload_type: pb::WorkloadType::Pod.into(),
+        workload_name: "out".into(),
+        services: serves(list(&[port(5432, 6000), port(80, 80)])),
+        authorization_policies: vec!["default/p".into(), "istio-system/istio_converted_static_strict".into()],
+        cluster_id: "Kubernetes".into(),
+        locality: Some(pb::Locality { region: "r1".into(), zone: "z1".into(), subzone: "s1".into() }),
+        capacity: Some(3),
+        ..Default::default()
+    };
+    assert_eq!(one, want);
+    assert_eq!(told.of_nodes(Kind::Address)[uid].aliases, ["n2/192.0.2.7"]);
+    let two = workload(&told, "Kubernetes/networking.istio.io/ServiceEntry/default/out/192.0.2.8");
+    assert_eq!(two.services, serves(list(&[port(5432, 7000), port(80, 80)])));
+    assert_eq!(two.locality, Some(pb::Locality { region: "r1".into(), ..Default::default() }));
+    assert_eq!(two.authorization_policies, ["default/p"]);
+    let known = known(&told);
+    assert_eq!(known.at([192, 0, 2, 8].into()).map(|one| &*one.name), Some("out"));
+    assert!(known.at([192, 0, 2, 7].into()).is_none(), "another network's");
+}
+
+#[test]
+fn what_dns_resolves_is_a_workload_by_name() {
+    let spec = |more: &str, endpoints: &str| {
+        format!(
+            "  hosts: [a.example.com, {more}b.example.com]\n  resolution: DNS\n  ports: [{{number: 80, name: \
+             http}}]\n{endpoints}"
+        )
+    };
+    let told = Told::new(&entry("name: out", &spec("", "")));
+    let uid = |address: &str| format!("Kubernetes/networking.istio.io/ServiceEntry/default/out/{address}");
+    for host in ["a.example.com", "b.example.com"] {
+        let one = workload(&told, &uid(host));
+        assert_eq!((one.hostname.as_str(), one.addresses.len(), one.tunnel_protocol), (host, 0, 0));
+        assert_eq!(one.services.keys().collect::<Vec<_>>(), [&format!("default/{host}")], "each host for itself");
+    }
+    assert_eq!(known(&told).counts().workloads, 3, "and the client");
+    let listed = "  endpoints: [{address: far.example.net}, {address: 'unix:///x'}]";
+    let told = Told::new(&entry("name: out", &spec("'*.example.org', ", listed)));
+    let one = workload(&told, &uid("far.example.net"));
+    assert_eq!((one.hostname.as_str(), one.services.len()), ("far.example.net", 2));
+    assert_eq!(known(&told).counts().workloads, 2);
+}
+
+#[test]
+fn a_service_entry_says_its_name_ranges_ports_and_names_as_it_is_written() {
+    let spec = "  hosts: [out.example.com]\n  addresses: [10.0.0.5/24, 192.0.2.1/32, 192.0.2.9, 'fd00::/8']\n  resolution: \
+                NONE\n  ports: [{number: 443, name: tls, protocol: TLS}, {number: 80, name: http, targetPort: 8080}]\n  \
+                subjectAltNames: ['spiffe://cluster.local/ns/default/sa/x', out.example.com]";
+    let told = Told::new(&entry("name: out", spec));
+    let one = service_of(&told, "default/out.example.com");
+    assert_eq!((one.name.as_str(), one.hostname.as_str()), ("out", "out.example.com"));
+    let addresses: Vec<_> = one.addresses.iter().map(|one| (one.address.as_slice(), one.length)).collect();
+    let v6 = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let single = |last: u8| vec![192, 0, 2, last];
+    let (first, ninth) = (single(1), single(9));
+    assert_eq!(
+        addresses,
+        [(&[10, 0, 0, 0][..], Some(24)), (&first, None), (&ninth, None), (&v6[..], Some(8))],
+        "ranges without the bits behind their length"
+    );
+    let ports: Vec<_> = one.ports.iter().map(|port| (port.service_port, port.target_port)).collect();
+    assert_eq!(ports, [(443, 443), (80, 8080)]);
+    assert_eq!(one.subject_alt_names, ["spiffe://cluster.local/ns/default/sa/x", "out.example.com"]);
+    let balancing = one.load_balancing.unwrap();
+    assert_eq!(balancing.mode, i32::from(pb::load_balancing::Mode::Passthrough));
+    assert_eq!(balancing.health_policy, i32::from(pb::load_balancing::HealthPolicy::AllowAll));
+    assert_eq!(told.of_nodes(Kind::Address)["default/out.example.com"].aliases, ["/192.0.2.1", "/192.0.2.9"]);
+    let known = known(&told);
+    let nets: Vec<String> =
+        known.service("default/out.example.com").unwrap().addresses.iter().map(|(_, net)| net.to_string()).collect();
+    assert_eq!(nets, ["10.0.0.0/24", "192.0.2.1/32", "192.0.2.9/32", "fd00::/8"]);
+    let statics = Told::new(&entry("name: out", &spec.replace("NONE", "STATIC")));
+    assert!(service_of(&statics, "default/out.example.com").load_balancing.is_none());
+}
+
+#[test]
+fn pods_are_where_their_nodes_are_and_entries_where_they_say() {
+    let node = |name: &str, labels: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}, labels: {{{labels}}}}}\nspec: {{}}\nstatus: {{}}\n"
+        )
+    };
+    let place = |region: &str, zone: &str, subzone: &str| {
+        Some(pb::Locality { region: region.into(), zone: zone.into(), subzone: subzone.into() })
+    };
+    let vm = "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm, namespace: default}\nspec: \
+              {address: 192.0.2.7, locality: r/z, network: n}\n";
+    let whole = "topology.kubernetes.io/region: r1, topology.kubernetes.io/zone: z1, topology.istio.io/subzone: s1";
+    let told = Told::new(&[&pod("web", "web", "", "10.1.0.1"), vm, &node("n1", whole), &node("n2", "")].concat());
+    assert_eq!(workload(&told, "Kubernetes//Pod/default/web").locality, place("r1", "z1", "s1"));
+    let vm = workload(&told, "Kubernetes/networking.istio.io/WorkloadEntry/default/vm");
+    assert_eq!((vm.locality, vm.network.as_str()), (place("r", "z", ""), "n"));
+    assert_eq!(
+        told.of_nodes(Kind::Address)["Kubernetes/networking.istio.io/WorkloadEntry/default/vm"].aliases,
+        ["n/192.0.2.7"]
+    );
+    let told = Told::new(&[pod("web", "web", "", "10.1.0.1"), node("n1", "other: x")].concat());
+    assert_eq!(workload(&told, "Kubernetes//Pod/default/web").locality, None);
+    assert_eq!(workload(&Told::new(&pod("web", "web", "", "10.1.0.1")), "Kubernetes//Pod/default/web").locality, None);
+}
+
+#[test]
+fn where_mutual_tls_is_off_there_is_no_tunnel() {
+    for (spec, tunnel) in [
+        ("mtls: {mode: DISABLE}", false),
+        ("mtls: {mode: DISABLE}\n  portLevelMtls: {80: {mode: DISABLE}}", false),
+        ("mtls: {mode: DISABLE}\n  portLevelMtls: {80: {mode: STRICT}}", true),
+        ("mtls: {mode: STRICT}\n  portLevelMtls: {80: {mode: DISABLE}}", true),
+        ("mtls: {mode: PERMISSIVE}", true),
+    ] {
+        let rule = peers("web", "default", &format!("  selector: {{matchLabels: {{app: web}}}}\n  {spec}"));
+        let told = Told::new(&format!("{}{rule}", pod("web", "web", "", "10.1.0.1")));
+        let one = workload(&told, "Kubernetes//Pod/default/web");
+        assert_eq!(one.tunnel_protocol == i32::from(pb::TunnelProtocol::Hbone), tunnel, "{spec}");
+    }
+}
+
+/// Endpoints say of which workloads a port decides who is meant.
+#[test]
+fn endpoints_of_a_host_say_so() {
+    let vm = "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm, namespace: default, \
+              annotations: {ambient.istio.io/redirection: enabled}}\nspec: {address: 192.0.2.7, labels: {app: web}}\n";
+    let both = "  hosts: [web.example.com]\n  addresses: [10.99.0.1]\n  resolution: STATIC\n  location: MESH_INTERNAL\n  ports: \
+                [{number: 80, name: tcp}]\n  workloadSelector: {labels: {app: web}}";
+    let told = Told::new(&[&pod("web", "web", "", "10.1.0.1"), vm, &entry("name: web", both)].concat());
+    let name = "outbound|80||web.example.com";
+    let all = told.endpoints(name);
+    let parsed = mesh_core::resource::endpoint::LoadAssignment::parse(name, &all.encode_to_vec(), None).unwrap();
+    let hosts: Vec<_> = parsed.endpoints().map(|one| (one.address.to_string(), one.tunnel, one.host)).collect();
+    let want = [("10.1.0.1:80", true, false), ("192.0.2.7:80", true, true)];
+    assert_eq!(hosts, want.map(|(address, tunnel, host)| (address.to_owned(), tunnel, host)));
 }

@@ -138,6 +138,9 @@ fn variants() -> Vec<Vec<String>> {
             policy("root", "istio-system", "{selector: {matchLabels: {version: one}}, action: DENY, rules: [{}]}"),
             policy("root", "istio-system", "{selector: {matchLabels: {version: nobody}}, rules: [{}]}"),
         ],
+        ["a", "b"].map(|zone| {
+            format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: n1, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n")
+        }).to_vec(),
     ]
 }
 
@@ -191,7 +194,7 @@ proptest! {
     /// Objects come, change, go, and are read again as they were. `asked`: what is told is asked for, as by a stream.
     #[test]
     fn every_version_is_what_it_would_be_by_itself(
-        steps in proptest::collection::vec((proptest::sample::select((0..15).collect::<Vec<usize>>()), 0_usize..6, any::<bool>()), 1..30),
+        steps in proptest::collection::vec((proptest::sample::select((0..16).collect::<Vec<usize>>()), 0_usize..6, any::<bool>()), 1..30),
     ) {
         let variants = variants();
         let (mut builder, checked) = (Builder::default(), Checked::default());
@@ -217,6 +220,7 @@ proptest! {
             prop_assert_eq!(problems, expected);
             prop_assert_eq!(&mesh.directory, &alone.directory);
             prop_assert_eq!(&mesh.services, &alone.services);
+            prop_assert_eq!(&mesh.inline, &alone.inline);
             let next = |mesh| former.as_ref().map_or_else(|| Translation::new(Arc::clone(&mesh), checked.clone()), |former| Translation::after(former, mesh.clone()));
             let mut translation = next(Arc::new(mesh));
             translation.prepare();

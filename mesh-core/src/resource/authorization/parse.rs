@@ -2,15 +2,13 @@
 //!
 //! In: the message. Out: an [`Authorization`], or what is wrong with it and where.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use mesh_proto::security as pb;
 
 use super::{Account, Action, Authorization, Clause, Match, Reach, Rule, Scope, Terms, Text};
 use crate::resource::Rejection;
 use crate::resource::fault::{At, Fault, each};
-use crate::resource::wire::{address, decode};
+use crate::resource::wire::{self, decode};
 
 /// Most rules of one policy (Istio's own bound is 512).
 pub const MAX_RULES: usize = 1024;
@@ -143,16 +141,8 @@ fn account(message: &pb::ServiceAccountMatch) -> Result<Account, Fault> {
     })
 }
 
-/// IPv4 ranges written as IPv6 become IPv4, as the addresses they are compared with.
 fn range(message: &pb::Address) -> Result<IpNet, Fault> {
-    let ip = address(&message.address).at("address")?;
-    let too_long = || Fault::field("length", format!("{} is too long for {ip}", message.length));
-    let length = u8::try_from(message.length).map_err(|_| too_long())?;
-    let net = match (ip, ip.to_canonical()) {
-        (IpAddr::V6(_), short @ IpAddr::V4(_)) if length >= 96 => IpNet::new(short, length - 96),
-        _ => IpNet::new(ip, length),
-    };
-    net.map(|net| net.trunc()).map_err(|_| too_long())
+    wire::range(&message.address, message.length)
 }
 
 fn port(value: &u32) -> Result<u16, Fault> {

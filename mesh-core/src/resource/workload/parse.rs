@@ -141,7 +141,11 @@ fn service(message: &pb::Service) -> Result<Service, Fault> {
     at_most(message.addresses.len(), MAX_ADDRESSES).at("addresses")?;
     at_most(message.subject_alt_names.len(), MAX_ADDRESSES).at("subject_alt_names")?;
     let addresses = each("addresses", &message.addresses, |one| {
-        Ok((named(&one.network).at("network")?, address(&one.address).at("address")?))
+        let net = match one.length {
+            Some(length) => wire::range(&one.address, length)?,
+            None => address(&one.address).at("address")?.into(),
+        };
+        Ok((named(&one.network).at("network")?, net))
     })?;
     Ok(Service {
         key: text("hostname", &format!("{}/{}", message.namespace, message.hostname))?,

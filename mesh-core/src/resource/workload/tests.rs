@@ -108,7 +108,8 @@ fn a_bad_workload_is_refused_where_it_is_bad() {
 
 #[test]
 fn a_service_is_named_by_namespace_and_host() {
-    let address = |bytes: &[u8]| pb::NetworkAddress { network: "n".into(), address: bytes.to_vec() };
+    let address =
+        |bytes: &[u8]| pb::NetworkAddress { network: "n".into(), address: bytes.to_vec(), ..Default::default() };
     let service = pb::Service {
         name: "web".into(),
         namespace: "shop".into(),
@@ -120,7 +121,25 @@ fn a_service_is_named_by_namespace_and_host() {
     let Ok(Address::Service(read)) = parse_service("shop/web.shop.svc.cluster.local", service.clone()) else {
         panic!("a service")
     };
-    assert_eq!((&*read.addresses[0].0, read.addresses[0].1.to_string()), ("n", "10.96.0.1".into()));
+    assert_eq!((&*read.addresses[0].0, read.addresses[0].1.to_string()), ("n", "10.96.0.1/32".into()));
+    let range = |bytes: &[u8], length| pb::NetworkAddress { length: Some(length), ..address(bytes) };
+    let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 1, 2, 3];
+    for (one, want) in [
+        (range(&[10, 1, 2, 3], 24), Some("10.1.2.0/24")),
+        (range(&[10, 1, 2, 3], 0), Some("0.0.0.0/0")),
+        (range(&mapped, 112), Some("10.1.0.0/16")),
+        (range(&[0xfd; 16], 8), Some("fd00::/8")),
+        (range(&[10, 1, 2, 3], 33), None),
+        (range(&[10, 1, 2, 3], u32::MAX), None),
+    ] {
+        let said =
+            parse_service("shop/web.shop.svc.cluster.local", pb::Service { addresses: vec![one], ..service.clone() });
+        match (said, want) {
+            (Ok(Address::Service(read)), Some(want)) => assert_eq!(read.addresses[0].1.to_string(), want),
+            (Err(refused), None) => assert_eq!(refused.path, "service.addresses[0].length"),
+            (said, want) => panic!("{said:?} instead of {want:?}"),
+        }
+    }
     assert!(parse_service("shop/other", service.clone()).unwrap_err().why.contains("is called"));
     let nameless = pb::Service { hostname: String::new(), ..service.clone() };
     assert_eq!(parse_service("shop/", nameless).unwrap_err().path, "service.hostname");
