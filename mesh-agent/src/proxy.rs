@@ -16,6 +16,7 @@ mod direct;
 mod host;
 mod http;
 mod inbound;
+mod known;
 mod outbound;
 mod plaintext;
 mod pod;

@@ -69,12 +69,11 @@ impl Ambient {
         self.workloads.get(uid)
     }
 
-    /// The workload at an address of the default network; `None` if several have it.
+    /// The workload at an address of the default network. Of several the only pod counts, since an address is given to a pod
+    /// while anybody may write it in an entry; else none does.
     pub fn at(&self, address: IpAddr) -> Option<&Arc<Workload>> {
-        match self.sharing(address) {
-            [one] if one.network.is_empty() => Some(one),
-            _ => None,
-        }
+        let here = || self.sharing(address).iter().filter(|one| one.network.is_empty());
+        only(here()).or_else(|| only(here().filter(|one| one.is_pod())))
     }
 
     /// The workload at one of these addresses that has this name; or the one of that name that has a node's addresses.
@@ -228,6 +227,11 @@ impl Ambient {
         self.counts.policies -= 1;
         self.policies.remove(key)
     }
+}
+
+/// The first, if there is no second.
+fn only<T>(mut all: impl Iterator<Item = T>) -> Option<T> {
+    all.next().filter(|_| all.next().is_none())
 }
 
 /// By what a workload is found: its addresses. Those of a node name nobody, so it is found by its name there.

@@ -79,12 +79,13 @@ pub(super) fn chosen(snapshot: &Snapshot, proxy: &TcpProxy, flow: &Flow) -> Opti
     })
 }
 
-/// Picks where a connection or request for `cluster` goes.
+/// Picks where a connection or request for `cluster` goes. `known` tells of the workload of the mesh at an address.
 pub(super) fn choose(
     snapshot: &Snapshot,
     cluster: &str,
     flow: &Flow,
     context: &PickContext<'_>,
+    known: impl FnOnce(SocketAddr) -> Option<Arc<Endpoint>>,
 ) -> Result<Target, NoTarget> {
     let cluster = snapshot.cluster(cluster).ok_or(NoTarget::NoCluster)?;
     // Inbound there is one application, at the address that the client dialled; only a black hole has none.
@@ -101,7 +102,8 @@ pub(super) fn choose(
         ClusterKind::OriginalDst { port_override } => {
             let port = port_override.unwrap_or(flow.destination.port());
             let address = SocketAddr::new(flow.destination.ip(), port);
-            Ok(Target { cluster: cluster.clone(), endpoint: None, address })
+            let endpoint = if cluster.external { None } else { known(address).map(Busy::new) };
+            Ok(Target { cluster: cluster.clone(), endpoint, address })
         }
         // The application has resolved the name itself, and its answer is as good as ours would be.
         ClusterKind::StrictDns(hosts) | ClusterKind::LogicalDns(hosts) => {

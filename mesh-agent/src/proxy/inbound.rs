@@ -135,7 +135,7 @@ pub(super) async fn lead(pod: &Pod, flow: Flow, snapshot: &Snapshot, stream: Str
     match chosen.terminal() {
         Some(Terminal::Tcp(proxy)) => {
             let cluster = &proxy.clusters.pick(rand::random()).name;
-            match cluster::choose(snapshot, cluster, &flow, &PickContext::default()) {
+            match cluster::choose(snapshot, cluster, &flow, &PickContext::default(), |_| None) {
                 Ok(target) => {
                     let upstream = tcp::Upstream { target, connected: app };
                     Some(Served::tcp(flow, downstream, upstream, &chosen, name, Bytes::new()))

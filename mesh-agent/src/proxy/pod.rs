@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use mesh_core::Snapshot;
 use mesh_core::identity::SpiffeId;
+use mesh_core::resource::endpoint::Endpoint;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::authorize;
 use super::chosen::{Flow, Side};
 use super::cluster::Target;
+use super::known;
 use super::plaintext::{Changes, Teller};
 use super::report::Reports;
 use super::worker::Worker;
@@ -199,6 +201,11 @@ impl Pod {
             #[cfg(test)]
             Net::Test(_) => false,
         }
+    }
+
+    /// The workload of the mesh at an address, as an endpoint with a tunnel.
+    pub(super) fn known(&self, to: SocketAddr) -> Option<Arc<Endpoint>> {
+        known::endpoint(&*self.live.ambient()?, to, self.identity.trust_domain())
     }
 
     /// Connects to what was chosen, on behalf of the flow's client.

@@ -74,7 +74,7 @@ pub(super) async fn connect(
         None => {
             let name = &proxy.clusters.pick(rand::random()).name;
             let hash = proxy.hash_source_ip.then(|| hash_of(flow));
-            cluster::choose(snapshot, name, flow, &PickContext { hash, avoid: &[] })
+            cluster::choose(snapshot, name, flow, &PickContext { hash, avoid: &[] }, |to| pod.known(to))
                 .map_err(|none| Failure::no_target(none, name))?
         }
     };

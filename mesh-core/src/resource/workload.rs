@@ -149,6 +149,12 @@ impl Address {
 }
 
 impl Workload {
+    /// Whether it is a pod of Kubernetes, by its uid: its addresses are its own, while entries may share theirs.
+    pub fn is_pod(&self) -> bool {
+        let mut parts = self.uid.split('/').skip(1);
+        parts.next() == Some("") && parts.next() == Some("Pod")
+    }
+
     /// Its identity; `own` is the mesh's trust domain. `None` where its names make none.
     pub fn identity(&self, own: &str) -> Option<SpiffeId> {
         let said = &self.identity.trust_domain;

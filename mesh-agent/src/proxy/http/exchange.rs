@@ -154,7 +154,8 @@ async fn forward_to(
     loop {
         attempt += 1;
         let context = PickContext { hash, avoid: &tried };
-        let target = cluster::choose(snapshot, &entry.name, &conn.flow, &context).map_err(|none| {
+        let known = |to| conn.pod.known(to);
+        let target = cluster::choose(snapshot, &entry.name, &conn.flow, &context, known).map_err(|none| {
             wanted.record.cluster(&entry.name);
             match none {
                 NoTarget::NoCluster => Reply::no_cluster(forward.cluster_not_found),
