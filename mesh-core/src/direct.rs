@@ -5,20 +5,23 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::authorization::Policies;
 use crate::identity::SpiffeId;
 use crate::resource::authorization::Connection;
 use crate::resource::cluster::ClusterKind;
-use crate::resource::listener::{ConnFacts, Detection, FilterChain, Listener, Terminal};
+use crate::resource::listener::{ConnFacts, Detection, FilterChain, Listener, TcpProxy, Terminal};
 use crate::snapshot::{BLACK_HOLE, Snapshot};
 
 mod clusters;
 mod services;
+mod ways;
 
 pub use clusters::{inbound_cluster, outbound_cluster};
 pub use services::{Choice, MAX_SLOTS, Service, Services};
+pub use ways::{Party, Way, Ways};
 
 /// Ports of one workload that can be reached without an agent; further ones are not.
 pub const MAX_PORTS: usize = 256;
@@ -76,15 +79,27 @@ fn inbound(listener: &Listener, to: SocketAddr, source: IpAddr) -> Option<&Filte
 
 /// Whether what a workload sends to this very address goes there, and as it is.
 pub fn leaves(snapshot: &Snapshot, to: SocketAddr) -> bool {
-    let unspecified = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
-    let chain = snapshot.outbound(to).and_then(|listener| opaque(listener, to, unspecified, false));
-    let Some(Terminal::Tcp(proxy)) = chain.map(|chain| &chain.terminal) else { return false };
+    let Some(proxy) = outbound(snapshot, to) else { return false };
     proxy.clusters.entries().all(|entry| {
         snapshot.cluster(&entry.name).is_some_and(|cluster| match cluster.kind {
             ClusterKind::OriginalDst { port_override } => port_override.is_none_or(|port| port == to.port()),
             _ => false,
         })
     })
+}
+
+/// Names of the clusters that this depends on.
+fn leaving(snapshot: &Snapshot, to: SocketAddr) -> Vec<Arc<str>> {
+    outbound(snapshot, to).into_iter().flat_map(|proxy| proxy.clusters.entries()).map(|one| one.name.clone()).collect()
+}
+
+/// What becomes of connections to an address, if that is known without their bytes.
+fn outbound(snapshot: &Snapshot, to: SocketAddr) -> Option<&TcpProxy> {
+    let unspecified = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+    match &opaque(snapshot.outbound(to)?, to, unspecified, false)?.terminal {
+        Terminal::Tcp(proxy) => Some(proxy),
+        Terminal::Http(_) => None,
+    }
 }
 
 /// The chain that serves a connection, if that is known without its first bytes and it only copies bytes, for as long as

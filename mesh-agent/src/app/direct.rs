@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use mesh_core::Snapshot;
 use mesh_core::authorization::Policies;
-use mesh_core::direct::{Choice, Local, Service, Services, comes_in, leaves};
+use mesh_core::direct::{Choice, Party, Service, Services, Way, Ways};
 use mesh_core::identity::SpiffeId;
 use mesh_core::resource::workload::Workload as Known;
 use tokio::sync::watch;
@@ -112,23 +112,13 @@ impl DirectWays {
     }
 }
 
-/// How a client may go to a port of a server, if it may.
-fn way(client: &Whole, server: &Whole, to: SocketAddr) -> Option<DirectWay> {
-    let (from, into) = (client.local(), server.local());
-    let allowed = client.workload.id != server.workload.id && comes_in(&from, &into, to);
-    allowed.then(|| DirectWay {
-        client: client.workload.id,
-        to,
-        server: server.workload.id,
-        by_service: !leaves(&client.snapshot, to),
-    })
-}
-
 #[derive(Default)]
 struct Question {
     node_stream: bool,
     /// Workloads as they were told of last, by `Workload::id`, as in `proxy::authorize`.
     known: HashMap<u32, Arc<Known>>,
+    /// Who goes where directly.
+    ways: Ways,
     /// Whose the addresses of these workloads are.
     people: HashMap<IpAddr, SpiffeId>,
     /// As far as they are workloads of which everything is known, by `Workload::id`.
@@ -213,20 +203,6 @@ impl Client {
     }
 }
 
-/// A workload of which everything is known.
-struct Whole {
-    workload: Arc<Workload>,
-    snapshot: Arc<Snapshot>,
-    policies: Policies,
-}
-
-impl Whole {
-    fn local(&self) -> Local<'_> {
-        let Whole { workload, snapshot, policies } = self;
-        Local { snapshot, policies, identity: &workload.identity, addresses: &workload.addresses }
-    }
-}
-
 impl Question {
     /// Everything that is direct, and the workloads of which nobody can tell.
     fn ask(&mut self, workloads: &[Arc<Workload>], config: &NodeConfig) -> (DirectPlan, HashSet<u32>) {
@@ -240,43 +216,39 @@ impl Question {
         let may = |workload: &&Arc<Workload>| {
             workload.same_node == SameNode::Direct && workload.host.is_none() && unambiguous(workload)
         };
-        let (mut whole, mut undecided) = (Vec::new(), HashSet::new());
+        let (mut parties, mut undecided) = (Vec::new(), HashSet::new());
         for workload in workloads.iter().filter(may) {
             match (config.by_workload.get(&workload.id), self.policies(workload, config)) {
-                (Some(snapshot), Some(policies)) => {
-                    whole.push(Whole { workload: workload.clone(), snapshot: snapshot.clone(), policies });
-                }
+                (Some(snapshot), Some(policies)) => parties.push(Party {
+                    id: workload.id,
+                    snapshot: snapshot.clone(),
+                    policies,
+                    identity: workload.identity.clone(),
+                    addresses: workload.addresses.as_slice().into(),
+                }),
                 _ => {
                     undecided.insert(workload.id);
                 }
             }
         }
-        let mut plan = DirectPlan::default();
-        for server in &whole {
-            for address in &server.workload.addresses {
-                for port in server.local().opaque_ports(*address) {
-                    let to = SocketAddr::new(*address, port);
-                    plan.ways.extend(whole.iter().filter_map(|client| way(client, server, to)));
-                }
-            }
-        }
+        let asked = self.ways.follow(parties.clone());
+        let way = |Way { client, to, server, by_service }| DirectWay { client, to, server, by_service };
+        let mut plan = DirectPlan { ways: self.ways.all().map(way).collect(), ..DirectPlan::default() };
+        tracing::debug!(asked, ways = plan.ways.len(), "who may connect without the agent");
         let mut ways: HashMap<u32, BTreeSet<SocketAddr>> = HashMap::new();
         for way in &plan.ways {
             ways.entry(way.client).or_default().insert(way.to);
         }
-        let people: HashMap<IpAddr, SpiffeId> = whole
-            .iter()
-            .flat_map(|one| one.workload.addresses.iter().map(|ip| (*ip, one.workload.identity.clone())))
-            .collect();
+        let people: HashMap<IpAddr, SpiffeId> =
+            parties.iter().flat_map(|one| one.addresses.iter().map(|ip| (*ip, one.identity.clone()))).collect();
         let others = self.people != people;
         self.people = people;
-        self.clients.retain(|id, _| whole.iter().any(|one| one.workload.id == *id));
-        for one in &whole {
-            let id = one.workload.id;
-            let client = self.clients.entry(id).or_default();
-            let ways = ways.remove(&id).unwrap_or_default();
+        self.clients.retain(|id, _| parties.iter().any(|one| one.id == *id));
+        for one in &parties {
+            let client = self.clients.entry(one.id).or_default();
+            let ways = ways.remove(&one.id).unwrap_or_default();
             client.follow(&one.snapshot, ways, &self.people, others, &mut self.lists);
-            plan.services.insert(id, client.chosen.clone());
+            plan.services.insert(one.id, client.chosen.clone());
         }
         (plan, undecided)
     }

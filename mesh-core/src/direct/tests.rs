@@ -37,7 +37,7 @@ fn inbound_listener() -> pb::Listener {
     }
 }
 
-fn original_dst(name: &str) -> cluster::Cluster {
+pub(super) fn original_dst(name: &str) -> cluster::Cluster {
     cluster::Cluster {
         name: name.into(),
         cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
@@ -48,7 +48,7 @@ fn original_dst(name: &str) -> cluster::Cluster {
     }
 }
 
-fn hole() -> cluster::Cluster {
+pub(super) fn hole() -> cluster::Cluster {
     cluster::Cluster {
         name: BLACK_HOLE.into(),
         cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
@@ -90,7 +90,12 @@ fn server() -> Arc<Snapshot> {
     configured(vec![listener])
 }
 
-fn policy(action: security::Action, namespaces: &[&str], ports: &[u32], dry_run: bool) -> Arc<Authorization> {
+pub(super) fn policy(
+    action: security::Action,
+    namespaces: &[&str],
+    ports: &[u32],
+    dry_run: bool,
+) -> Arc<Authorization> {
     let named = |text: &&str| security::StringMatch {
         match_type: Some(security::string_match::MatchType::Exact((*text).into())),
     };
