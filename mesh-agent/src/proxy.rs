@@ -13,15 +13,16 @@ mod chosen;
 mod cluster;
 mod detect;
 mod direct;
-mod host;
 mod http;
 mod inbound;
 mod known;
+mod neighbour;
 mod outbound;
 mod plaintext;
 mod pod;
 mod probe;
 mod report;
+mod residents;
 mod tcp;
 mod tunnel;
 mod worker;
@@ -84,7 +85,7 @@ pub struct Context {
 pub struct Workers {
     workers: Vec<WorkerHandle>,
     loads: Arc<[AtomicUsize]>,
-    residents: Arc<host::Residents>,
+    residents: Arc<residents::Residents>,
 }
 
 /// One worker thread.
@@ -124,7 +125,7 @@ impl Workers {
         let count = count.max(1);
         let loads: Arc<[AtomicUsize]> = (0..count).map(|_| AtomicUsize::new(0)).collect();
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(MAX_COMMANDS)).unzip();
-        let residents = Arc::new(host::Residents::default());
+        let residents = Arc::new(residents::Residents::default());
         let siblings =
             worker::Siblings { senders: senders.clone().into(), loads: loads.clone(), residents: residents.clone() };
         let mut workers = Vec::with_capacity(count);
@@ -138,7 +139,7 @@ impl Workers {
     /// Gives a workload to a worker, which serves its listeners until [`Workers::withdraw`].
     pub async fn enrol(&self, workload: Arc<Workload>, listeners: Listeners) {
         let index = workload.id as usize % self.workers.len();
-        self.residents.add(&workload, &host::own_ports(&listeners));
+        self.residents.add(&workload, &residents::own_ports(&listeners));
         self.tell(index, Command::Enrol { workload, listeners }).await;
     }
 

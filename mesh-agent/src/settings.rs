@@ -256,13 +256,15 @@ pub enum ExistingConnections {
     Close,
 }
 
-/// How two workloads of one node connect to each other; both have to say [`SameNode::Direct`].
+/// How two workloads of one node connect to each other: as the one of them says that stands further below.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SameNode {
-    /// By themselves where nothing needs the agent.
+    /// By themselves where nothing needs the agent; otherwise as [`SameNode::Agent`].
     #[default]
     Direct,
+    /// Through the agent, which has both halves of the connection: without TLS, and not over the wire.
+    Agent,
     /// As with workloads of other nodes: through the agent and over the wire.
     Wire,
 }

@@ -2,6 +2,7 @@
 
 mod connect;
 mod errors;
+pub mod pipe;
 pub mod shortcut;
 pub mod stream;
 pub mod tunnel;

@@ -79,7 +79,7 @@ pub const RTT_BUCKETS: u32 = RTT_BOUNDS.len() as u32 + 1;
 /// Places of one path.
 const PLACES: u32 = RTT_BUCKETS + 2;
 /// Places in TCP_STATS.
-pub const TCP_PLACES: u32 = PLACES * Path::ALL.len() as u32;
+pub const TCP_PLACES: u32 = PLACES * Path::OF_PACKETS.len() as u32;
 
 /// Where a figure of a path is; a bucket is below [`RTT_BUCKETS`].
 #[inline(always)]
@@ -134,7 +134,8 @@ mod tests {
     #[test]
     fn every_figure_has_a_place_of_its_own() {
         let figures = || (0..RTT_BUCKETS).map(Figure::Rtt).chain([Figure::RttSum, Figure::Retransmitted]);
-        let places = Path::ALL.into_iter().flat_map(|(path, _)| figures().map(move |figure| place(path, figure)));
+        let places =
+            Path::OF_PACKETS.into_iter().flat_map(|(path, _)| figures().map(move |figure| place(path, figure)));
         assert!(places.eq(0..TCP_PLACES));
     }
 

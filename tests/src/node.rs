@@ -280,6 +280,9 @@ impl Agent<'_> {
             for (key, value) in &pod.labels {
                 let _ = writeln!(yaml, "    {key}: {}", quote(value));
             }
+            if let Some(word) = &pod.same_node {
+                let _ = writeln!(yaml, "  sameNode: {}", quote(word));
+            }
             if let Some(word) = &pod.shortcuts {
                 let _ = writeln!(yaml, "  shortcuts: {}", quote(word));
             }

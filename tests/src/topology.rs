@@ -53,6 +53,8 @@ pub struct PodSpec {
     pub enrolled: bool,
     /// The agent's setting `shortcuts` for it, if not the default.
     pub shortcuts: Option<String>,
+    /// The agent's setting `sameNode` for it, if not the default.
+    pub same_node: Option<String>,
 }
 
 impl PodSpec {
@@ -103,6 +105,13 @@ impl PodSpec {
     #[must_use]
     pub fn shortcuts(mut self, word: &str) -> Self {
         self.shortcuts = Some(word.to_owned());
+        self
+    }
+
+    /// Gives the agent's setting `sameNode` for it.
+    #[must_use]
+    pub fn same_node(mut self, word: &str) -> Self {
+        self.same_node = Some(word.to_owned());
         self
     }
 
@@ -269,6 +278,7 @@ fn pod_at(at: &At<'_>) -> Result<PodSpec> {
         "ports",
         "enrolled",
         "shortcuts",
+        "sameNode",
     ])?;
     let name = name_at(&at.need("name")?)?;
     let table = |key| at.get(key).map(|t| t.table()).transpose().map(Option::unwrap_or_default);
@@ -293,6 +303,7 @@ fn pod_at(at: &At<'_>) -> Result<PodSpec> {
         },
         enrolled: at.get("enrolled").map_or(Ok(true), |e| e.boolean())?,
         shortcuts: at.get("shortcuts").map(|s| s.text()).transpose()?,
+        same_node: at.get("sameNode").map(|s| s.text()).transpose()?,
         name,
     })
 }

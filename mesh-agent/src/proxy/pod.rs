@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,15 +16,16 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::authorize;
 use super::chosen::{Flow, Side};
 use super::cluster::Target;
 use super::known;
 use super::plaintext::{Changes, Teller};
 use super::report::Reports;
 use super::worker::Worker;
+use super::{authorize, neighbour};
 use crate::kernel::Redirected;
 use crate::live::Live;
+use crate::settings::SameNode;
 use crate::settings::probes::Probe;
 use crate::shutdown;
 use crate::telemetry::access_log::Log;
@@ -67,6 +68,7 @@ pub(super) struct Pod {
     /// The workload was withdrawn, or the worker ends: everything about it is dropped.
     pub(super) ended: CancellationToken,
     connections: Rc<Cell<usize>>,
+    worker: Weak<Worker>,
     net: Net,
 }
 
@@ -80,7 +82,7 @@ enum Net {
 }
 
 impl Pod {
-    pub(super) fn new(worker: &Worker, workload: &Arc<Workload>, own_ports: &[u16]) -> Self {
+    pub(super) fn new(worker: &Rc<Worker>, workload: &Arc<Workload>, own_ports: &[u16]) -> Self {
         let context = &worker.context;
         let credential = context.identities.watch(&workload.identity);
         let source = Source {
@@ -112,6 +114,7 @@ impl Pod {
             shutdown: context.shutdown.clone(),
             ended: CancellationToken::new(),
             connections: Rc::default(),
+            worker: Rc::downgrade(worker),
             net: Net::Real(source),
         }
     }
@@ -213,6 +216,10 @@ impl Pod {
         match (&self.net, flow.side, &target.endpoint) {
             (_, Side::Inbound, _) => self.connect_app(flow, target.cluster.connect_timeout).await,
             (Net::Real(source), Side::Outbound, Some(endpoint)) => {
+                if let Some(neighbour) = self.neighbour(source, target, endpoint) {
+                    let limit = target.cluster.connect_timeout;
+                    return Box::pin(neighbour::connect(self, neighbour, endpoint.address, flow, limit)).await;
+                }
                 source.to_endpoint(&target.cluster, endpoint, flow.client).await
             }
             (Net::Real(source), Side::Outbound, None) => {
@@ -221,6 +228,32 @@ impl Pod {
             #[cfg(test)]
             (Net::Test(net), Side::Outbound, _) => net.connect(target.address).await,
         }
+    }
+
+    /// The workload of this node that an endpoint is, if the connection may stay within the agent.
+    fn neighbour(&self, source: &Source, target: &Target, endpoint: &Endpoint) -> Option<Rc<Pod>> {
+        if source.workload.same_node == SameNode::Wire || source.workload.host.is_some() {
+            return None;
+        }
+        let other = self.worker.upgrade()?.neighbour(endpoint.address.ip())?;
+        source.tunnels_to(&target.cluster, endpoint, &other.identity).then_some(other)
+    }
+
+    /// What others are told of it.
+    pub(super) fn as_peer(&self) -> Peer {
+        let mut peer = Peer::clone(&self.peer).with_principal(self.identity.as_str());
+        peer.namespace = self.identity.namespace().into();
+        peer
+    }
+
+    /// One of its clients as a destination of this family sees it.
+    pub(super) fn as_seen(&self, client: SocketAddr, to: SocketAddr) -> SocketAddr {
+        let own = match &self.net {
+            Net::Real(source) => source.workload.addresses.iter().find(|ip| ip.is_ipv4() == to.is_ipv4()),
+            #[cfg(test)]
+            Net::Test(_) => None,
+        };
+        own.map_or(client, |own| SocketAddr::new(*own, client.port()))
     }
 
     /// Connects to the workload's application, which sees the flow's client.

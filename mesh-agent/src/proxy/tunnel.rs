@@ -248,7 +248,7 @@ async fn dial_and_lead(pod: &Pod, flow: Flow, body: RecvStream, mut respond: Sen
 }
 
 /// As ztunnel answers: 401 for what a policy refuses. What cannot be judged yet may be tried again.
-fn denied(denial: &Denial) -> StatusCode {
+pub(super) fn denied(denial: &Denial) -> StatusCode {
     match denial {
         Denial::Forbidden(..) | Denial::NotAllowed => StatusCode::UNAUTHORIZED,
         Denial::Unknown(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -322,7 +322,7 @@ fn accepted(pod: &Pod) -> Response<()> {
     response
 }
 
-fn status(error: &UpstreamError) -> StatusCode {
+pub(super) fn status(error: &UpstreamError) -> StatusCode {
     match error {
         UpstreamError::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::SERVICE_UNAVAILABLE,

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,14 +18,15 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 use super::authorize::Judge;
-use super::host::{Resident, Residents, own_ports};
 use super::plaintext::Teller;
 use super::pod::Pod;
 use super::report::Reports;
+use super::residents::{Resident, Residents, own_ports};
 use super::{Command, Context, Door, inbound, outbound, tunnel};
 use crate::dns::Forwarder;
 use crate::kernel::Listeners;
 use crate::net::copy::Duplex;
+use crate::settings::SameNode;
 use crate::upstream::tunnel::Tunnels;
 use crate::workload::Workload;
 
@@ -141,7 +143,17 @@ impl Worker {
 
     /// The workload of the host that has a port, as this worker knows it.
     pub(super) fn resident(self: &Rc<Self>, port: u16) -> Option<Rc<Pod>> {
-        let Resident { workload, own_ports } = self.siblings.residents.at(port)?;
+        self.known(self.siblings.residents.at(port)?)
+    }
+
+    /// The pod of this node that has an address, as this worker knows it, unless it wants to be reached by the wire.
+    pub(super) fn neighbour(self: &Rc<Self>, address: IpAddr) -> Option<Rc<Pod>> {
+        let resident = self.siblings.residents.with(address)?;
+        if resident.workload.same_node == SameNode::Wire { None } else { self.known(resident) }
+    }
+
+    fn known(self: &Rc<Self>, resident: Resident) -> Option<Rc<Pod>> {
+        let Resident { workload, own_ports } = resident;
         let gone = self.withdrawn.borrow().contains(&workload.id);
         (!gone).then(|| self.pod(&workload, &own_ports))
     }

@@ -23,7 +23,7 @@ pub struct HostPlace {
 /// docs/agent.md (tested).
 pub const UNSUPPORTED: [&str; 11] = [
     "what it and other programs of this host say to each other, by loopback or by an address of the host, goes without the mesh: no identity, no policy, no STRICT",
-    "it goes to no workload of this node directly, and none goes to it directly (sameNode)",
+    "it goes to no workload of this node directly or within the agent, and none goes so to it (sameNode)",
     "socket shortcuts are not used (shortcuts)",
     "DNS and other UDP go as without the mesh (udp)",
     "raw and packet sockets are not held back: there is no backstop on the host's interfaces",
@@ -32,7 +32,7 @@ pub const UNSUPPORTED: [&str; 11] = [
     "all workloads of the host have one pod's places for connections on their way (flow_full, peer_full)",
     "to a pod with hostNetwork mesh-control and istiod tell nobody a tunnel: nothing but this host comes to a STRICT port of it, unless it is a WorkloadEntry, too",
     "connections that came in while no agent was there go on when their port becomes STRICT",
-    "a process that is moved out of its cgroup, which takes root's rights, is out of the mesh from its next connection on; and in the 50 ms after its cgroup was made anew a process may connect without the mesh",
+    "a process that is moved out of its cgroup, which takes root's rights, is out of the mesh from its next connection on; and after its cgroup was made anew a process may connect without the mesh until the agent has looked again",
 ];
 
 impl WorkloadSettings {

@@ -58,13 +58,13 @@ pub fn write_tcp(out: &mut Text, figure: impl Fn(Path, Figure) -> u64) {
     const AGAIN: &str = "mesh_agent_tcp_retransmitted_segments_total";
     const RTT: &str = "mesh_agent_tcp_rtt_seconds";
     out.family(AGAIN, Kind::Counter, "Segments that TCP sockets had sent again when they closed, by path.");
-    for (path, name) in Path::ALL {
+    for (path, name) in Path::OF_PACKETS {
         out.name(AGAIN, "");
         out.label("path", name);
         out.value(figure(path, Figure::Retransmitted));
     }
     out.family(RTT, Kind::Histogram, "Smoothed round-trip times of TCP sockets when they closed, by path.");
-    for (path, name) in Path::ALL {
+    for (path, name) in Path::OF_PACKETS {
         let mut count = 0;
         for bucket in 0..RTT_BUCKETS {
             count += figure(path, Figure::Rtt(bucket));
@@ -109,6 +109,7 @@ mod tests {
             "mesh_agent_bytes_total{path=\"direct\",direction=\"sent\"} 0",
             "mesh_agent_bytes_total{path=\"tunnel\",direction=\"sent\"} 8",
             "mesh_agent_bytes_total{path=\"tunnel\",direction=\"received\"} 4",
+            "mesh_agent_bytes_total{path=\"neighbour\",direction=\"sent\"} 0",
             "mesh_agent_tcp_retransmitted_segments_total{path=\"plain\"} 9",
             "mesh_agent_tcp_rtt_seconds_bucket{path=\"direct\",le=\"0.00001\"} 2",
             "mesh_agent_tcp_rtt_seconds_bucket{path=\"direct\",le=\"1\"} 2",

@@ -49,6 +49,16 @@ pub struct Source {
     pub bytes: Arc<PathBytes>,
 }
 
+/// How a cluster reaches an endpoint.
+fn transport<'a>(cluster: &'a Cluster, endpoint: &Endpoint) -> Option<&'a ClusterTransport> {
+    let found = cluster.transports.iter().find(|transport| match transport.when {
+        TransportWhen::Tunnel => endpoint.tunnel,
+        TransportWhen::IstioMtls => endpoint.istio_mtls,
+        TransportWhen::Always => true,
+    });
+    found.map(|transport| &transport.transport)
+}
+
 /// An open upstream connection.
 #[derive(Debug)]
 pub struct Connected {
@@ -80,18 +90,23 @@ impl Source {
         if endpoint.tunnel {
             return self.through_tunnel(cluster, endpoint, client).await;
         }
-        let transport = cluster.transports.iter().find(|transport| match transport.when {
-            TransportWhen::Tunnel => endpoint.tunnel,
-            TransportWhen::IstioMtls => endpoint.istio_mtls,
-            TransportWhen::Always => true,
-        });
-        match transport.map(|transport| &transport.transport) {
+        match transport(cluster, endpoint) {
             Some(ClusterTransport::Tls(_)) => {
                 Err(UpstreamError::Tls { to, why: "TLS on the endpoint's own port is not supported yet".into() })
             }
             Some(ClusterTransport::Hbone) => self.through_tunnel(cluster, endpoint, client).await,
             Some(ClusterTransport::Raw) | None => self.plain(to, cluster.connect_timeout).await,
         }
+    }
+
+    /// Whether an endpoint is reached through a tunnel, to which `identity` may answer.
+    pub fn tunnels_to(&self, cluster: &Cluster, endpoint: &Endpoint, identity: &SpiffeId) -> bool {
+        let tunnel = endpoint.tunnel || matches!(transport(cluster, endpoint), Some(ClusterTransport::Hbone));
+        let expected = match &endpoint.identity {
+            Some(expected) => expected == identity,
+            None => cluster.sans.contains(identity),
+        };
+        tunnel && expected && !self.workload.has(endpoint.address)
     }
 
     /// Connects in the open.

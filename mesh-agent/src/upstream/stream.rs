@@ -16,6 +16,7 @@ use mesh_common::abi::Path;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::pipe::Pipe;
 use super::shortcut::Shortcut;
 use super::wire::Wire;
 use crate::kernel::Sockets;
@@ -173,6 +174,8 @@ pub enum Stream {
     Plain(Wire<TcpStream>),
     /// A stream of an HBONE tunnel.
     Tunnel(Box<Wire<TunnelStream>>),
+    /// To another workload of this node.
+    Neighbour(Wire<Pipe>),
 }
 
 impl Stream {
@@ -184,6 +187,11 @@ impl Stream {
     /// A stream of a tunnel.
     pub fn tunnel(stream: TunnelStream, bytes: &Arc<PathBytes>) -> Stream {
         Stream::Tunnel(Box::new(Wire::new(stream, Path::Tunnel, bytes.clone())))
+    }
+
+    /// One end of a connection between two workloads of this node.
+    pub fn neighbour(pipe: Pipe, bytes: &Arc<PathBytes>) -> Stream {
+        Stream::Neighbour(Wire::new(pipe, Path::Neighbour, bytes.clone()))
     }
 
     /// A connection with an application, just accepted or made, and the shortcut that it has. The kernel is to be asked for
@@ -201,7 +209,7 @@ impl Stream {
             Stream::Tcp(tcp) => Some(tcp),
             Stream::Shortcut(shortcut) => Some(shortcut.tcp()),
             Stream::Plain(wire) => Some(wire.get_ref()),
-            Stream::Tunnel(_) => None,
+            Stream::Tunnel(_) | Stream::Neighbour(_) => None,
         }
     }
 }
@@ -213,6 +221,7 @@ impl Duplex for Stream {
             Stream::Shortcut(stream) => stream.poll_recv(cx, buffer),
             Stream::Plain(stream) => stream.poll_recv(cx, buffer),
             Stream::Tunnel(stream) => stream.poll_recv(cx, buffer),
+            Stream::Neighbour(stream) => stream.poll_recv(cx, buffer),
         }
     }
 
@@ -222,6 +231,7 @@ impl Duplex for Stream {
             Stream::Shortcut(stream) => stream.poll_send(cx, data),
             Stream::Plain(stream) => stream.poll_send(cx, data),
             Stream::Tunnel(stream) => stream.poll_send(cx, data),
+            Stream::Neighbour(stream) => stream.poll_send(cx, data),
         }
     }
 
@@ -231,6 +241,7 @@ impl Duplex for Stream {
             Stream::Shortcut(stream) => stream.poll_finish(cx),
             Stream::Plain(stream) => stream.poll_finish(cx),
             Stream::Tunnel(stream) => stream.poll_finish(cx),
+            Stream::Neighbour(stream) => stream.poll_finish(cx),
         }
     }
 
@@ -240,6 +251,7 @@ impl Duplex for Stream {
             Stream::Shortcut(stream) => stream.reset(),
             Stream::Plain(stream) => stream.reset(),
             Stream::Tunnel(stream) => stream.reset(),
+            Stream::Neighbour(stream) => stream.reset(),
         }
     }
 }
@@ -251,6 +263,7 @@ impl AsyncRead for Stream {
             Stream::Shortcut(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
             Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Neighbour(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -262,6 +275,7 @@ impl AsyncWrite for Stream {
             Stream::Shortcut(stream) => Pin::new(stream.tcp_mut()).poll_write(cx, buf),
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Neighbour(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -275,6 +289,7 @@ impl AsyncWrite for Stream {
             Stream::Shortcut(stream) => Pin::new(stream.tcp_mut()).poll_write_vectored(cx, bufs),
             Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Neighbour(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -284,6 +299,7 @@ impl AsyncWrite for Stream {
             Stream::Shortcut(stream) => stream.tcp().is_write_vectored(),
             Stream::Plain(stream) => stream.is_write_vectored(),
             Stream::Tunnel(stream) => stream.is_write_vectored(),
+            Stream::Neighbour(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -293,6 +309,7 @@ impl AsyncWrite for Stream {
             Stream::Shortcut(stream) => Pin::new(stream.tcp_mut()).poll_flush(cx),
             Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Neighbour(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -302,6 +319,7 @@ impl AsyncWrite for Stream {
             Stream::Shortcut(stream) => Pin::new(stream.tcp_mut()).poll_shutdown(cx),
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Neighbour(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -46,12 +46,16 @@ pub enum Path {
     Tunnel = 1,
     /// Between an agent and somebody in the open.
     Plain = 2,
+    /// From one workload of the node to another, within the agent: it has no packets of its own.
+    Neighbour = 3,
 }
 
 impl Path {
     /// Every path with its name in metrics.
-    pub const ALL: [(Path, &'static str); 3] =
-        [(Path::Direct, "direct"), (Path::Tunnel, "tunnel"), (Path::Plain, "plain")];
+    pub const ALL: [(Path, &'static str); 4] =
+        [(Path::Direct, "direct"), (Path::Tunnel, "tunnel"), (Path::Plain, "plain"), (Path::Neighbour, "neighbour")];
+    /// Those of which TCP tells something.
+    pub const OF_PACKETS: [(Path, &'static str); 3] = [Path::ALL[0], Path::ALL[1], Path::ALL[2]];
 }
 
 const _: () = {

@@ -11,6 +11,7 @@ use mesh_tests::{Lab, LabBuilder, Shared, Topology};
 mod carried;
 mod change;
 mod direct;
+mod neighbour;
 mod start;
 mod who;
 

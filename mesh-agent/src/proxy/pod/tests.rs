@@ -93,6 +93,7 @@ impl TestPod {
             shutdown,
             ended: CancellationToken::new(),
             connections: Rc::default(),
+            worker: Weak::new(),
             net: super::Net::Test(Net {
                 original,
                 chosen: Rc::clone(&chosen),
