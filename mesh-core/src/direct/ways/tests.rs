@@ -24,7 +24,7 @@ struct One {
     here: bool,
     store: Store,
     policies: Policies,
-    account: &'static str,
+    namespace: &'static str,
     last: u8,
 }
 
@@ -48,7 +48,7 @@ fn inbound(ports: &[u32], http: bool) -> pb::Listener {
 impl One {
     fn new(index: u8) -> One {
         let store = Store::new();
-        let mut one = One { here: true, store, policies: Policies::default(), account: "web", last: index + 1 };
+        let mut one = One { here: true, store, policies: Policies::default(), namespace: "shop", last: index + 1 };
         one.cluster(PASSTHROUGH, Some(&original_dst(PASSTHROUGH)));
         one.cluster(BLACK_HOLE, Some(&hole()));
         one.listener(VIRTUAL_OUTBOUND, Some(tcp_listener(VIRTUAL_OUTBOUND, "0.0.0.0", 15001, PASSTHROUGH)));
@@ -76,7 +76,7 @@ impl One {
             id: index.into(),
             snapshot,
             policies: self.policies.clone(),
-            identity: SpiffeId::new("cluster.local", "shop", self.account).unwrap(),
+            identity: SpiffeId::new("cluster.local", self.namespace, "web").unwrap(),
             addresses: [IpAddr::from([10, 0, index, self.last])].into(),
         })
     }
@@ -87,7 +87,7 @@ impl One {
         match what {
             0 => self.here = !variant.is_multiple_of(3),
             1 => self.last = u8::try_from(variant % 2).unwrap() + 1,
-            2 => self.account = pick(&["web", "db"]),
+            2 => self.namespace = pick(&["shop", "bank"]),
             3 => {
                 let policies = [
                     policy(Action::Deny, &[], &[6379], false),
