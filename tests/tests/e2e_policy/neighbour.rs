@@ -33,10 +33,10 @@ fn sent(lab: &Lab) -> Result<(u64, u64)> {
     Ok((by("neighbour"), by("tunnel")))
 }
 
-/// Which of the two have grown meanwhile.
-fn grows(lab: &Lab, talk: impl FnOnce() -> Result<()>) -> Result<(bool, bool)> {
+/// Which of the two grow when a client reaches the server.
+fn grows(lab: &Lab, client: &str, port: u16) -> Result<(bool, bool)> {
     let before = sent(lab)?;
-    talk()?;
+    ensure!(reaches(lab, client, "local", port)?, "{client} does not reach {port}");
     let now = sent(lab)?;
     Ok((now.0 > before.0, now.1 > before.1))
 }
@@ -47,14 +47,14 @@ fn what_needs_an_agent_stays_within_it() -> Result<()> {
     let body = || -> Result<()> {
         // HTTP, and TCP of who does not go directly.
         for (client, port) in [("near", HTTP), ("calm", HTTP), ("calm", TCP)] {
-            let grown = grows(&lab, || Ok(ensure!(reaches(&lab, client, "local", port)?)))?;
+            let grown = grows(&lab, client, port)?;
             ensure!(grown == (true, false), "{client} to {port}: {grown:?}");
         }
         let own = lab.pod("calm")?.spec().addresses.clone();
         let seen = seen_by(&lab, "local")?;
         ensure!(seen.last().is_some_and(|who| own.iter().any(|own| who.contains(&own.to_string()))), "{seen:?}");
         for port in [HTTP, TCP] {
-            let grown = grows(&lab, || Ok(ensure!(reaches(&lab, "wired", "local", port)?)))?;
+            let grown = grows(&lab, "wired", port)?;
             ensure!(grown == (false, true), "wired to {port}: {grown:?}");
         }
         // A body of any size.
