@@ -223,7 +223,7 @@ fn show(load: &Load, rounds: &[Round], accounted: f64) -> Value {
 
 /// Prints the goals, each beside its figure.
 fn show_goals(measured: &[Vec<Round>], accounted: f64) -> Vec<Value> {
-    println!("\n  {:<52}{:>8}{:>8}{:>13}{:>10}  goal", "goals", "ns", "net", "rounds", "runs an op");
+    println!("\n  {:<52}{:>8}{:>8}{:>13}{:>12}  goal", "goals", "ns", "net", "rounds", "runs an op");
     let mut rows = Vec::new();
     for goal in &GOALS {
         let rounds = LOADS.iter().zip(measured).find(|(load, _)| load.measurement.title == goal.load);
@@ -241,7 +241,7 @@ fn show_goals(measured: &[Vec<Round>], accounted: f64) -> Vec<Value> {
         let net = figure.zip(runs).map(|(figure, runs)| figure - runs * accounted);
         let text = |value: Option<f64>, digits| value.map_or("–".to_owned(), |value| format!("{value:.digits$}"));
         println!(
-            "  {:<52}{:>8}{:>8}{:>13}{:>10}  {}",
+            "  {:<52}{:>8}{:>8}{:>13}{:>12}  {}",
             goal.what,
             text(figure, 0),
             text(net, 0),
