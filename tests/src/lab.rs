@@ -283,11 +283,10 @@ impl Lab {
         self.write_names(&named)
     }
 
-    /// Rewritten in place, not replaced: running processes have these very files mounted.
+    /// Rewritten in place, not replaced: running processes have these very files mounted, and read them at any time.
     fn write_names(&self, named: &[Named]) -> Result<()> {
-        let write = |path: PathBuf, text: String| {
-            std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
-        };
+        let write =
+            |path: PathBuf, text: String| rewrite(&path, &text).with_context(|| format!("writing {}", path.display()));
         let state = &self.state;
         for pod in &state.topology.pods {
             let direct = !state.mesh || !pod.enrolled;
@@ -309,6 +308,16 @@ impl Drop for Lab {
             eprintln!("lab {}: {e:#}", self.state.name);
         }
     }
+}
+
+/// Gives a file other content, if it is not that already, and leaves it at no time without.
+fn rewrite(path: &Path, text: &str) -> std::io::Result<()> {
+    if std::fs::read_to_string(path).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
 }
 
 fn allocated_file(state: &State) -> PathBuf {
