@@ -1,6 +1,7 @@
 //! What the TCP sockets of a network namespace count of themselves. In: the namespace. Out: their ends and their counts
 //! (`INET_DIAG_INFO`, sock_diag(7)). Never touches a socket.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -20,14 +21,21 @@ pub struct Counted {
     pub counts: Counts,
 }
 
-/// The namespace's connections that are open, or being closed.
+/// The namespace's connections that are open, or being closed. The kernel reads a socket's state first and what it counts
+/// later, and a FIN counts for one: so those whose state has changed meanwhile are left out.
 pub fn counted(ns: &NetNs) -> io::Result<Vec<Counted>> {
     let ask = |family: i32| {
         let body = request(family);
         netlink::request(libc::NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP as u16, &body)
     };
-    let answers = ns.run(|| io::Result::Ok([ask(libc::AF_INET)?, ask(libc::AF_INET6)?]))??;
-    Ok(answers.iter().flatten().filter_map(|body| read(body)).collect())
+    let look = || {
+        let answers = [ask(libc::AF_INET)?, ask(libc::AF_INET6)?];
+        io::Result::Ok(answers.iter().flatten().filter_map(|body| read(body)).collect::<Vec<_>>())
+    };
+    let (mut found, again) = ns.run(|| io::Result::Ok((look()?, look()?)))??;
+    let states: HashMap<_, _> = again.iter().map(|one| ((one.local, one.remote), one.counts.state)).collect();
+    found.retain(|one| states.get(&(one.local, one.remote)) == Some(&one.counts.state));
+    Ok(found)
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -73,6 +81,7 @@ fn read(body: &[u8]) -> Option<Counted> {
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
 
     use proptest::prelude::*;
 
@@ -108,6 +117,31 @@ mod tests {
             let counts = of(&client).unwrap().counts;
             assert_eq!((counts.forward(), counts.back()), (0, 0));
         }
+    }
+
+    /// Neither end's FIN is ever taken for a byte.
+    #[test]
+    fn connections_that_are_being_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let end = Instant::now() + Duration::from_secs(1);
+        let opening = std::thread::spawn(move || {
+            while Instant::now() < end {
+                let client = TcpStream::connect(to).unwrap();
+                let server = listener.accept().unwrap().0;
+                client.shutdown(Shutdown::Write).unwrap();
+                server.shutdown(Shutdown::Write).unwrap();
+            }
+        });
+        let mut seen = 0;
+        while Instant::now() < end {
+            for one in counted(&NetNs::current().unwrap()).unwrap().iter().filter(|one| one.remote == to) {
+                assert_eq!((one.counts.forward(), one.counts.back()), (0, 0), "{one:?}");
+                seen += 1;
+            }
+        }
+        opening.join().unwrap();
+        assert_ne!(seen, 0);
     }
 
     proptest! {

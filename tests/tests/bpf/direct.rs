@@ -196,7 +196,14 @@ pub fn service(to: &str, endpoints: &[&str]) -> DirectPlan {
 
 pub fn assert_reset(mut stream: &TcpStream) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let error = stream.read(&mut [0]).unwrap_err();
+    let end = Instant::now() + PATIENCE;
+    let error = loop {
+        let error = stream.read(&mut [0]).unwrap_err();
+        // Where there is a shortcut, a read that the reset wakes says so, and the next one what it was (docs/paths.md).
+        if error.kind() != ErrorKind::WouldBlock || Instant::now() >= end {
+            break error;
+        }
+    };
     assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted), "{error}");
 }
 
