@@ -57,19 +57,29 @@ impl log::Log for Lines {
     fn flush(&self) {}
 }
 
-/// `65538 10.0.0.1 10.0.0.2 7`: a counter (0) with both ports (1, 2), client, server, namespace, as `report.rs` of the programs
-/// tells it.
+/// A counter's number and the bytes of a [`Tuple`](mesh_common::abi::Tuple), as `report.rs` of the programs tells them.
 fn line(told: &str) -> Option<String> {
-    let mut words = told.split(' ');
-    let numbers: u64 = words.next()?.parse().ok()?;
-    let (_, name) = Counter::ALL.get(usize::try_from(numbers >> 32).ok()?)?;
-    let mut end = |port: u64| {
-        let ip: IpAddr = words.next()?.parse().ok()?;
-        Some(SocketAddr::new(ip.to_canonical(), port as u16))
+    let (number, hex) = told.split_once(' ')?;
+    let (_, name) = Counter::ALL.get(number.parse::<usize>().ok()?)?;
+    let mut rest = hex;
+    let mut byte = || {
+        let (byte, behind) = rest.split_at_checked(2)?;
+        rest = behind;
+        u8::from_str_radix(byte, 16).ok()
     };
-    let (client, server) = (end(numbers >> 16)?, end(numbers)?);
-    let netns = words.next()?;
-    Some(format!("{name} client={client} server={server} netns={netns}"))
+    let mut netns = [0; 8];
+    for place in &mut netns {
+        *place = byte()?;
+    }
+    let mut end = || {
+        let (mut ip, mut port) = ([0; 16], [0; 4]);
+        for place in ip.iter_mut().chain(&mut port) {
+            *place = byte()?;
+        }
+        Some(SocketAddr::new(IpAddr::from(ip).to_canonical(), u32::from_ne_bytes(port) as u16))
+    };
+    let (client, server) = (end()?, end()?);
+    Some(format!("{name} client={client} server={server} netns={}", u64::from_ne_bytes(netns)))
 }
 
 #[cfg(test)]
@@ -78,13 +88,12 @@ mod tests {
 
     #[test]
     fn a_decision_has_its_name() {
-        let told = "80 :: ::ffff:192.0.2.80 7";
-        assert_eq!(line(told).unwrap(), "outbound_captured client=[::]:0 server=192.0.2.80:80 netns=7");
-        assert_eq!(
-            line("65538 10.0.0.1 10.0.0.2 7").unwrap(),
-            "outbound_captured client=10.0.0.1:1 server=10.0.0.2:2 netns=7"
-        );
-        assert_eq!(line(&format!("{} :: :: 7", 99_u64 << 32)), None);
+        let zero = "0".repeat(40);
+        let netns = "0700000000000000";
+        let told = format!("0 {netns}{zero}00000000000000000000ffffc000025050000000");
+        assert_eq!(line(&told).unwrap(), "outbound_captured client=[::]:0 server=192.0.2.80:80 netns=7");
+        assert_eq!(line(&format!("999 {netns}{zero}{zero}")), None);
+        assert_eq!(line(&format!("0 {netns}{zero}")), None);
         assert_eq!(line(""), None);
     }
 }
