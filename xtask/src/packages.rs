@@ -37,7 +37,7 @@ const PACKAGES: [(&str, &str, &[Use]); 19] = [
     ("dnsmasq", "dnsmasq-base", &[Use::Test]),
     ("nginx", "nginx-light", &[Use::Test, Use::Bench]),
     ("haproxy", "haproxy", &[Use::Bench]),
-    ("iptables", "iptables", &[Use::Test, Use::Bench]),
+    ("iptables", "iptables", &[Use::Test, Use::Bench, Use::Vm]),
     ("redis-server", "redis-server", &[Use::Test]),
     ("redis-cli", "redis-tools", &[Use::Test]),
     ("psql", "postgresql-client", &[Use::Test]),

@@ -41,8 +41,8 @@ pub struct Options {
 
 /// Builds the kernel tests and what a machine needs beside them, and tells where the tests are.
 pub fn kernel_tests() -> Result<PathBuf> {
-    cargo::run(&mut cargo::cargo(&["build", "-q", "-p", "mesh-agent", "--bins"]))?;
-    let built = programs::build_of(&["-p", "mesh-tests", "--bin", "mesh-vm-init", "--test", "bpf"])?;
+    // With the features of the whole workspace, as everything else is built: nothing is compiled twice.
+    let built = programs::build_of(&["--workspace", "--bins", "--test", "bpf"])?;
     let tests = built.into_iter().next().context("the kernel tests were not built")?;
     Ok(tests.into_executable())
 }

@@ -24,8 +24,15 @@ pub struct Programs {
     pub debug_object: PathBuf,
 }
 
-/// Modules that the mesh and its tests need where the kernel has them as modules.
-const MODULES: [&str; 6] = ["veth", "sch_ingress", "cls_bpf", "tcp_diag", "udp_diag", "inet_diag"];
+/// Modules that the mesh and its tests need where the kernel has them as modules; the last three are NAT, by iptables.
+const MODULES: [&str; 9] =
+    ["veth", "sch_ingress", "cls_bpf", "tcp_diag", "udp_diag", "inet_diag", "nft_chain_nat", "nft_compat", "xt_nat"];
+
+/// Programs that the tests start, where they look for them.
+const PROGRAMS: [&str; 2] = ["ip", "iptables"];
+/// Where iptables' extensions are, in the directories of libraries; and the one that the tests use.
+const EXTENSIONS: [&str; 2] = ["/usr/lib/x86_64-linux-gnu/xtables", "/usr/lib/xtables"];
+const EXTENSION: &str = "libxt_SNAT.so";
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -42,12 +49,20 @@ pub fn write(to: &Path, kernel: &Kernel, programs: &Programs, plan: &[String]) -
     }
     steps.extend_from_slice(plan);
     files.insert("/plan".to_owned(), (FILE, (steps.join("\n") + "\n").into_bytes()));
-    let ip = ["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"].map(PathBuf::from).into_iter().find(|p| p.is_file());
-    let ip = ip.context("`ip` (package iproute2) is missing")?;
-    let runs = [("/init", &programs.init), ("/mesh-agent", &programs.agent), ("/tests", &programs.tests)];
-    for (at, from) in runs.into_iter().chain([("/usr/sbin/ip", &ip)]) {
-        files.insert(at.to_owned(), (PROGRAM, stripped(from)?));
-        for library in libraries(from)? {
+    let own = [("/init", &programs.init), ("/mesh-agent", &programs.agent), ("/tests", &programs.tests)];
+    let mut runs: Vec<(String, PathBuf)> = own.map(|(at, from)| (at.to_owned(), from.clone())).into();
+    for name in PROGRAMS {
+        let places = ["/usr/sbin", "/sbin", "/usr/bin"].map(|directory| Path::new(directory).join(name));
+        let from = places.into_iter().find(|path| path.is_file());
+        runs.push((format!("/usr/sbin/{name}"), from.with_context(|| format!("`{name}` is missing"))?));
+    }
+    let extension = EXTENSIONS.map(|directory| Path::new(directory).join(EXTENSION));
+    if let Some(path) = extension.into_iter().find(|path| path.is_file()) {
+        runs.push((path.display().to_string(), path));
+    }
+    for (at, from) in runs {
+        files.insert(at, (PROGRAM, stripped(&from)?));
+        for library in libraries(&from)? {
             let bytes = read(Path::new(&library))?;
             files.insert(library, (PROGRAM, bytes));
         }
