@@ -73,6 +73,7 @@ pub fn topology() -> Topology {
         .pod(PodSpec::new("plain-client", "near").unenrolled())
         .pod(PodSpec::new("server", "far"))
         .pod(PodSpec::new("plain-server", "far").unenrolled())
+        .pod(PodSpec::new("within", "near").same_node("agent"))
         .pod(PodSpec::new("unshortened", "near").shortcuts("off"))
         .pod(PodSpec::new("shortened", "near").shortcuts("on"))
         .pod(PodSpec::new("near-shortened", "near").shortcuts("on"))
@@ -143,15 +144,13 @@ pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
         to.insert(DNS, plain_to(DNS));
         to
     };
-    // Which never goes without an agent.
-    let without_http = |mut to: BTreeMap<u16, SocketAddr>| {
-        to.remove(&HTTP);
-        to
-    };
     let loopback =
         |pairs: &[(u16, u16)]| pairs.iter().map(|(of, at)| (*of, SocketAddr::from(([127, 0, 0, 1], *at)))).collect();
     let (near, far) = (agent(lab, "near")?, agent(lab, "far")?);
     let both = near.clone();
+    // HTTP never goes without an agent.
+    let mut directly = all(NEAR)?;
+    directly.remove(&HTTP);
     let ways = vec![
         Way {
             name: "direct",
@@ -217,14 +216,21 @@ pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
         Way {
             name: "no mesh",
             pod: "plain-client",
-            to: without_http(all(&lab.pod("plain-near-server")?.address().to_string())?),
+            to: all(&lab.pod("plain-near-server")?.address().to_string())?,
             proxies: Vec::new(),
             table: Some(Table::SameNode),
         },
         Way {
             name: "mesh, directly",
             pod: "client",
-            to: without_http(all(NEAR)?),
+            to: directly,
+            proxies: both.clone(),
+            table: Some(Table::SameNode),
+        },
+        Way {
+            name: "mesh, within the agent",
+            pod: "within",
+            to: all(NEAR)?,
             proxies: both,
             table: Some(Table::SameNode),
         },
