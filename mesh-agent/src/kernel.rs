@@ -28,6 +28,7 @@ pub mod probe;
 mod probed;
 mod services;
 mod sockets;
+mod workloads;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -64,7 +65,7 @@ use pins::Pins;
 /// The loaded programs and the enrolled workloads.
 pub struct Kernel {
     pods: HashMap<u32, enrol::Pod>,
-    workloads: BpfHashMap<MapData, u64, abi::Workload>,
+    workloads: workloads::Workloads,
     shares: BpfHashMap<MapData, u64, abi::Share>,
     outbound: SockHash<MapData, abi::OutboundKey>,
     port_modes: BpfHashMap<MapData, abi::PortKey, u32>,
@@ -230,7 +231,7 @@ impl Kernel {
     /// programs, where it has put them in force, do what ours do.)
     pub fn reassert(&mut self) {
         for pod in self.pods.values() {
-            if let Err(e) = self.workloads.insert(pod.number, pod.entry, 0) {
+            if let Err(e) = self.workloads.insert(pod.number, &pod.entry) {
                 warn!(workload = pod.key, error = chain(&e), "the workload's entry cannot be written");
             }
         }

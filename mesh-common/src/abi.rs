@@ -17,7 +17,7 @@ pub use ports::{Mode, OutboundKey, PortKey};
 pub use short::{End, LINK_WANTED, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 12;
+pub const ABI_VERSION: u32 = 13;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
@@ -26,6 +26,8 @@ pub const MAX_ADDRESSES: usize = 8;
 pub const MODE_PORT_WORDS: usize = 4;
 /// Workloads on one node.
 pub const MAX_WORKLOADS: u32 = 10_000;
+/// Places in UNGUARDED; a power of two, and more than [`MAX_WORKLOADS`], so that those of one time rarely meet.
+pub const MAX_UNGUARDED: u32 = 16_384;
 /// Outbound listeners: of two families for each workload, and as many more while listeners of an agent before this one
 /// are not closed yet.
 pub const MAX_OUTBOUND: u32 = 4 * MAX_WORKLOADS;
@@ -85,6 +87,9 @@ pub const TUNNEL_PORT: u16 = 15008;
 pub mod maps {
     /// netns cookie, or number of a workload of the host (u64) → [`Workload`](super::Workload). Written by the agent only.
     pub const WORKLOADS: &str = "WORKLOADS";
+    /// place of a netns cookie ([`unguarded_at`](super::unguarded_at)) → [`Unguarded`](super::Unguarded). Written by the agent
+    /// only.
+    pub const UNGUARDED: &str = "UNGUARDED";
     /// 0 → cgroup ids of [`MAX_AGENTS`](super::MAX_AGENTS) agents (u64 each); 0 in free places. Written by the agent only.
     pub const AGENTS: &str = "AGENTS";
     /// cgroup id (u64) → number of a workload of the host (u64). Written by the agent only.
@@ -152,8 +157,9 @@ pub mod maps {
     /// [`Event`](super::Event)s.
     pub const EVENTS: &str = "EVENTS";
     /// Every map that is shared by all instances of the programs, by a pin.
-    pub const ALL: [&str; 33] = [
+    pub const ALL: [&str; 34] = [
         WORKLOADS,
+        UNGUARDED,
         AGENTS,
         CGROUPS,
         LEVELS,
@@ -289,6 +295,22 @@ pub struct Asked {
     pub sent: u32,
     /// 0; in the place of padding.
     pub zero: u32,
+}
+
+/// A workload of which [most packets need no look](crate::capture::unguarded).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unguarded {
+    /// Its namespace's cookie; 0 in a place that nobody has.
+    pub netns: u64,
+    /// Ports whose packets need one all the same, as in [`Workload::mode_ports`].
+    pub mode_ports: [u32; MODE_PORT_WORDS],
+}
+
+/// The place of a workload in UNGUARDED, by its namespace's cookie. The kernel counts cookies up.
+#[inline(always)]
+pub const fn unguarded_at(cookie: u64) -> u32 {
+    cookie as u32 & (MAX_UNGUARDED - 1)
 }
 
 /// The place of a socket in ASKED, by its cookie. The kernel counts cookies up, so those of one time stand side by side.
@@ -553,6 +575,8 @@ const _: () = {
     assert!(core::mem::offset_of!(Workload, outbound_port) == 40 + 4 * MODE_PORT_WORDS + 16 * MAX_ADDRESSES);
     assert!(size_of::<Share>() == 24 && align_of::<Share>() == 8);
     assert!(size_of::<Asked>() == 56 && align_of::<Asked>() == 8 && MAX_ASKED.is_power_of_two());
+    assert!(size_of::<Unguarded>() == 24 && align_of::<Unguarded>() == 8);
+    assert!(MAX_UNGUARDED.is_power_of_two() && MAX_UNGUARDED > MAX_WORKLOADS);
     assert!(size_of::<Far>() == 40 && align_of::<Far>() == 4);
     assert!(size_of::<Event>() == 64 && align_of::<Event>() == 8);
     let mut i = 0;
@@ -566,12 +590,14 @@ const _: () = {
 mod user {
     use super::{
         Addr, Allowance, Asked, Carried, Direct, DnsPlace, DoorKey, Endpoint, Far, OutboundKey, Pair, PortKey, Service,
-        Share, Shortcut, Slot, Tuple, Way, Workload,
+        Share, Shortcut, Slot, Tuple, Unguarded, Way, Workload,
     };
 
     // SAFETY: repr(C), made of integers only, without padding (the assertions above), so any bytes are a value and
     // every byte of a value is initialised.
     unsafe impl aya::Pod for Workload {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Unguarded {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Tuple {}
     // SAFETY: as above.

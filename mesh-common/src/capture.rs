@@ -3,7 +3,7 @@
 
 use crate::abi::{
     HAS_PORT_MODES, HAS_PROBED, KEPT_OUTBOUND, LISTENER_PLAIN4, LISTENER_PLAIN6, LISTENER_TUNNEL4, LISTENER_TUNNEL6,
-    LOSS_OPEN, MAX_ADDRESSES, MAX_SHARE, MODE_PORT_WORDS, Mode, STRICT, TUNNEL_PORT, Verdict, Workload,
+    LOSS_OPEN, MAX_ADDRESSES, MAX_SHARE, MODE_PORT_WORDS, Mode, STRICT, TAKES_DIRECT, TUNNEL_PORT, Verdict, Workload,
 };
 use crate::addr::{Addr, Endpoint};
 
@@ -134,6 +134,23 @@ pub fn left_to_kernel(strict: bool, syn: bool, answered: impl FnOnce() -> bool) 
     !strict && (!syn || answered())
 }
 
+/// Whether of the TCP that comes from the wire for a workload only what opens a connection needs a look, but for the ports
+/// that are told: nothing that is open is forbidden on others, and no connection goes directly, each of whose segments would
+/// be judged.
+pub fn unguarded(workload: &Workload) -> Option<[u32; MODE_PORT_WORDS]> {
+    if workload.flags & (STRICT | TAKES_DIRECT) != 0 {
+        return None;
+    }
+    Some(if workload.flags & HAS_PORT_MODES != 0 { workload.mode_ports } else { [0; MODE_PORT_WORDS] })
+}
+
+/// Whether a port may have a mode of its own.
+#[inline(always)]
+pub fn is_marked(mode_ports: &[u32; MODE_PORT_WORDS], port: u16) -> bool {
+    let (word, bit) = mark_of(port);
+    mode_ports[word] & bit != 0
+}
+
 /// The place in LISTENERS of a listener, by the family of what it takes.
 #[inline(always)]
 pub fn place(listener: Inbound, v4: bool) -> u32 {
@@ -208,8 +225,7 @@ fn mark_of(port: u16) -> (usize, u32) {
 /// where the port may have one. HBONE's port is never open: its listener is the agent's tunnel.
 #[inline(always)]
 pub fn is_strict(workload: &Workload, port: u16, exception: impl FnOnce() -> Option<u32>) -> bool {
-    let (word, bit) = mark_of(port);
-    let may_have = workload.flags & HAS_PORT_MODES != 0 && workload.mode_ports[word] & bit != 0;
+    let may_have = workload.flags & HAS_PORT_MODES != 0 && is_marked(&workload.mode_ports, port);
     let own = if may_have { exception() } else { None };
     match own {
         Some(mode) => mode != Mode::Permissive as u32,
@@ -422,6 +438,19 @@ pub(crate) mod tests {
             }
             let shares = ports.iter().any(|port| port % 128 == other % 128);
             prop_assert_eq!(is_strict(&w, other, || Some(Mode::Strict as u32)), shares);
+        }
+
+        /// What is not looked at would be left to the kernel by a look: no flag that is added later may change that.
+        #[test]
+        fn nothing_is_missed_by_not_looking(flags: u32, marks: [u32; MODE_PORT_WORDS], mode: u32, port: u16) {
+            let mut w = workload();
+            (w.flags, w.mode_ports) = (flags, marks);
+            if unguarded(&w).is_some_and(|ports| !is_marked(&ports, port)) {
+                let strict = is_strict(&w, port, || Some(mode));
+                prop_assert!(!strict && left_to_kernel(strict, false, || false));
+                prop_assert_eq!(w.flags & TAKES_DIRECT, 0);
+                prop_assert!(!is_probe(&w, false, || true, || true));
+            }
         }
 
         /// Where a port is STRICT, no packet passes for a connection of the application's own, in whatever packing, and no

@@ -62,13 +62,14 @@ fn sender(ctx: &TcContext) -> (Sender, Option<u32>) {
     if sk.is_null() {
         return (Sender::Nobody, None);
     }
+    // Most packets of a pod are the agent's: what is no full socket has no storage.
+    if AGENT.get(sk).is_some() {
+        return (Sender::Agent, None);
+    }
     // SAFETY: the context's socket, not null.
     let full = unsafe { bpf_sk_fullsock(sk) };
     if full.is_null() {
         return (Sender::Kernel, None);
-    }
-    if AGENT.get(full).is_some() {
-        return (Sender::Agent, None);
     }
     let verdict = VERDICT.get(full);
     match verdict {

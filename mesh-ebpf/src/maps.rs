@@ -16,6 +16,12 @@ use mesh_common::tcp;
 #[btf_map]
 pub static WORKLOADS: HashMap<u64, abi::Workload, { abi::MAX_WORKLOADS as usize }, NO_PREALLOC> = HashMap::new();
 
+/// Workloads of which `ingress` looks only at what opens a connection, on most ports. Key: the place of the netns cookie.
+/// Whoever finds its place taken is looked up in WORKLOADS, always. Bound: `MAX_UNGUARDED`. Writer: the agent, which takes a
+/// workload out before WORKLOADS says anything stricter, and puts it in after.
+#[btf_map]
+pub static UNGUARDED: Array<abi::Unguarded, { abi::MAX_UNGUARDED as usize }> = Array::new();
+
 /// Agents whose processes are left alone: their cgroups' ids. Key: 0. Bound: `MAX_AGENTS`. Writer: the agent.
 #[btf_map]
 pub static AGENTS: Array<[u64; abi::MAX_AGENTS], 1> = Array::new();

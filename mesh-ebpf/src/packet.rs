@@ -13,6 +13,7 @@ use aya_ebpf::programs::TcContext;
 use mesh_common::abi::{PortKey, Tuple, Workload};
 use mesh_common::addr::{Addr, Endpoint};
 use mesh_common::capture::{self, Found};
+use mesh_common::egress::{ACK, SYN};
 
 use crate::maps::{AGENT, KEPT, PORT_MODES, VERDICT};
 use crate::socket::{BPF_F_CURRENT_NETNS, TCP_LISTEN};
@@ -44,6 +45,8 @@ pub const ETH_P_8021Q: u32 = (0x8100_u16).to_be() as u32;
 pub const ETH_P_8021AD: u32 = (0x88a8_u16).to_be() as u32;
 /// Where an Ethernet frame tells its type (IEEE 802.3).
 const ETHERTYPE: u32 = 12;
+/// Length of its header.
+const ETHERNET: usize = 14;
 const TCP_TIME_WAIT: u32 = 6;
 
 /// RFC 791, 3.1.
@@ -315,6 +318,47 @@ fn packet(tcp: &Tcp, source: Addr, destination: Addr, length: u32) -> Packet {
         // Longer than the 16 bits can say (BIG TCP) is said as 0, which is not the header's length either.
         empty: length == u32::from(tcp.offset >> 4) * 4,
     }
+}
+
+/// To which port a TCP packet goes that opens no connection. `None` for all others, and where that is not seen at the first
+/// look.
+#[inline(always)]
+pub fn going_on(ctx: &TcContext) -> Option<u16> {
+    // SAFETY: a field of the context.
+    let protocol = unsafe { (*ctx.skb.skb).protocol };
+    // SAFETY: parts of headers that are within the packet.
+    let (plain, next, flags, port) = unsafe {
+        match protocol {
+            ETH_P_IP => {
+                let header = behind_ethernet::<Ipv4Tcp>(ctx, protocol)?;
+                let whole = (&raw const (*header).ip.fragment).read_unaligned() & FRAGMENT.to_be() == 0;
+                let plain = (*header).ip.version_length == PLAIN_IPV4 && whole;
+                (plain, (*header).ip.protocol, (*header).tcp.flags, &raw const (*header).tcp.destination)
+            }
+            ETH_P_IPV6 => {
+                let header = behind_ethernet::<Ipv6Tcp>(ctx, protocol)?;
+                (true, (*header).ip.next, (*header).tcp.flags, &raw const (*header).tcp.destination)
+            }
+            _ => return None,
+        }
+    };
+    if !plain || next != IPPROTO_TCP || flags & (SYN | ACK) == SYN {
+        return None;
+    }
+    // SAFETY: as above.
+    Some(u16::from_be(unsafe { port.read_unaligned() }))
+}
+
+/// Where a header is, if an Ethernet header stands before it. Not aligned. `None`: it may be elsewhere.
+#[inline(always)]
+fn behind_ethernet<T>(ctx: &TcContext, protocol: u32) -> Option<*const T> {
+    let start = ctx.data();
+    if start + ETHERNET + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: within the packet.
+    let ethertype = unsafe { ((start + ETHERTYPE as usize) as *const u16).read_unaligned() };
+    (u32::from(ethertype) == protocol).then_some((start + ETHERNET) as *const T)
 }
 
 impl Packet {

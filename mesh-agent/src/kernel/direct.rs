@@ -12,7 +12,8 @@ use tracing::{info, warn};
 
 use super::enrol::Pod;
 use super::services::{Choices, Services};
-use super::{KernelError, chain, refused, take_out};
+use super::workloads::Workloads;
+use super::{KernelError, refused, take_out};
 use crate::net::connections::{Connection, destroy};
 use crate::net::netns::NetNs;
 
@@ -94,7 +95,7 @@ impl Ways {
     /// word still stands.
     pub(super) fn set(
         &mut self,
-        workloads: &mut BpfHashMap<MapData, u64, abi::Workload>,
+        workloads: &mut Workloads,
         pods: &mut Pods,
         plan: &DirectPlan,
         undecided: &HashSet<u32>,
@@ -262,19 +263,13 @@ fn netns_of(pods: &Pods, cookie: u64) -> Option<&NetNs> {
     pods.values().find(|pod| pod.number == cookie).map(|pod| &*pod.netns)
 }
 
-fn flag(
-    workloads: &mut BpfHashMap<MapData, u64, abi::Workload>,
-    pod: &mut Pod,
-    flag: u32,
-    on: bool,
-) -> Result<(), KernelError> {
+fn flag(workloads: &mut Workloads, pod: &mut Pod, flag: u32, on: bool) -> Result<(), KernelError> {
     let flags = if on { pod.entry.flags | flag } else { pod.entry.flags & !flag };
     if flags == pod.entry.flags {
         return Ok(());
     }
     let entry = abi::Workload { flags, ..pod.entry };
-    let told = workloads.insert(pod.number, entry, 0);
-    told.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
+    workloads.insert(pod.number, &entry)?;
     pod.entry = entry;
     Ok(())
 }

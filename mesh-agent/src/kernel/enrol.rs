@@ -20,7 +20,7 @@ use tracing::warn;
 
 use super::host::{self, Host};
 use super::modes::{self, Modes};
-use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept, places, probe, probed, refused, take_out};
+use super::{Kernel, KernelError, Listeners, attach, chain, hooks, kept, places, probe, probed, refused};
 use crate::net::connections::Connection;
 use crate::net::datagram;
 use crate::net::listen::{listen, listen_shared};
@@ -217,9 +217,9 @@ fn put_in_force(
         why: format!("cannot make a directory for workload {}: {e}", pod.key),
     })?;
     // What was in force stays so until its configuration says otherwise; what is new is STRICT until then.
-    pod.entry.flags |= match kernel.workloads.get(&number, 0) {
-        Ok(entry) => entry.flags & (STRICT | HAS_PORT_MODES | TAKES_DIRECT),
-        Err(_) => STRICT,
+    pod.entry.flags |= match kernel.workloads.get(number) {
+        Some(entry) => entry.flags & (STRICT | HAS_PORT_MODES | TAKES_DIRECT),
+        None => STRICT,
     };
     if !new {
         pod.modes = modes::of(&kernel.port_modes, number);
@@ -237,7 +237,7 @@ fn put_in_force(
         let key = OutboundKey { netns: cookie, port: pod.entry.outbound_port.into(), v4 };
         kernel.outbound.insert(key, listener.as_raw_fd(), 0).map_err(|e| refused(maps::OUTBOUND, &e))?;
     }
-    kernel.workloads.insert(number, pod.entry, 0).map_err(|e| refused(maps::WORKLOADS, &e))?;
+    kernel.workloads.insert(number, &pod.entry)?;
     if let Some(host) = &mut pod.host {
         kernel.hosts.open(number, host, listeners, &kernel.pins.link(host::PROGRAM))?;
         kernel.hosts.follow(number, host)?;
@@ -277,7 +277,7 @@ pub(super) fn remove(kernel: &mut Kernel, pod: &mut Pod) -> Result<(), KernelErr
             kernel.ways.forget(&kernel.pods, pod)
         }
     };
-    let removed = take_out(&mut kernel.workloads, maps::WORKLOADS, &number);
+    let removed = kernel.workloads.remove(number);
     if pod.host.is_none() {
         // It is there, or there is nothing to remove.
         let _ = kernel.shares.remove(&number);
@@ -316,7 +316,7 @@ fn host_tunnel(kernel: &Kernel, host: &Host, netns: &NetNs, id: u32) -> Result<V
 /// As [`remove`], for a pod that another agent has left and of which only the cookie is known. Reads two maps in full.
 pub(super) fn discard(kernel: &mut Kernel, cookie: u64) -> Result<(), KernelError> {
     // What is not there needs no removal.
-    let _ = kernel.workloads.remove(&cookie);
+    let removed = kernel.workloads.remove(cookie);
     let _ = kernel.shares.remove(&cookie);
     kept::clear_of(&mut kernel.kept, cookie);
     modes::clear_of(&mut kernel.port_modes, cookie);
@@ -324,7 +324,7 @@ pub(super) fn discard(kernel: &mut Kernel, cookie: u64) -> Result<(), KernelErro
     places::forget(&mut kernel.places, cookie);
     let direct = if is_host(cookie) { kernel.hosts.close(cookie) } else { kernel.ways.discard(cookie) };
     kernel.pins.remove_pod(cookie).map_err(|e| wrong_pins(kernel, cookie, &e))?;
-    direct.and(leave_host(kernel))
+    removed.and(direct).and(leave_host(kernel))
 }
 
 fn wrong_pins(kernel: &Kernel, cookie: u64, error: &std::io::Error) -> KernelError {

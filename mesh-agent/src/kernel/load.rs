@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use super::cgroups::Cgroups;
 use super::{
     Kernel, KernelError, TcpStats, agents, attach, chain, debug_log, direct, hooks, host, pins::Pins, probe, services,
-    sockets::Sockets,
+    sockets::Sockets, workloads,
 };
 use crate::net::netns::NetNs;
 use crate::settings::KernelSettings;
@@ -176,6 +176,7 @@ fn build(
     let sockets = Sockets::new(&base, shortcut_lack.is_none())?;
     let metrics = take(&mut base, maps::METRICS, PerCpuArray::try_from)?;
     let workloads = take(&mut base, maps::WORKLOADS, BpfHashMap::try_from)?;
+    let unguarded = take(&mut base, maps::UNGUARDED, Array::try_from)?;
     let shares = take(&mut base, maps::SHARES, BpfHashMap::try_from)?;
     let outbound = take(&mut base, maps::OUTBOUND, SockHash::try_from)?;
     let port_modes = take(&mut base, maps::PORT_MODES, BpfHashMap::try_from)?;
@@ -199,7 +200,7 @@ fn build(
     let program = attach::descriptor(&mut base, host::PROGRAM)?;
     Ok(Kernel {
         pods: Default::default(),
-        workloads,
+        workloads: workloads::Workloads::new(workloads, unguarded),
         shares,
         outbound,
         port_modes,

@@ -8,14 +8,15 @@ use mesh_common::abi::{self, HAS_PORT_MODES, MODE_PORT_WORDS, Mode, PortKey, STR
 use mesh_common::capture;
 
 use super::enrol::Pod;
-use super::{KernelError, chain, refused};
+use super::workloads::Workloads;
+use super::{KernelError, refused};
 
 /// Ports of one workload whose mode is not the workload's. With more, the workload is STRICT where any of them is.
 const MAX_PORTS: usize = 256;
 
 /// The maps that hold modes.
 pub(super) struct Modes<'a> {
-    pub workloads: &'a mut BpfHashMap<MapData, u64, abi::Workload>,
+    pub workloads: &'a mut Workloads,
     pub ports: &'a mut BpfHashMap<MapData, PortKey, u32>,
 }
 
@@ -90,9 +91,7 @@ impl Modes<'_> {
         if pod.entry == entry {
             return Ok(());
         }
-        self.workloads
-            .insert(pod.number, entry, 0)
-            .map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })?;
+        self.workloads.insert(pod.number, &entry)?;
         pod.entry = entry;
         Ok(())
     }

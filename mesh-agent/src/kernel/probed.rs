@@ -5,22 +5,18 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
-use mesh_common::abi::{self, HAS_PROBED, PortKey, maps};
+use mesh_common::abi::{HAS_PROBED, PortKey, maps};
 use mesh_common::addr::Addr;
 
 use super::enrol::Pod;
-use super::{KernelError, chain, modes, refused};
+use super::workloads::Workloads;
+use super::{KernelError, modes, refused};
 
 /// The map PROBED.
 pub(super) type Ports = BpfHashMap<MapData, PortKey, u32>;
 
 /// Puts the ports of one workload in the place of those that were there.
-pub(super) fn set(
-    workloads: &mut BpfHashMap<MapData, u64, abi::Workload>,
-    map: &mut Ports,
-    pod: &mut Pod,
-    ports: &[u16],
-) -> Result<(), KernelError> {
+pub(super) fn set(workloads: &mut Workloads, map: &mut Ports, pod: &mut Pod, ports: &[u16]) -> Result<(), KernelError> {
     let netns = pod.number;
     let wanted: BTreeSet<u16> = ports.iter().copied().collect();
     for port in pod.probed.difference(&wanted) {
@@ -33,8 +29,7 @@ pub(super) fn set(
     }
     let flag = if pod.probed.is_empty() { 0 } else { HAS_PROBED };
     pod.entry.flags = pod.entry.flags & !HAS_PROBED | flag;
-    let told = workloads.insert(netns, pod.entry, 0);
-    told.map_err(|e| KernelError::Map { map: maps::WORKLOADS, why: chain(&e) })
+    workloads.insert(netns, &pod.entry)
 }
 
 /// Removes what a workload that is being withdrawn has in PROBED.

@@ -178,7 +178,12 @@ pub fn pins() -> PathBuf {
 
 /// The destinations of sockets, beside the agent's own handle of the map.
 pub fn asked(pins: &Path) -> Array<MapData, Asked> {
-    Map::from_map_data(MapData::from_pin(map(pins, maps::ASKED)).unwrap()).unwrap().try_into().unwrap()
+    array(pins, maps::ASKED)
+}
+
+/// An array, beside the agent's own handle of the map.
+pub fn array<V: aya::Pod>(pins: &Path, name: &str) -> Array<MapData, V> {
+    Map::from_map_data(MapData::from_pin(map(pins, name)).unwrap()).unwrap().try_into().unwrap()
 }
 
 /// Where a map of this ABI is pinned.
