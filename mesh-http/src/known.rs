@@ -7,6 +7,7 @@ pub enum Known {
     Connection,
     ContentLength,
     ContentType,
+    Date,
     Expect,
     GrpcStatus,
     Host,
@@ -33,6 +34,7 @@ impl Known {
         match name.len() {
             2 if is("te") => Self::Te,
             4 if is("host") => Self::Host,
+            4 if is("date") => Self::Date,
             6 if is("server") => Self::Server,
             6 if is("expect") => Self::Expect,
             7 if is("upgrade") => Self::Upgrade,

@@ -128,8 +128,9 @@ fn heads_have_bounds() {
     // "GET / HTTP/1.1", "Host: a", "A: ", three line ends and the empty line: 32 bytes.
     assert_eq!(ask(&format!("A: {}\r\n", "x".repeat(68))), (Outcome::Head, Outcome::More));
     assert_eq!(ask(&format!("A: {}\r\n", "x".repeat(69))).0, Outcome::Refused(HeadTooLarge));
-    let refusals = [HeadTooLarge, TooManyLines].map(|refusal| refusal.status());
-    assert_eq!(refusals, [431, 431]);
+    use mesh_http::Refusal::{BareLf, OtherVersion, UnknownEncoding};
+    let all = [HeadTooLarge, TooManyLines, BareLf, UnknownEncoding, OtherVersion];
+    assert_eq!(all.map(|refusal| refusal.status()), [431, 431, 400, 501, 505]);
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub enum Use {
 }
 
 /// Program or file that shows that the package is there, the package, and what needs it.
-const PACKAGES: [(&str, &str, &[Use]); 19] = [
+const PACKAGES: [(&str, &str, &[Use]); 20] = [
     ("ip", "iproute2", &[Use::Lab, Use::Demo, Use::Test, Use::Bench, Use::Vm]),
     ("setpriv", "util-linux", &[Use::Test]),
     ("systemd-analyze", "systemd", &[Use::Test]),
@@ -37,6 +37,7 @@ const PACKAGES: [(&str, &str, &[Use]); 19] = [
     ("dnsmasq", "dnsmasq-base", &[Use::Test]),
     ("nginx", "nginx-light", &[Use::Test, Use::Bench]),
     ("haproxy", "haproxy", &[Use::Bench]),
+    ("perf", "linux-perf", &[Use::Bench]),
     ("iptables", "iptables", &[Use::Test, Use::Bench, Use::Vm]),
     ("redis-server", "redis-server", &[Use::Test]),
     ("redis-cli", "redis-tools", &[Use::Test]),

@@ -47,6 +47,11 @@ impl<S> Peeked<S> {
         &self.prefix
     }
 
+    /// The stream behind, and the bytes seen.
+    pub fn into_parts(self) -> (S, Bytes) {
+        (self.inner, self.prefix)
+    }
+
     /// The stream behind.
     pub fn get_ref(&self) -> &S {
         &self.inner

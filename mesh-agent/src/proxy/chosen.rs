@@ -67,11 +67,6 @@ impl Flow {
         ConnFacts { destination: self.destination, source: self.client, detected, mutual_tls }
     }
 
-    /// Whether it came from the wire in plaintext.
-    pub(super) fn in_the_open(&self) -> bool {
-        self.side == Side::Inbound && !self.proved()
-    }
-
     /// Whether the client has proved its identity: the connection came through a tunnel.
     pub(super) fn proved(&self) -> bool {
         self.identity.is_some()

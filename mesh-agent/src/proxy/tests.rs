@@ -2,6 +2,7 @@
 
 mod config;
 mod http;
+mod http1;
 mod http2;
 /// The builders that mesh-core's tests use too: two copies would part.
 #[path = "../../../mesh-core/src/testing.rs"]

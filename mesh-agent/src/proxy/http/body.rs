@@ -10,54 +10,59 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::Conn;
-use super::record::Record;
-use super::upstreams::Upstream;
+use super::http1::Fed;
+use super::record::{Record, grpc_status};
 use crate::errors::Flags;
 use crate::proxy::cluster::Target;
 
-/// A request body on its way upstream.
-pub(super) struct RequestBody {
-    /// `None`: there is none.
-    inner: Option<Incoming>,
-    count: Rc<Cell<u64>>,
-}
-
-impl RequestBody {
-    pub(super) fn new(inner: Incoming, count: Rc<Cell<u64>>) -> Self {
-        Self { inner: Some(inner), count }
-    }
-
-    pub(super) fn empty() -> Self {
-        Self { inner: None, count: Rc::default() }
-    }
+/// A request body on its way to an HTTP/2 server.
+pub(super) enum RequestBody {
+    /// There is none.
+    Empty,
+    /// Of a client that speaks HTTP/2, and the number of its bytes.
+    Http2(Incoming, Rc<Cell<u64>>),
+    /// Of a client that speaks HTTP/1.
+    Http1(Fed),
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(inner).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.count.set(self.count.get() + data.len() as u64);
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Http2(inner, count) => {
+                let frame = ready!(Pin::new(inner).poll_frame(cx));
+                if let Some(Ok(frame)) = &frame
+                    && let Some(data) = frame.data_ref()
+                {
+                    count.set(count.get() + data.len() as u64);
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Upstream)))
+            }
+            Self::Http1(fed) => fed.poll_frame(cx),
         }
-        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Incoming::is_end_stream)
+        match self {
+            Self::Empty => true,
+            Self::Http2(inner, _) => inner.is_end_stream(),
+            Self::Http1(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Http2(inner, _) => inner.size_hint(),
+            Self::Http1(fed) => fed.size_hint(),
+        }
     }
 }
 
-/// A response body on its way downstream. When it ends, the request is reported and the upstream connection is free again.
+/// A response body on its way to an HTTP/2 client. When it ends, the request is reported.
 pub(super) struct ResponseBody {
     inner: Inner,
     record: Option<Record>,
@@ -72,9 +77,7 @@ enum Inner {
 pub(super) struct FromUpstream {
     pub(super) body: Incoming,
     /// Keeps the endpoint counted as busy.
-    pub(super) target: Target,
-    /// Goes back to the connection when the body is complete.
-    pub(super) upstream: Option<(Rc<Conn>, Upstream)>,
+    pub(super) _target: Target,
     pub(super) deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -82,18 +85,14 @@ impl FromUpstream {
     pub(super) fn timer(deadline: Option<Instant>) -> Option<Pin<Box<Sleep>>> {
         deadline.map(|deadline| Box::pin(sleep_until(deadline)))
     }
-
-    fn complete(&mut self) {
-        if let Some((conn, upstream)) = self.upstream.take() {
-            conn.upstreams.put(upstream);
-        }
-    }
 }
 
-/// Why a response was cut off.
+/// Why a body was cut off.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
-    #[error("upstream: {0}")]
+    #[error("the client has left")]
+    Client,
+    #[error("{0}")]
     Upstream(#[from] hyper::Error),
     #[error("the route's timeout has passed")]
     Timeout,
@@ -103,11 +102,6 @@ impl ResponseBody {
     /// Written by the agent.
     pub(super) fn fixed(bytes: Bytes, record: Record) -> Self {
         Self { inner: Inner::Fixed(bytes), record: Some(record) }
-    }
-
-    /// No body, and nothing to report (yet).
-    pub(super) fn none() -> Self {
-        Self { inner: Inner::Fixed(Bytes::new()), record: None }
     }
 
     pub(super) fn upstream(from: FromUpstream, record: Record) -> Self {
@@ -152,7 +146,7 @@ impl Body for ResponseBody {
                 if let Some(record) = &mut this.record {
                     match (frame.data_ref(), frame.trailers_ref()) {
                         (Some(data), _) => record.response_bytes += data.len() as u64,
-                        (None, Some(trailers)) => record.trailers(trailers),
+                        (None, Some(trailers)) => record.grpc(grpc_status(trailers)),
                         (None, None) => {}
                     }
                 }
@@ -163,7 +157,6 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Err(error.into())))
             }
             None => {
-                from.complete();
                 this.finish(Flags::NONE);
                 Poll::Ready(None)
             }
@@ -189,9 +182,6 @@ impl Drop for ResponseBody {
     /// hyper need not ask for the end of a body that it knows to be over; anything else was not wanted any more.
     fn drop(&mut self) {
         let over = self.is_end_stream();
-        if over && let Inner::Upstream(from) = &mut self.inner {
-            from.complete();
-        }
         self.finish(if over { Flags::NONE } else { Flags::DC });
     }
 }

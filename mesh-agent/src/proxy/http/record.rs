@@ -6,9 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ::http::request::Parts;
-use ::http::{HeaderMap, HeaderName, Version, header};
+use ::http::{HeaderMap, HeaderName, header};
 use mesh_core::identity::SpiffeId;
+use mesh_core::resource::route::Headers;
 use tokio::time::Instant;
 
 use super::Conn;
@@ -38,7 +38,7 @@ pub(super) struct SeriesCache(Vec<(Arc<str>, SocketAddr, Protocol, Rc<HttpSeries
 /// One request.
 pub(super) struct Record {
     conn: Rc<Conn>,
-    started: Instant,
+    pub(super) started: Instant,
     protocol: Protocol,
     request_head: u64,
     pub(super) request_bytes: Rc<Cell<u64>>,
@@ -72,27 +72,44 @@ struct LogFields {
     request_id: Option<String>,
 }
 
+/// A request's head as it is told of.
+pub(super) struct Asked<'a> {
+    pub(super) method: &'a str,
+    /// Path and query as the client sent them.
+    pub(super) path: &'a str,
+    /// `HTTP/1.0`, `HTTP/1.1`, `HTTP/2`.
+    pub(super) protocol: &'static str,
+    pub(super) authority: &'a str,
+    pub(super) headers: &'a dyn Headers,
+    /// Bytes of the header lines.
+    pub(super) head_size: u64,
+    pub(super) grpc: bool,
+}
+
 impl Record {
-    pub(super) fn new(conn: &Rc<Conn>, head: &Parts, authority: &str) -> Self {
-        let text = |name: &HeaderName| Some(head.headers.get(name)?.to_str().ok()?.to_owned());
-        let path = head.uri.path_and_query().map_or("", |path| path.as_str());
+    pub(super) fn new(conn: &Rc<Conn>, asked: &Asked<'_>) -> Self {
+        let text = |name: &str| {
+            let mut found = None;
+            asked.headers.each(name, &mut |value| found = found.or(std::str::from_utf8(value).ok()));
+            found.map(str::to_owned)
+        };
         let log = conn.pod.log.is_on().then(|| {
             Box::new(LogFields {
                 start_time: SystemTime::now(),
-                method: head.method.to_string(),
-                path: path.to_owned(),
-                protocol: protocol(head.version),
-                authority: authority.to_owned(),
-                forwarded_for: text(&HeaderName::from_static("x-forwarded-for")),
-                user_agent: text(&header::USER_AGENT),
-                request_id: text(&super::request::X_REQUEST_ID),
+                method: asked.method.to_owned(),
+                path: asked.path.to_owned(),
+                protocol: asked.protocol,
+                authority: asked.authority.to_owned(),
+                forwarded_for: text("x-forwarded-for"),
+                user_agent: text("user-agent"),
+                request_id: text("x-request-id"),
             })
         });
         Self {
             conn: conn.clone(),
             started: Instant::now(),
-            protocol: if is_grpc(&head.headers) { Protocol::Grpc } else { Protocol::Http },
-            request_head: head_size(&head.headers) + (head.method.as_str().len() + path.len() + 12) as u64,
+            protocol: if asked.grpc { Protocol::Grpc } else { Protocol::Http },
+            request_head: asked.head_size + (asked.method.len() + asked.path.len() + 12) as u64,
             request_bytes: Rc::default(),
             response_bytes: 0,
             response_head: 0,
@@ -113,13 +130,14 @@ impl Record {
     }
 
     /// A request that could not be parsed.
-    pub(super) fn unreadable(conn: &Conn, status: u16, flags: Flags) {
+    pub(super) fn unreadable(conn: &Conn, status: u16, flags: Flags, details: &'static str) {
         let labels = report::labels(&conn.pod, &conn.flow, &Far::default(), Protocol::Http);
         conn.pod.metrics.http(&labels).record(status, flags, Duration::ZERO, 0, 0);
         if conn.pod.log.is_on() {
             conn.pod.log.write(&Entry {
                 response_code: status,
                 response_flags: flags,
+                response_code_details: Some(details),
                 downstream_local_address: Some(conn.flow.destination),
                 downstream_remote_address: Some(conn.flow.client),
                 ..Entry::new(SystemTime::now())
@@ -140,18 +158,17 @@ impl Record {
         self.cluster = Some(name.clone());
     }
 
-    pub(super) fn response(&mut self, status: u16, headers: &HeaderMap) {
+    /// The response's head: its status, the bytes of its header lines, and what they say of gRPC.
+    pub(super) fn response(&mut self, status: u16, head_size: u64, grpc_status: Option<u8>) {
         self.status = status;
-        self.response_head = head_size(headers) + 17;
-        self.trailers(headers);
+        self.response_head = head_size + 17;
+        self.grpc(grpc_status);
     }
 
     /// gRPC says its outcome in the trailers, or in the headers of a response without body.
-    pub(super) fn trailers(&mut self, headers: &HeaderMap) {
-        if self.protocol == Protocol::Grpc
-            && let Some(status) = headers.get(&GRPC_STATUS)
-        {
-            self.grpc_status = status.to_str().ok().and_then(|status| status.parse().ok());
+    pub(super) fn grpc(&mut self, status: Option<u8>) {
+        if self.protocol == Protocol::Grpc && status.is_some() {
+            self.grpc_status = status;
         }
     }
 
@@ -246,23 +263,24 @@ impl Drop for Record {
 }
 
 /// `application/grpc`, also with a suffix, but not `application/grpc-web`.
-fn is_grpc(headers: &HeaderMap) -> bool {
-    let Some(kind) = headers.get(header::CONTENT_TYPE).map(|kind| kind.as_bytes()) else { return false };
-    match kind.strip_prefix(b"application/grpc") {
+pub(super) fn is_grpc(content_type: &[u8]) -> bool {
+    match content_type.strip_prefix(b"application/grpc") {
         Some(rest) => matches!(rest.first(), None | Some(b'+' | b';')),
         None => false,
     }
 }
 
-/// Size as HTTP/1 writes it.
-fn head_size(headers: &HeaderMap) -> u64 {
-    headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
+/// Whether the content is gRPC's.
+pub(super) fn says_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| is_grpc(kind.as_bytes()))
 }
 
-fn protocol(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_10 => "HTTP/1.0",
-        Version::HTTP_2 => "HTTP/2",
-        _ => "HTTP/1.1",
-    }
+/// What headers or trailers say of gRPC's outcome.
+pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
+    headers.get(&GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
+/// Size as HTTP/1 writes it.
+pub(super) fn head_size(headers: &HeaderMap) -> u64 {
+    headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
 }

@@ -3,11 +3,13 @@
 use ::http::header::{CONTENT_TYPE, HeaderValue, LOCATION, SERVER};
 use ::http::{Response, StatusCode};
 use bytes::Bytes;
+use mesh_http::Refusal;
 
-use super::Conn;
 use super::body::ResponseBody;
-use super::record::Record;
+use super::record::{Record, head_size};
+use super::{Conn, date};
 use crate::errors::Flags;
+use crate::upstream::UpstreamError;
 
 /// An answer of the agent's own.
 #[derive(Debug)]
@@ -37,15 +39,20 @@ impl Reply {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UH, "no_healthy_upstream", "no healthy upstream")
     }
 
-    pub(super) fn overflow() -> Self {
+    fn overflow() -> Self {
         let details = "upstream_reset_before_response_started{overflow}";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UO, details, "upstream connect error: overflow")
     }
 
-    pub(super) fn no_connection() -> Self {
+    fn no_connection() -> Self {
         let details = "upstream_reset_before_response_started{connection_failure}";
         let body = "upstream connect error or disconnect/reset before headers. reset reason: connection failure";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UF, details, body)
+    }
+
+    /// No connection could be had.
+    pub(super) fn unconnected(error: &UpstreamError) -> Self {
+        if error.flags() == Flags::UO { Self::overflow() } else { Self::no_connection() }
     }
 
     pub(super) fn connection_lost() -> Self {
@@ -76,6 +83,47 @@ impl Reply {
         Self { location: Some(location), ..Self::new(status, Flags::NONE, "direct_response", "") }
     }
 
+    /// A request whose CONNECT or upgrade its route does not allow.
+    pub(super) fn no_upgrade() -> Self {
+        Self::new(StatusCode::FORBIDDEN, Flags::NONE, "upgrade_failed", "")
+    }
+
+    /// Nothing has moved for too long.
+    pub(super) fn idle() -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, Flags::SI, "stream_idle_timeout", "stream timeout")
+    }
+
+    /// The request breaks the protocol.
+    pub(super) fn refused(refusal: Refusal) -> Self {
+        let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
+        Self::new(status, Flags::DPE, refusal.name(), status.canonical_reason().unwrap_or_default())
+    }
+
+    /// Writes the response as HTTP/1 does. `close`: it is the last one of its connection; `head`: the body is only told of.
+    pub(super) fn write(&self, server: &[u8], close: bool, head: bool, out: &mut Vec<u8>) {
+        let reason = self.status.canonical_reason().unwrap_or_default();
+        let mut line = |parts: &[&[u8]]| parts.iter().for_each(|part| out.extend_from_slice(part));
+        line(&[b"HTTP/1.1 ", self.status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"]);
+        let bodiless = self.status.is_informational() || self.status == StatusCode::NO_CONTENT;
+        if !bodiless {
+            line(&[b"content-length: ", self.body.len().to_string().as_bytes(), b"\r\n"]);
+        }
+        if !self.body.is_empty() {
+            line(&[b"content-type: text/plain\r\n"]);
+        }
+        if let Some(location) = self.location.as_ref().filter(|location| HeaderValue::from_str(location).is_ok()) {
+            line(&[b"location: ", location.as_bytes(), b"\r\n"]);
+        }
+        line(&[b"date: ", &date::now(), b"\r\nserver: ", server, b"\r\n"]);
+        if close {
+            line(&[b"connection: close\r\n"]);
+        }
+        line(&[b"\r\n"]);
+        if !head && !bodiless && self.status != StatusCode::NOT_MODIFIED {
+            line(&[&self.body]);
+        }
+    }
+
     /// The response, which reports the request when it has been sent.
     pub(super) fn respond(self, conn: &Conn, mut record: Record) -> Response<ResponseBody> {
         record.flags |= self.flags;
@@ -90,7 +138,7 @@ impl Reply {
             headers.insert(LOCATION, location);
         }
         headers.insert(SERVER, conn.server.clone().unwrap_or(HeaderValue::from_static("envoy")));
-        record.response(self.status.as_u16(), headers);
+        record.response(self.status.as_u16(), head_size(headers), None);
         response.map(|()| ResponseBody::fixed(self.body, record))
     }
 }

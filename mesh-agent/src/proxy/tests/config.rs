@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::extensions::upstreams::http::v3::{HttpProtocolOptions, http_protocol_options};
 use mesh_core::Snapshot;
 use mesh_core::resource::{CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE};
 use mesh_core::store::{Store, Upsert};
@@ -69,6 +70,19 @@ impl Config {
     /// Changes the virtual host.
     pub(super) fn host(mut self, change: impl FnOnce(&mut route::VirtualHost)) -> Self {
         change(&mut self.routes[0].virtual_hosts[0]);
+        self
+    }
+
+    /// [`SERVICE`] speaks HTTP/2.
+    pub(super) fn speaks_http2(mut self) -> Self {
+        use http_protocol_options::explicit_http_config::ProtocolConfig;
+        use http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions};
+        let protocol_config = Some(ProtocolConfig::Http2ProtocolOptions(Default::default()));
+        let explicit = UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config });
+        let options = HttpProtocolOptions { upstream_protocol_options: Some(explicit), ..Default::default() };
+        self.clusters[0]
+            .typed_extension_protocol_options
+            .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), packed(&options));
         self
     }
 

@@ -12,6 +12,7 @@ use clap::{Parser, ValueEnum};
 use mesh_tests::{Lab, LabBuilder, sys};
 
 mod hooks;
+mod instructions;
 mod measure;
 mod peers;
 mod scale;
@@ -49,6 +50,8 @@ enum Part {
     Ways,
     /// Socket shortcuts, on against off.
     Shortcuts,
+    /// User instructions a request; not part of a whole run, because not every machine can count them.
+    Instructions,
     /// The kernel programs.
     Hooks,
     /// A node of a large cluster: memory, and how long changes take.
@@ -195,6 +198,10 @@ fn two_nodes(args: &Args, wants: impl Fn(Part) -> bool) -> Result<(Vec<serde_jso
         let (ways, processes) = ways::shortcuts(&lab)?;
         reports.extend(compare(&lab, &ways, SHORTCUTS, &load, args)?);
         drop(processes);
+    }
+    if args.only == Some(Part::Instructions) {
+        let counts = instructions::measure(&lab, &ways, &load, args.rounds, args.seconds)?;
+        reports.push(serde_json::json!({ "instructions": counts }));
     }
     let hooks =
         wants(Part::Hooks).then(|| hooks::measure(&lab, &ways, &load, args.rounds, args.seconds)).transpose()?;

@@ -1,0 +1,189 @@
+//! One HTTP/1 connection of a client, from its first request to its end.
+//!
+//! In: the stream. Out: its requests answered in their order, one at a time; what the client sends ahead waits in a bounded buffer.
+//! The connection ends when the client says so, when it is idle for too long, when the agent drains, or when nobody can tell any more
+//! where a message ends. Never: holds a buffer for a client that is silent.
+
+mod bridge;
+mod exchange;
+mod heads;
+mod link;
+mod pool;
+mod relay;
+mod timer;
+mod work;
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use mesh_http::{Limits, Outcome, Refusal};
+use tokio::time::Instant;
+
+use super::Conn;
+use super::record::Record;
+use super::reply::Reply;
+use crate::errors::Flags;
+use crate::net::copy::Duplex;
+use crate::net::peek::Peeked;
+use crate::upstream::stream::Stream;
+pub(super) use bridge::Fed;
+use link::Link;
+use pool::Pool;
+use timer::Timer;
+use work::Work;
+
+/// Bounds of heads: Envoy's defaults.
+const LIMITS: Limits = Limits { bytes: 60 << 10, lines: 100 };
+/// Longest that a client whose connection ends gets to read the last answer, while what it still sends is thrown away.
+const LINGER: Duration = Duration::from_secs(1);
+/// Bytes that are thrown away for that.
+const MAX_THROWN_AWAY: usize = 256 << 10;
+
+/// What one client's exchanges share.
+struct Session {
+    client: Link,
+    pool: Pool,
+    timer: Timer,
+}
+
+/// What becomes of the connection after an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// The client's next request.
+    Next,
+    /// It ends; the client may still be sending.
+    Linger,
+    /// It ends.
+    Close,
+}
+
+/// Serves a client to its end.
+pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
+    let (stream, seen) = downstream.into_parts();
+    let mut session = Session { client: Link::new(stream, seen), pool: Pool::default(), timer: Timer::default() };
+    let mut shutdown = conn.pod.shutdown.clone();
+    let mut closing = pin!(shutdown.closing());
+    let idle = conn.manager().and_then(|manager| manager.idle_timeout).filter(|limit| !limit.is_zero());
+    loop {
+        let mut due = None;
+        let spoken = poll_fn(|cx| session.poll_spoken(cx, closing.as_mut(), idle, &mut due)).await;
+        if !spoken {
+            return session.end(false).await;
+        }
+        let mut work = Work::take();
+        let after = match session.head(conn, &mut work, idle).await {
+            Ok(true) => Box::pin(exchange::serve(conn, &mut session, &mut work)).await,
+            Ok(false) => After::Close,
+            Err(refusal) => session.refuse(conn, refusal).await,
+        };
+        work.give_back();
+        match after {
+            After::Next => {}
+            After::Linger => return session.end(true).await,
+            After::Close => return session.end(false).await,
+        }
+    }
+}
+
+impl Session {
+    /// Waits for the first byte of a request; `false` if none is to come.
+    fn poll_spoken(
+        &mut self,
+        cx: &mut Context<'_>,
+        closing: Pin<&mut impl Future<Output = ()>>,
+        idle: Option<Duration>,
+        due: &mut Option<Instant>,
+    ) -> Poll<bool> {
+        if !self.client.seen.is_empty() {
+            return Poll::Ready(true);
+        }
+        if self.client.finished {
+            return Poll::Ready(false);
+        }
+        match self.client.poll_fill(cx) {
+            Poll::Ready(Ok(())) => return Poll::Ready(!self.client.finished),
+            Poll::Ready(Err(_)) => return Poll::Ready(false),
+            Poll::Pending => {}
+        }
+        self.pool.look(cx);
+        if closing.poll(cx).is_ready() {
+            return Poll::Ready(false);
+        }
+        if due.is_none() {
+            *due = idle.map(|limit| Instant::now() + limit);
+        }
+        self.timer.poll(cx, *due).map(|()| false)
+    }
+
+    /// Reads the rest of a head. `false`: the client has left, or is too slow.
+    async fn head(&mut self, conn: &Conn, work: &mut Work, idle: Option<Duration>) -> Result<bool, Refusal> {
+        let mut due = None;
+        loop {
+            match work.request.parse(&self.client.seen, &LIMITS) {
+                Outcome::Head => return Ok(true),
+                Outcome::Refused(refusal) => return Err(refusal),
+                Outcome::More if self.client.finished => return Ok(false),
+                Outcome::More => {}
+            }
+            let limit = conn.manager().and_then(|manager| manager.request_headers_timeout);
+            let limit = limit.filter(|limit| !limit.is_zero()).or(idle);
+            due = due.or_else(|| limit.map(|limit| Instant::now() + limit));
+            let filled = poll_fn(|cx| match self.client.poll_fill(cx) {
+                Poll::Ready(filled) => Poll::Ready(filled.is_ok()),
+                Poll::Pending => self.timer.poll(cx, due).map(|()| false),
+            });
+            if !filled.await {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Tells a client that what it sends is no request.
+    async fn refuse(&mut self, conn: &Conn, refusal: Refusal) -> After {
+        tracing::debug!(workload = conn.pod.name, client = %conn.flow.client, %refusal, "not a request");
+        Record::unreadable(conn, refusal.status(), Flags::DPE, refusal.name());
+        Reply::refused(refusal).write(conn.server_name(), true, false, self.client.out());
+        match poll_fn(|cx| self.client.poll_flush(cx)).await {
+            Ok(()) => After::Linger,
+            Err(_) => After::Close,
+        }
+    }
+
+    /// Ends the connections as TCP does. `linger`: the client may still be sending, and closing while something is unread would
+    /// take the last answer back.
+    async fn end(mut self, linger: bool) {
+        let finished = poll_fn(|cx| {
+            self.pool.finish(cx);
+            self.client.poll_finish(cx)
+        });
+        if finished.await.is_err() || !linger {
+            return;
+        }
+        let mut left = MAX_THROWN_AWAY;
+        let due = Some(Instant::now() + LINGER);
+        poll_fn(|cx| {
+            while !self.client.finished {
+                match self.client.poll_fill(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => return self.timer.poll(cx, due),
+                }
+                let Some(rest) = left.checked_sub(self.client.seen.len()) else { return Poll::Ready(()) };
+                left = rest;
+                self.client.seen.clear();
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+}
+
+impl Conn {
+    /// `server` header of the agent's own answers.
+    fn server_name(&self) -> &[u8] {
+        self.server.as_ref().map_or(b"envoy", |server| server.as_bytes())
+    }
+}

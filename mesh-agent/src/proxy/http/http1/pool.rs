@@ -1,0 +1,72 @@
+//! The HTTP/1 connections of one client to servers, which wait for its next request.
+//!
+//! In: those whose last response has been read to its end. Out: one for the same endpoint, if it is still good. Bounded; the oldest goes.
+//! Never: serves two clients with one connection.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Context;
+
+use super::super::record::Seen;
+use super::link::Link;
+use crate::net::copy::Duplex;
+use crate::proxy::cluster::Target;
+
+/// Connections that wait.
+const MAX_IDLE: usize = 8;
+
+/// One connection to a server.
+pub(super) struct Upstream {
+    cluster: Arc<str>,
+    address: SocketAddr,
+    pub(super) seen: Rc<Seen>,
+    pub(super) link: Link,
+    /// It was open before this request: the server may be about to close it.
+    pub(super) reused: bool,
+}
+
+impl Upstream {
+    pub(super) fn new(target: &Target, seen: Rc<Seen>, link: Link, reused: bool) -> Self {
+        Self { cluster: target.cluster.name.clone(), address: target.address, seen, link, reused }
+    }
+}
+
+/// The connections.
+#[derive(Default)]
+pub(super) struct Pool(Vec<Upstream>);
+
+impl Pool {
+    /// A connection to the target that is still good as far as is known.
+    pub(super) fn take(&mut self, cx: &mut Context<'_>, target: &Target) -> Option<Upstream> {
+        loop {
+            let serves = |one: &Upstream| one.address == target.address && one.cluster == target.cluster.name;
+            let mut upstream = self.0.swap_remove(self.0.iter().position(serves)?);
+            if upstream.link.is_quiet(cx) {
+                return Some(upstream);
+            }
+        }
+    }
+
+    /// Keeps a connection whose response has been read.
+    pub(super) fn put(&mut self, mut upstream: Upstream) {
+        if self.0.len() >= MAX_IDLE {
+            self.0.remove(0);
+        }
+        upstream.reused = true;
+        self.0.push(upstream);
+    }
+
+    /// Tells every server that nothing more will come.
+    pub(super) fn finish(&mut self, cx: &mut Context<'_>) {
+        for mut upstream in self.0.drain(..) {
+            // Where that cannot be said at once, it is dropped.
+            let _ = upstream.link.poll_finish(cx);
+        }
+    }
+
+    /// Lets go of those whose server has left or said something unasked.
+    pub(super) fn look(&mut self, cx: &mut Context<'_>) {
+        self.0.retain_mut(|upstream| upstream.link.is_quiet(cx));
+    }
+}

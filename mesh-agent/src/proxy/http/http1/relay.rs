@@ -1,0 +1,300 @@
+//! Moves one request and its response between two HTTP/1 connections, both at once.
+//!
+//! In: the links, with the request's head ready to be written. Out: the response's head when it is there, then its body, or what broke.
+//! What is read is written before more is read, so a slow reader on either side holds the other.
+//! Never: passes a byte on that is not part of the message, or has not been checked.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use mesh_http::{Body, Framing, Limits, Outcome, Refusal, ResponseHead, Step};
+use tokio::time::Instant;
+
+use super::link::Link;
+use super::timer::Timer;
+
+/// Bytes that a client may send ahead of its turn: the next requests, or what follows an upgrade.
+pub(super) const MAX_AHEAD: usize = 64 << 10;
+
+/// What ended an exchange before its time.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// The client has left, or cannot be written to.
+    Client,
+    /// The client's body is malformed.
+    Request(Refusal),
+    /// The server has left. `None`: it has finished.
+    Server(Option<io::Error>),
+    /// The server's answer is malformed.
+    Response(Refusal),
+    /// The route's time is over.
+    Timeout,
+    /// Nothing has moved for the time that the stream may be idle.
+    Idle,
+}
+
+/// How the response's body goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As it comes.
+    Same,
+    /// Data only: the client knows no chunks.
+    Plain,
+    /// In chunks: the server ends the body by closing, the client's connection stays.
+    Chunks,
+}
+
+/// When an exchange is given up.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Bounds {
+    /// The whole of it.
+    pub(super) deadline: Option<Instant>,
+    /// Without a byte: when it was looked at last, and the longest.
+    pub(super) idle: Option<(Instant, std::time::Duration)>,
+}
+
+/// The client's side of an exchange.
+pub(super) struct Client<'a> {
+    pub(super) link: &'a mut Link,
+    pub(super) timer: &'a mut Timer,
+    pub(super) body: Body,
+    /// Bytes of the request's data.
+    pub(super) received: u64,
+    /// Bytes of the response's data.
+    pub(super) sent: u64,
+    /// A client that has said that this is its last request may finish, and still wants the answer.
+    pub(super) may_finish: bool,
+    pub(super) bounds: Bounds,
+    /// Bytes moved when the idle time was looked at last.
+    pub(super) moved: u64,
+}
+
+impl Client<'_> {
+    /// The next part of the request's body as it came, or `None` at its end.
+    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<(Bytes, Step)>, Broken>> {
+        loop {
+            if self.body.is_done() {
+                return Poll::Ready(Ok(None));
+            }
+            let step = self.body.pass(&self.link.seen).map_err(Broken::Request)?;
+            if step.taken > 0 {
+                self.received += step.data as u64;
+                return Poll::Ready(Ok(Some((self.link.seen.split_to(step.taken), step))));
+            }
+            if step.done {
+                return Poll::Ready(Ok(None));
+            }
+            if self.link.finished {
+                return Poll::Ready(Err(Broken::Client));
+            }
+            ready!(self.link.poll_fill(cx)).map_err(|_| Broken::Client)?;
+        }
+    }
+
+    /// The next piece of data of the request's body, for one who frames it anew.
+    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Broken>> {
+        loop {
+            if self.body.is_done() {
+                return Poll::Ready(Ok(None));
+            }
+            let step = self.body.step(&self.link.seen).map_err(Broken::Request)?;
+            let taken = self.link.seen.split_to(step.taken);
+            if step.data > 0 {
+                self.received += step.data as u64;
+                return Poll::Ready(Ok(Some(taken)));
+            }
+            if step.taken > 0 || step.done {
+                continue;
+            }
+            if self.link.finished {
+                return Poll::Ready(Err(Broken::Client));
+            }
+            ready!(self.link.poll_fill(cx)).map_err(|_| Broken::Client)?;
+        }
+    }
+
+    /// Sees whether a client that has sent its request leaves; what it sends ahead stays in the link, within bounds.
+    pub(super) fn watch(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        while !self.link.finished && self.link.seen.len() < MAX_AHEAD {
+            match self.link.poll_fill(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Err(Broken::Client),
+                Poll::Pending => break,
+            }
+        }
+        if self.link.finished && !self.may_finish { Err(Broken::Client) } else { Ok(()) }
+    }
+
+    /// Sees whether the time is over.
+    pub(super) fn expire(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        loop {
+            let Bounds { deadline, idle } = self.bounds;
+            let silent = idle.map(|(since, limit)| since + limit);
+            let due = match (deadline, silent) {
+                (Some(deadline), Some(silent)) => Some(deadline.min(silent)),
+                (one, other) => one.or(other),
+            };
+            if self.timer.poll(cx, due).is_pending() {
+                return Ok(());
+            }
+            if due == deadline {
+                return Err(Broken::Timeout);
+            }
+            let moved = self.received + self.sent;
+            if moved == self.moved {
+                return Err(Broken::Idle);
+            }
+            self.moved = moved;
+            self.bounds.idle = idle.map(|(_, limit)| (Instant::now(), limit));
+        }
+    }
+}
+
+/// An exchange under way.
+pub(super) struct Relay<'a, 'b> {
+    client: &'a mut Client<'b>,
+    up: &'a mut Link,
+    /// The server takes nothing more; it may have answered all the same.
+    pub(super) refuses: bool,
+    /// All of the request that has been taken from the client is still in what goes out first.
+    pub(super) whole: bool,
+    /// Bytes in `up.seen` that were no head yet.
+    looked: usize,
+    pub(super) grpc_status: Option<u8>,
+}
+
+impl<'a, 'b> Relay<'a, 'b> {
+    pub(super) fn new(client: &'a mut Client<'b>, up: &'a mut Link) -> Self {
+        Self { client, up, refuses: false, whole: true, looked: 0, grpc_status: None }
+    }
+
+    /// Sends what there is of the request, or sees whether the client is still there.
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        while !self.refuses {
+            // What came with the head goes with the head.
+            if self.up.has_room() && (self.up.is_flushed() || !self.client.link.seen.is_empty()) {
+                match self.client.poll_body(cx)? {
+                    Poll::Ready(Some((bytes, _))) => {
+                        self.whole &= self.up.put(bytes);
+                    }
+                    Poll::Ready(None) if self.up.is_flushed() => break,
+                    Poll::Pending if self.up.is_flushed() => return Ok(()),
+                    Poll::Ready(None) | Poll::Pending => {}
+                }
+            }
+            match self.up.poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => self.refuses = true,
+                Poll::Pending if self.client.body.is_done() => break,
+                Poll::Pending => return Ok(()),
+            }
+        }
+        self.client.watch(cx)
+    }
+
+    /// Waits for a response's head.
+    pub(super) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut ResponseHead,
+        method: &str,
+        limits: &Limits,
+    ) -> Poll<Result<(), Broken>> {
+        if !self.client.link.is_flushed() && matches!(self.client.link.poll_flush(cx), Poll::Ready(Err(_))) {
+            return Poll::Ready(Err(Broken::Client));
+        }
+        self.poll_request(cx)?;
+        self.client.expire(cx)?;
+        loop {
+            if self.up.seen.len() > self.looked {
+                match head.parse(&self.up.seen, method, limits) {
+                    Outcome::Head => {
+                        self.looked = 0;
+                        return Poll::Ready(Ok(()));
+                    }
+                    Outcome::Refused(refusal) => return Poll::Ready(Err(Broken::Response(refusal))),
+                    Outcome::More => self.looked = self.up.seen.len(),
+                }
+            }
+            if self.up.finished {
+                return Poll::Ready(Err(Broken::Server(None)));
+            }
+            ready!(self.up.poll_fill(cx)).map_err(|error| Broken::Server(Some(error)))?;
+        }
+    }
+
+    /// Sends the response's body on, to its end.
+    pub(super) fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut Body,
+        form: Form,
+        over: &mut bool,
+    ) -> Poll<Result<(), Broken>> {
+        self.poll_request(cx)?;
+        self.client.expire(cx)?;
+        loop {
+            while !*over && self.client.link.has_room() {
+                let step = self.take(body, form)?;
+                *over = step.done;
+                if step.taken == 0 {
+                    break;
+                }
+            }
+            if !*over && self.up.finished && self.client.link.has_room() {
+                if !body.ends_with_connection() {
+                    return Poll::Ready(Err(Broken::Server(None)));
+                }
+                if form == Form::Chunks {
+                    self.client.link.out().extend_from_slice(b"0\r\n\r\n");
+                }
+                *over = true;
+            }
+            ready!(self.client.link.poll_flush(cx)).map_err(|_| Broken::Client)?;
+            if *over {
+                return Poll::Ready(Ok(()));
+            }
+            if self.up.seen.is_empty() || !self.up.finished {
+                ready!(self.up.poll_fill(cx)).map_err(|error| Broken::Server(Some(error)))?;
+            }
+        }
+    }
+
+    /// Takes what there is of the response's body.
+    fn take(&mut self, body: &mut Body, form: Form) -> Result<Step, Broken> {
+        let step = if form == Form::Plain { body.step(&self.up.seen) } else { body.pass(&self.up.seen) };
+        let step = step.map_err(Broken::Response)?;
+        self.client.sent += step.data as u64;
+        self.grpc_status = step.grpc_status.or(self.grpc_status);
+        let taken = self.up.seen.split_to(step.taken);
+        match form {
+            Form::Chunks if step.taken > 0 => put_chunk(self.client.link, &taken),
+            Form::Same | Form::Plain if step.data > 0 || form == Form::Same && step.taken > 0 => {
+                self.client.link.put(taken);
+            }
+            _ => {}
+        }
+        Ok(step)
+    }
+}
+
+/// One chunk (RFC 9112, 7.1).
+pub(super) fn put_chunk(link: &mut Link, data: &[u8]) {
+    let out = link.out();
+    out.reserve(data.len() + 20);
+    out.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+    out.extend_from_slice(data);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// How a response of this framing goes on to the client, and whether its connection can stay.
+pub(super) fn form(framing: Framing, old_client: bool) -> (Form, bool) {
+    match framing {
+        Framing::UntilClose if old_client => (Form::Same, false),
+        Framing::UntilClose => (Form::Chunks, true),
+        Framing::Chunked if old_client => (Form::Plain, false),
+        Framing::None | Framing::Length(_) | Framing::Chunked => (Form::Same, true),
+        Framing::Tunnel => (Form::Same, false),
+    }
+}

@@ -1,0 +1,92 @@
+//! Where a request goes, whatever it came by: the route, and what it says before anything is dialled.
+//!
+//! In: the head as routing sees it, and the configuration of the moment. Out: the route and its cluster, or the agent's own answer.
+//! No I/O.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::Snapshot;
+use mesh_core::balance::PickContext;
+use mesh_core::resource::listener::Routes;
+use mesh_core::resource::route::{
+    Action, Forward, RequestHead, RetryPolicy, Route, RouteOutcome, RouteTable, WeightedCluster,
+};
+
+use super::Conn;
+use super::record::Record;
+use super::reply::Reply;
+use crate::proxy::cluster::{self, NoTarget, Target};
+
+/// What routing has decided.
+pub(super) struct Way<'a> {
+    pub(super) route: &'a Route,
+    pub(super) forward: &'a Forward,
+    pub(super) entry: &'a WeightedCluster,
+    pub(super) hash: Option<u64>,
+}
+
+/// The routes of the connection's listener.
+pub(super) fn table(conn: &Conn, snapshot: &Snapshot) -> Option<Arc<RouteTable>> {
+    match &conn.manager()?.routes {
+        Routes::Inline(table) => Some(table.clone()),
+        Routes::Rds(name) => snapshot.routes(name).cloned(),
+    }
+}
+
+/// Finds the route; the answer, if the route is one.
+pub(super) fn select<'a>(
+    conn: &Conn,
+    table: &'a RouteTable,
+    head: &RequestHead<'_>,
+    record: &mut Record,
+) -> Result<Way<'a>, Reply> {
+    let RouteOutcome::Route(route) = table.select(head) else { return Err(Reply::no_route()) };
+    record.route = Some(route.name.clone());
+    match &route.action {
+        Action::Forward(forward) => {
+            let hash = forward.hash(head, conn.flow.client.ip());
+            Ok(Way { route, forward, entry: forward.clusters.pick(rand::random()), hash })
+        }
+        Action::DirectResponse { status, body } => Err(Reply::direct(*status, body.clone())),
+        Action::Redirect(redirect) => Err(Reply::redirect(redirect.status, route.location(head).unwrap_or_default())),
+    }
+}
+
+impl Way<'_> {
+    /// Whether a request for this protocol may be upgraded.
+    pub(super) fn may_upgrade(&self, protocol: &str) -> bool {
+        !self.forward.upgrades.iter().any(|(name, allowed)| **name == *protocol && !allowed)
+    }
+
+    /// Attempts that may be made where connections cannot be had.
+    pub(super) fn attempts(&self) -> u32 {
+        1 + self.forward.retry.as_ref().filter(|retry| retry.on.connect_failure).map_or(0, |retry| retry.num_retries)
+    }
+
+    /// Envoy's back-off: a random time below `base · (2^n − 1)`, within the maximum.
+    pub(super) fn pause(&self, attempt: u32) -> Duration {
+        let Some(RetryPolicy { base_interval, max_interval, .. }) = &self.forward.retry else { return Duration::ZERO };
+        let factor = 2_u32.saturating_pow(attempt).saturating_sub(1);
+        base_interval.saturating_mul(factor).min(*max_interval).mul_f64(rand::random::<f64>())
+    }
+
+    /// Picks the endpoint, other than those tried before if there is one.
+    pub(super) fn target(
+        &self,
+        conn: &Conn,
+        snapshot: &Snapshot,
+        tried: &[std::net::SocketAddr],
+        record: &mut Record,
+    ) -> Result<Target, Reply> {
+        let context = PickContext { hash: self.hash, avoid: tried };
+        let known = |to| conn.pod.known(to);
+        cluster::choose(snapshot, &self.entry.name, &conn.flow, &context, known).map_err(|none| {
+            record.cluster(&self.entry.name);
+            match none {
+                NoTarget::NoCluster => Reply::no_cluster(self.forward.cluster_not_found),
+                NoTarget::NoEndpoint => Reply::no_endpoint(),
+            }
+        })
+    }
+}

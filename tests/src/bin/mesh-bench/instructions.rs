@@ -1,0 +1,90 @@
+//! The part "instructions": what the proxies of a way execute for a request, outside the kernel.
+//!
+//! In: the ways of HTTP. Out: a table, JSON. Each way carries requests for one time and for three; the difference of the counts,
+//! by the difference of the requests, is free of what a start and an end take. Counted by the processor, through `perf`; other
+//! than times, the figures hardly depend on what else the machine does. Fails for no figure.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use mesh_tests::Lab;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::measure::{Round, median};
+use crate::ways::{HTTP, Table, Way};
+
+/// The load: as in the table of the ways, with fewer connections than would make a machine of two cores wait.
+const LOAD: [&str; 5] = ["http", "--host", "server", "--connections", "32"];
+/// How long `perf` gets to begin counting.
+const START: Duration = Duration::from_millis(300);
+
+/// Measures every way between two nodes that has proxies.
+pub fn measure(lab: &Lab, ways: &[Way], load: &str, rounds: usize, seconds: f64) -> Result<Value> {
+    let counted = |way: &&Way| way.table == Some(Table::Nodes) && way.to.contains_key(&HTTP) && !way.proxies.is_empty();
+    let ways: Vec<&Way> = ways.iter().filter(counted).collect();
+    let dir = tempfile::tempdir()?;
+    let mut figures: Vec<Vec<f64>> = vec![Vec::new(); ways.len()];
+    for _ in 0..rounds.max(1) {
+        for (way, figures) in ways.iter().zip(&mut figures) {
+            let once = count(lab, way, load, seconds, dir.path())?;
+            let thrice = count(lab, way, load, 3.0 * seconds, dir.path())?;
+            figures.push((thrice.0 - once.0) / (thrice.1 - once.1).max(1.0));
+        }
+    }
+    println!("\nUser instructions of the proxies, a request of HTTP/1.1 with 1 KiB replies, 32 connections");
+    let mut report = serde_json::Map::new();
+    for (way, figures) in ways.iter().zip(figures) {
+        let middle = median(figures.iter().copied()).unwrap_or_default();
+        println!("  {:<28} {middle:>10.0}", way.name);
+        report.insert(way.name.to_owned(), json!({ "median": middle, "rounds": figures }));
+    }
+    Ok(Value::Object(report))
+}
+
+/// Instructions and requests of one run.
+fn count(lab: &Lab, way: &Way, load: &str, seconds: f64, dir: &Path) -> Result<(f64, f64)> {
+    let to = way.to.get(&HTTP).context("no such way")?.to_string();
+    let seconds = seconds.to_string();
+    let mut argv = vec![load];
+    argv.extend(LOAD);
+    argv.extend(["--connect", &to, "--seconds", &seconds]);
+    let counting = Counting::start(&way.proxies, dir)?;
+    let output = lab.pod(way.pod)?.run(&argv)?;
+    let instructions = counting.stop()?;
+    let round = Round::parse(&output.text(), crate::measure::Cpu::default())?;
+    let requests = round.get("with_warm_up").context("the load generator does not say how many requests it made")?;
+    Ok((instructions, requests))
+}
+
+/// `perf stat` beside the proxies.
+struct Counting {
+    perf: Child,
+    file: std::path::PathBuf,
+}
+
+impl Counting {
+    fn start(proxies: &[u32], dir: &Path) -> Result<Self> {
+        let file = dir.join("perf.csv");
+        let pids = proxies.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        let mut command = Command::new("perf");
+        command.args(["stat", "-x", ";", "-e", "instructions:u", "-p", &pids, "-o"]).arg(&file);
+        let perf = command.stdin(Stdio::null()).spawn().context("starting perf (package linux-perf)")?;
+        std::thread::sleep(START);
+        Ok(Self { perf, file })
+    }
+
+    fn stop(mut self) -> Result<f64> {
+        kill(Pid::from_raw(self.perf.id().cast_signed()), Signal::SIGINT)?;
+        self.perf.wait()?;
+        let text = std::fs::read_to_string(&self.file)?;
+        let line = text.lines().find(|line| line.contains("instructions"));
+        match line.and_then(|line| line.split(';').next()?.parse().ok()) {
+            Some(count) => Ok(count),
+            None => bail!("this machine does not count instructions: {text}"),
+        }
+    }
+}
