@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 
 use crate::packages::{self, Use};
 use crate::steps::Steps;
-use crate::{build_ebpf, cargo, check};
+use crate::{build_ebpf, check};
 
 use programs::{Program, Tally};
 
