@@ -280,10 +280,10 @@ impl Random {
             let place = self.number() as usize % frame.len();
             frame[place] = self.number() as u8;
         }
-        if self.number() % 4 == 0 {
+        if self.number().is_multiple_of(4) {
             frame.truncate(14 + self.number() as usize % (frame.len() - 14));
         }
-        if self.number() % 16 == 0 {
+        if self.number().is_multiple_of(16) {
             frame.iter_mut().skip(14).for_each(|byte| *byte = self.number() as u8);
         }
         frame
