@@ -10,6 +10,8 @@ mod kernel;
 mod machine;
 mod table;
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
@@ -50,23 +52,21 @@ pub fn run(options: &Options) -> Result<()> {
     let tests = steps.run("build", test::kernel_tests)?;
     let place = cargo::target()?.join("vm");
     std::fs::create_dir_all(&place).with_context(|| format!("creating {}", place.display()))?;
-    let mut results = Vec::new();
+    let programs = initramfs::Programs {
+        init: cargo::target()?.join("debug/mesh-vm-init"),
+        agent: cargo::target()?.join("debug/mesh-agent"),
+        tests,
+        object,
+        debug_object,
+    };
+    let mut machines = Vec::new();
     for version in &options.versions {
         let kernel = steps.run(&format!("kernel {version}"), || kernel::fetch(version, &place))?;
-        let result = steps.run(&format!("Linux {} in a machine", kernel.release), || {
-            let programs = initramfs::Programs {
-                init: cargo::target()?.join("debug/mesh-vm-init"),
-                agent: cargo::target()?.join("debug/mesh-agent"),
-                tests: tests.clone(),
-                object: object.clone(),
-                debug_object: debug_object.clone(),
-            };
-            let image = place.join(format!("{}.cpio", kernel.release));
-            initramfs::write(&image, &kernel, &programs, &plan(options))?;
-            machine::run(&kernel, &image, &place)
-        })?;
-        results.push(result);
+        let image = place.join(format!("{}.cpio", kernel.release));
+        initramfs::write(&image, &kernel, &programs, &plan(options))?;
+        machines.push((kernel, image));
     }
+    let results = steps.run("machines", || beside_each_other(&machines, &place))?;
     let table = table::markdown(&results);
     println!("\n{table}");
     std::fs::write(place.join("results.md"), &table).context("writing results.md")?;
@@ -79,6 +79,15 @@ pub fn run(options: &Options) -> Result<()> {
         bail!("not everything held on {}; the whole output is in {}", failed.join(", "), place.display());
     }
     Ok(())
+}
+
+/// Runs all machines at once: each is busy with one test at a time.
+fn beside_each_other(machines: &[(kernel::Kernel, PathBuf)], place: &Path) -> Result<Vec<machine::Outcome>> {
+    std::thread::scope(|scope| {
+        let run = |(kernel, image)| scope.spawn(move || machine::run(kernel, image, place));
+        let running: Vec<_> = machines.iter().map(|(kernel, image)| run((kernel, image))).collect();
+        running.into_iter().map(|one| one.join().unwrap_or_else(|_| bail!("a machine's thread has panicked"))).collect()
+    })
 }
 
 /// What the machine does, in the form that `mesh-vm-init` reads.

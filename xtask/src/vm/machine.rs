@@ -97,7 +97,7 @@ pub fn run(kernel: &Kernel, initramfs: &Path, place: &Path) -> Result<Outcome> {
             Ok(line) => {
                 writeln!(log, "{}", line.trim_end()).context("writing the log")?;
                 if line.starts_with("test ") || line.starts_with("vm: ") {
-                    println!("  {}", line.trim_end());
+                    println!("  {}: {}", kernel.release, line.trim_end());
                 }
                 outcome.read(&line);
             }
