@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use super::kernel::Kernel;
 
 /// Longest that a machine may run. Emulated, everything takes some ten times as long as on the processor itself.
-const LIMIT: Duration = Duration::from_secs(25 * 60);
+const LIMIT: Duration = Duration::from_secs(60 * 60);
 /// Memory of the machine, MiB.
 const MEMORY: &str = "1024";
 
