@@ -321,7 +321,7 @@ fn packet(tcp: &Tcp, source: Addr, destination: Addr, length: u32) -> Packet {
 }
 
 /// To which port a TCP packet goes that opens no connection. `None` for all others, and where that is not seen at the first
-/// look.
+/// look. Of the later pieces of a packet it tells any port: nothing depends on these.
 #[inline(always)]
 pub fn going_on(ctx: &TcContext) -> Option<u16> {
     // SAFETY: a field of the context.
@@ -331,8 +331,7 @@ pub fn going_on(ctx: &TcContext) -> Option<u16> {
         match protocol {
             ETH_P_IP => {
                 let header = behind_ethernet::<Ipv4Tcp>(ctx, protocol)?;
-                let whole = (&raw const (*header).ip.fragment).read_unaligned() & FRAGMENT.to_be() == 0;
-                let plain = (*header).ip.version_length == PLAIN_IPV4 && whole;
+                let plain = (*header).ip.version_length == PLAIN_IPV4;
                 (plain, (*header).ip.protocol, (*header).tcp.flags, &raw const (*header).tcp.destination)
             }
             ETH_P_IPV6 => {

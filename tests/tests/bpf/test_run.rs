@@ -323,6 +323,13 @@ fn a_short_look_says_what_a_long_one_does() {
     // What is not open needs a long look, and what is gone is named no more.
     mesh.kernel.set_inbound_modes(ID, true, &[]).unwrap();
     assert_eq!(unguarded.get(&place, 0).unwrap(), abi::Unguarded::default());
+    // Nor is somebody else's place taken for one's own.
+    let others = abi::Unguarded { netns: cookie + u64::from(abi::MAX_UNGUARDED), ..Default::default() };
+    unguarded.set(place, others, 0).unwrap();
+    let (from, to) = (at("10.77.0.1:4000"), at("10.77.0.2:8080"));
+    let data = packet_from(from.ip(), to.ip(), TCP, [1, 0], &segment(from, to, ACK, b"data"));
+    assert_eq!(ingress.run(&mesh, &ip_frame(&data)), Said::Drop);
+    unguarded.set(place, abi::Unguarded::default(), 0).unwrap();
     mesh.kernel.set_inbound_modes(ID, false, &[]).unwrap();
     assert_eq!(unguarded.get(&place, 0).unwrap(), abi::Unguarded { netns: cookie, ..Default::default() });
     mesh.kernel.withdraw(ID);
