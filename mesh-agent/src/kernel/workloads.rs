@@ -28,7 +28,7 @@ impl Workloads {
     /// Puts an entry in force.
     ///
     /// # Errors
-    /// The maps cannot be written; what was in force stays so.
+    /// The maps cannot be written; what was in force stays so, unless only UNGUARDED fails, which then names it no more.
     pub(super) fn insert(&mut self, number: u64, entry: &Workload) -> Result<(), KernelError> {
         let there = self.at(number)?;
         let ports = capture::unguarded(entry).filter(|_| !is_host(number) && [0, number].contains(&there.netns));
