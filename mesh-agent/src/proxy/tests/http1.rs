@@ -46,6 +46,7 @@ async fn what_could_be_read_in_two_ways_is_refused_and_told_once() {
             ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nHost: a\nX: 1\r\n\r\n", 400),
+            ("GET / HTTP/1.1\nHost: a\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nHost: a\r\nX : 1\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n folded\r\n\r\n", 400),
         ] {
@@ -61,6 +62,22 @@ async fn what_could_be_read_in_two_ways_is_refused_and_told_once() {
             world.reported("istio_requests_total{", &[&code, "response_flags=\"DPE\"", "} 1"]).await;
             assert_eq!(world.metric("istio_requests_total{").len(), 1);
         }
+    })
+    .await;
+}
+
+/// Who is asked is what routing went by, whatever `Host` says (RFC 9112, 3.2.2).
+#[tokio::test]
+async fn a_server_is_told_the_host_that_the_target_names() {
+    run(async {
+        let world = World::configured(Config::new().build());
+        let server = world.server("10.0.0.1:80").await;
+        let mut client = world.client().await;
+        client.write_all(b"GET http://web/p?q HTTP/1.1\r\nHost: other\r\n\r\n").await.unwrap();
+        let (mut stream, _) = server.accept().await.unwrap();
+        let head = read_head(&mut stream).await.to_ascii_lowercase();
+        assert!(head.starts_with("get /p?q http/1.1\r\n") && head.contains("\r\nhost: web\r\n"), "{head}");
+        assert!(!head.contains("other"), "{head}");
     })
     .await;
 }
