@@ -10,6 +10,7 @@
 mod agents;
 mod attach;
 pub mod bpf;
+mod btf;
 pub mod capabilities;
 mod carried;
 mod cgroups;

@@ -14,10 +14,10 @@ pub use carried::{Carried, Pair, Path};
 pub use direct::{Allowance, BY_SERVICE, Direct, PAUSED, Service, Slot, Stage, Way};
 pub use host::{DoorKey, HOST_NETNS, MAX_CGROUPS, MAX_HOST_PORTS, MAX_HOST_WORKLOADS};
 pub use ports::{Mode, OutboundKey, PortKey};
-pub use short::{End, LINK_WANTED, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut};
+pub use short::{End, LINK_WANTED, Place, QUEUE, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 13;
+pub const ABI_VERSION: u32 = 14;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).

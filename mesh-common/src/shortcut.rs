@@ -4,16 +4,19 @@
 //!
 //! A direction begins by shortcut and can only change to TCP, for ever. The kernel gives a reader what came by shortcut
 //! before what came by TCP, so this is what keeps the order. A shortcut has no backpressure, so each direction has a bound:
-//! where the agent reads, it tells how much; where an application does, nobody sees it, and there is a small total.
+//! where the agent reads, it tells how much; where an application does, it is seen that nothing waits for it any more, or,
+//! where the kernel lets nobody look, there is a small total.
+
+pub mod queue;
 
 /// Bytes that may be on their way to the agent, which tells what it has read.
 pub const WINDOW: u64 = 256 * 1024;
 /// The agent tells what it has read once this much is new, in bytes.
 pub const TOLD_EVERY: u64 = 32 * 1024;
-/// Bytes that may be sent to an application by shortcut before the application has sent something itself.
+/// Bytes that may be sent to an application by shortcut before it is seen to have read them all, or has sent something itself.
 pub const ALLOWANCE: u64 = 64 * 1024;
-/// How often an application gets a new [`ALLOWANCE`], having sent something: in all, an application that never reads
-/// gets less than a mebibyte.
+/// How often an application gets a new [`ALLOWANCE`], having sent something but not being seen to have read: in all, an
+/// application that never reads gets less than a mebibyte.
 pub const RENEWALS: u32 = 14;
 /// Sends of fewer bytes are small: a stream of them is faster over TCP, which joins them.
 pub const SMALL: u32 = 8 * 1024;
@@ -118,9 +121,10 @@ impl Half {
     pub const NEW: Half =
         Half { sent: 0, base: 0, messages: 0, heard: 0, spoke: 0, streak: 0, renewals: 0, fallen: 0, zero: 0 };
 
-    /// How this goes. `read` asks for the bytes that the agent has read, in all.
+    /// How this goes. `read` asks for the bytes that the agent has read, in all; `drained` whether an application is seen to
+    /// have read everything.
     #[inline(always)]
-    pub fn send(&mut self, send: Send, read: impl FnOnce() -> u64) -> Way {
+    pub fn send(&mut self, send: Send, read: impl FnOnce() -> u64, drained: impl FnOnce() -> bool) -> Way {
         // Before it has sent anything, a side leaves nothing unread either.
         let answered = send.heard != self.heard || self.messages == 0;
         self.heard = send.heard;
@@ -144,7 +148,7 @@ impl Half {
         }
         let fits = match send.reader {
             Reader::Agent => self.fits_window(send.size, read),
-            Reader::App => self.fits_allowance(send, answered),
+            Reader::App => self.fits_allowance(send, answered, drained),
         };
         if let Err(fall) = fits {
             return self.fall(fall);
@@ -185,15 +189,22 @@ impl Half {
     /// Where there is a choice, the change comes when the other side has just spoken, and so has most likely read
     /// everything: a reader that takes a short read for an empty queue does not see what is queued behind by TCP.
     #[inline(always)]
-    fn fits_allowance(&mut self, send: Send, answered: bool) -> Result<(), Fall> {
+    fn fits_allowance(&mut self, send: Send, answered: bool, drained: impl FnOnce() -> bool) -> Result<(), Fall> {
         if answered && send.size > LARGE {
             return Err(Fall::Allowance);
         }
         let after = self.sent + u64::from(send.size);
+        if after - self.base <= ALLOWANCE / 2 {
+            return Ok(());
+        }
+        if drained() {
+            self.base = self.sent;
+            self.spoke = send.heard;
+            return if u64::from(send.size) <= ALLOWANCE { Ok(()) } else { Err(Fall::Allowance) };
+        }
         let last = self.renewals >= RENEWALS;
         if after - self.base <= ALLOWANCE {
-            let soon_over = last && answered && after - self.base > ALLOWANCE / 2;
-            return if soon_over { Err(Fall::Allowance) } else { Ok(()) };
+            return if last && answered { Err(Fall::Allowance) } else { Ok(()) };
         }
         if last || send.heard == self.spoke || u64::from(send.size) > ALLOWANCE {
             return Err(Fall::Allowance);
@@ -224,22 +235,27 @@ mod tests {
         panic!("nobody is to be asked")
     }
 
+    /// Nobody sees what an application reads.
+    fn unseen() -> bool {
+        false
+    }
+
     #[test]
     fn the_agent_is_asked_only_when_the_window_is_full() {
         let mut half = Half::default();
         let sends = WINDOW / 65_536;
         for _ in 0..sends {
-            assert_eq!(half.send(to_agent(65_536), never), Way::Shortcut);
+            assert_eq!(half.send(to_agent(65_536), never, unseen), Way::Shortcut);
         }
-        assert_eq!(half.send(to_agent(65_536), || 65_536), Way::Shortcut);
-        assert_eq!(half.send(to_agent(1), || 65_536), Way::Falls(Fall::Window));
-        assert_eq!(half.send(to_agent(1), never), Way::Tcp);
+        assert_eq!(half.send(to_agent(65_536), || 65_536, unseen), Way::Shortcut);
+        assert_eq!(half.send(to_agent(1), || 65_536, unseen), Way::Falls(Fall::Window));
+        assert_eq!(half.send(to_agent(1), never, unseen), Way::Tcp);
     }
 
     #[test]
     fn a_nonsensical_word_of_what_was_read_opens_nothing() {
         let mut half = Half::default();
-        while half.send(to_agent(65_536), || u64::MAX) == Way::Shortcut {}
+        while half.send(to_agent(65_536), || u64::MAX, unseen) == Way::Shortcut {}
         assert_eq!((half.sent, half.fallen), (WINDOW, Fall::Window as u32));
     }
 
@@ -247,44 +263,64 @@ mod tests {
     fn a_silent_application_gets_one_allowance() {
         let mut half = Half::default();
         for _ in 0..ALLOWANCE / 16_384 {
-            assert_eq!(half.send(to_app(16_384, 0), never), Way::Shortcut);
+            assert_eq!(half.send(to_app(16_384, 0), never, unseen), Way::Shortcut);
         }
-        assert_eq!(half.send(to_app(1, 0), never), Way::Falls(Fall::Allowance));
+        assert_eq!(half.send(to_app(1, 0), never, unseen), Way::Falls(Fall::Allowance));
         assert_eq!(half.sent, ALLOWANCE);
     }
 
     #[test]
     fn a_conversation_changes_when_it_is_quiet() {
         let (mut half, mut heard) = (Half::default(), 0);
-        while half.send(to_app(1000, heard), never) == Way::Shortcut {
+        while half.send(to_app(1000, heard), never, unseen) == Way::Shortcut {
             heard += 1;
         }
         assert_eq!(half.fallen, Fall::Allowance as u32);
         assert!(half.sent > ALLOWANCE * u64::from(RENEWALS), "{half:?}");
         // What begins as more than fits goes by TCP from the first byte.
         let mut half = Half::default();
-        assert_eq!(half.send(to_app(LARGE + 1, 0), never), Way::Falls(Fall::Allowance));
+        assert_eq!(half.send(to_app(LARGE + 1, 0), never, unseen), Way::Falls(Fall::Allowance));
         assert_eq!(half.sent, 0);
+    }
+
+    #[test]
+    fn an_application_that_is_seen_to_read_has_no_total() {
+        let (mut half, mut asked) = (Half::default(), 0);
+        for heard in 0..10_000 {
+            let way = half.send(to_app(1000, heard), never, || {
+                asked += 1;
+                true
+            });
+            assert_eq!(way, Way::Shortcut);
+        }
+        assert!(half.sent > 100 * ALLOWANCE && half.renewals == 0, "{half:?}");
+        assert_eq!(asked, 10_000 / 32, "it is looked at when half of the allowance is gone");
+        // One that reads on, and leaves something each time.
+        while half.send(to_app(16_384, 10_000), never, unseen) == Way::Shortcut {}
+        assert_eq!(half.fallen, Fall::Allowance as u32);
+        let mut half = Half::default();
+        half.send(to_app(1, 0), never, || true);
+        assert_eq!(half.send(to_app(ALLOWANCE as u32 + 1, 0), never, || true), Way::Falls(Fall::Allowance));
     }
 
     #[test]
     fn streams_of_small_sends_go_by_tcp_and_conversations_do_not() {
         let mut half = Half::default();
-        let sent = (0..100).take_while(|_| half.send(to_agent(1024), never) == Way::Shortcut).count();
+        let sent = (0..100).take_while(|_| half.send(to_agent(1024), never, unseen) == Way::Shortcut).count();
         assert_eq!((sent, half.fallen), (SMALL_IN_A_ROW as usize, Fall::Small as u32));
         let mut half = Half::default();
         for heard in 0..100 {
-            assert_eq!(half.send(Send { heard, ..to_agent(1024) }, never), Way::Shortcut);
+            assert_eq!(half.send(Send { heard, ..to_agent(1024) }, never, unseen), Way::Shortcut);
         }
     }
 
     #[test]
     fn what_follows_an_end_goes_by_tcp() {
         let mut half = Half::default();
-        assert_eq!(half.send(Send { open: false, ..to_agent(1) }, never), Way::Falls(Fall::Ending));
+        assert_eq!(half.send(Send { open: false, ..to_agent(1) }, never, unseen), Way::Falls(Fall::Ending));
         let mut half = Half::default();
-        assert_eq!(half.send(Send { allowed: false, ..to_app(1, 0) }, never), Way::Falls(Fall::Revoked));
-        assert_eq!(half.send(to_app(1, 0), never), Way::Tcp);
+        assert_eq!(half.send(Send { allowed: false, ..to_app(1, 0) }, never, unseen), Way::Falls(Fall::Revoked));
+        assert_eq!(half.send(to_app(1, 0), never, unseen), Way::Tcp);
     }
 
     proptest! {
@@ -292,6 +328,7 @@ mod tests {
         #[test]
         fn bounded_and_one_way(
             app: bool,
+            seen: bool,
             steps in proptest::collection::vec((0_u32..200_000, 0_u8..3, 0_u64..400_000, weighted(0.99), weighted(0.99)), 1..300),
         ) {
             let reader = if app { Reader::App } else { Reader::Agent };
@@ -299,13 +336,15 @@ mod tests {
             for (size, speaks, reads, open, allowed) in steps {
                 heard += u64::from(speaks);
                 read = half.sent.min(read + reads);
-                let way = half.send(Send { size, open, allowed, reader, heard }, || read);
+                let (had, before) = (half.sent, read);
+                let way = half.send(Send { size, open, allowed, reader, heard }, || read, || seen && before == had);
                 prop_assert!(!fallen || way == Way::Tcp, "{way:?} after TCP");
                 prop_assert!(fallen || way != Way::Tcp, "TCP without a reason");
                 fallen |= way != Way::Shortcut;
                 if way == Way::Shortcut {
-                    let bound = if app { ALLOWANCE * u64::from(RENEWALS + 1) } else { WINDOW + read };
-                    prop_assert!(open && allowed && half.sent <= bound);
+                    let unseen = if app && !seen { 0 } else { read };
+                    let bound = if app { ALLOWANCE * u64::from(RENEWALS + 1) } else { WINDOW };
+                    prop_assert!(open && allowed && half.sent - unseen <= bound);
                 }
             }
         }
@@ -316,7 +355,7 @@ mod tests {
             let reader = if app { Reader::App } else { Reader::Agent };
             let mut half = Half::default();
             for size in sizes {
-                half.send(Send { size, open: true, allowed: true, reader, heard: 0 }, || 0);
+                half.send(Send { size, open: true, allowed: true, reader, heard: 0 }, || 0, unseen);
             }
             let bound = if app { ALLOWANCE } else { WINDOW };
             prop_assert!(half.sent <= bound);

@@ -188,6 +188,11 @@ pub static INGRESS_NETNS: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static HOST_NETNS: Global<u64> = Global::new(0);
 
+/// Where the kernel's structures have what `shortcut` looks at, by mesh-common's `queue`; 0 if that is not known, or the kernel
+/// lets nobody look. Set at load.
+#[unsafe(no_mangle)]
+pub static QUEUE: Global<u64> = Global::new(0);
+
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const CLONE: usize = (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize;
 

@@ -7,13 +7,13 @@
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_sock};
-use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_probe_read_kernel};
 use aya_ebpf::programs::{SkMsgContext, SockOpsContext};
-use mesh_common::abi::{self, Counter, End, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut, Tuple, Workload};
+use mesh_common::abi::{self, Counter, End, Place, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut, Tuple, Workload};
 use mesh_common::capture;
-use mesh_common::shortcut::{Fall, Reader, Send, Way};
+use mesh_common::shortcut::{Fall, Reader, Send, Way, queue};
 
-use crate::maps::{AGENT, SHORT, SHORT_READ, SHORT_SOCKETS, SHORT_WAY, SHORTCUTS};
+use crate::maps::{AGENT, QUEUE, SHORT, SHORT_READ, SHORT_SOCKETS, SHORT_WAY, SHORTCUTS};
 use crate::report::{add, count};
 use crate::socket::{Ends, netns};
 use crate::{direct, far};
@@ -51,7 +51,8 @@ pub fn run(ctx: &SkMsgContext) -> u32 {
     let allowed =
         unsafe { half.fallen != 0 || (*link).direct.client == 0 || direct::is_allowed(&(*link).direct, &(*link).to) };
     let reader = if short.reader == Reader::Agent as u32 { Reader::Agent } else { Reader::App };
-    let way = half.send(Send { size, open, allowed, reader, heard }, || read(short.id));
+    let way =
+        half.send(Send { size, open, allowed, reader, heard }, || read(short.id), || is_drained(link, short.side ^ 1));
     let fall = match way {
         Way::Tcp => return PASS,
         Way::Falls(fall) => fall,
@@ -77,6 +78,34 @@ pub fn run(ctx: &SkMsgContext) -> u32 {
 fn read(id: u64) -> u64 {
     // SAFETY: the agent replaces whole entries, and a replaced one stays readable until this program has ended.
     unsafe { SHORT_READ.get(id) }.copied().unwrap_or(0)
+}
+
+/// Whether the application at this side is seen to have read everything.
+#[inline(always)]
+fn is_drained(link: *mut Shortcut, side: u32) -> bool {
+    let at = QUEUE.load();
+    // The verifier knows the constant, and sees no more of this where the kernel lets nobody look.
+    if at == 0 {
+        return false;
+    }
+    // SAFETY: the entry stays readable until this program has ended; its fields are written once, and read as one number each.
+    // Who reads an address that is there already may read a cookie that is not, which is no socket's.
+    let Place { address, cookie } = unsafe { ptr::read_volatile(place(link, side)) };
+    queue::is_empty(at, address, cookie, |address| {
+        let mut found = 0_u64;
+        let size = size_of::<u64>() as u32;
+        // SAFETY: the helper writes as much to this stack frame, and reads wherever it is safe to.
+        let done = unsafe { bpf_probe_read_kernel((&raw mut found).cast(), size, address as *const _) };
+        (done == 0).then_some(found)
+    })
+}
+
+/// Where a shortcut has the socket at this side.
+#[inline(always)]
+fn place(link: *mut Shortcut, side: u32) -> *mut Place {
+    // SAFETY: only addresses are taken.
+    let [client, server] = unsafe { [&raw mut (*link).sockets[0], &raw mut (*link).sockets[1]] };
+    if side == SIDE_CLIENT { client } else { server }
 }
 
 /// Into the queue of the other end. False if it is not there.
@@ -266,6 +295,12 @@ fn join(ctx: &SockOpsContext, sk: *mut bpf_sock, short: Short) -> bool {
     let ops = unsafe { &mut *ctx.ops };
     // The storage first: a socket that is in the map and does not know its shortcut would send by TCP all the same.
     let joined = SHORT.set(sk, short) && SHORT_SOCKETS.update(end, ops, BPF_NOEXIST).is_ok();
+    if let Some(link) = SHORTCUTS.get_ptr_mut(short.id) {
+        // SAFETY: this helper takes the context.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.ops.cast()) };
+        // SAFETY: the entry stays writable until this program has ended; nobody else writes this part of it.
+        unsafe { *place(link, short.side) = Place { address: sk as u64, cookie } };
+    }
     count(if joined { Counter::ShortcutJoined } else { Counter::ShortcutFull });
     joined
 }

@@ -4,12 +4,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use aya::maps::{Array, HashMap as BpfHashMap, MapInfo, PerCpuArray, SockHash};
 use aya::{Ebpf, EbpfLoader};
-use mesh_common::abi::{HOST_NETNS, INGRESS_NETNS, maps};
+use mesh_common::abi::{HOST_NETNS, INGRESS_NETNS, QUEUE, maps};
 use tracing::{debug, info, warn};
 
 use super::cgroups::Cgroups;
@@ -27,22 +27,36 @@ pub(super) struct Loader {
     path: PathBuf,
     /// Cookie of the agent's own namespace.
     host: u64,
+    /// What the programs know of the kernel's structures.
+    queue: &'static u64,
 }
 
 /// No namespace has this cookie.
 static NOBODY: u64 = 0;
+
+/// Where the kernel has what a socket has not read yet, packed; 0 where that is not to be seen.
+fn queue() -> &'static u64 {
+    static FOUND: OnceLock<u64> = OnceLock::new();
+    FOUND.get_or_init(|| match probe::queue() {
+        Ok(offsets) => offsets.pack(),
+        Err(error) => {
+            debug!(%error, "what an application has not read cannot be seen: shortcuts to one have a total");
+            0
+        }
+    })
+}
 
 impl Loader {
     fn new(path: PathBuf, maps_at: &Path, host: u64) -> Result<Loader, KernelError> {
         // Copied into a Vec by `read`, which aligns well enough for the parser.
         let object = fs::read(&path).map_err(|e| KernelError::Object { path: path.clone(), why: e.to_string() })?;
         let mut loader = EbpfLoader::new();
-        // Our programs read no structure of the kernel's own. Parsing its types takes longer than all the rest.
+        // Our programs are not relocated to the kernel's structures. Parsing its types takes longer than all the rest.
         loader.btf(None);
         for name in maps::ALL.into_iter().chain([debug_log::MAP]) {
             loader.map_pin_path(name, maps_at.join(name));
         }
-        Ok(Loader { loader, object, path, host })
+        Ok(Loader { loader, object, path, host, queue: queue() })
     }
 
     /// Parses the object and makes its maps, or takes those that are pinned already. `netns` is the cookie of the
@@ -56,6 +70,7 @@ impl Loader {
         // SAFETY: as above.
         let value: &'static u64 = unsafe { &*host };
         self.loader.override_global(HOST_NETNS, value, true);
+        self.loader.override_global(QUEUE, self.queue, true);
         let loaded = self.loader.load(&self.object);
         self.loader.override_global(INGRESS_NETNS, &NOBODY, true);
         self.loader.override_global(HOST_NETNS, &NOBODY, true);

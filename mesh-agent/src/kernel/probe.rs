@@ -6,6 +6,7 @@ mod asm;
 mod checks;
 pub mod foreign;
 mod live;
+mod queue;
 mod report;
 mod scratch;
 mod shortcut;
@@ -24,6 +25,7 @@ use checks::{Bench, Check};
 use scratch::Scratch;
 
 pub use checks::Need;
+pub(super) use queue::offsets as queue;
 pub use report::{Finding, Report};
 
 /// Where a bpffs belongs.

@@ -37,6 +37,19 @@ pub struct End {
     pub zero: u32,
 }
 
+/// The name of the programs' constant that says where the kernel's structures have what [`queue`](crate::shortcut::queue) looks at.
+pub const QUEUE: &str = "QUEUE";
+
+/// A socket at an end of a shortcut, as the kernel has it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its address in the kernel's memory; 0 before it has joined.
+    pub address: u64,
+    /// Its cookie, by which it is told from another at the same address.
+    pub cookie: u64,
+}
+
 /// A connection with a shortcut: what its client sends, and its server.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +64,8 @@ pub struct Shortcut {
     pub to: Endpoint,
     /// 0; in the place of padding.
     pub zero: u32,
+    /// The sockets, by `SIDE_CLIENT` and `SIDE_SERVER`.
+    pub sockets: [Place; 2],
 }
 
 impl Shortcut {
@@ -70,6 +85,7 @@ impl Shortcut {
         },
         to: Endpoint::ZERO,
         zero: 0,
+        sockets: [Place { address: 0, cookie: 0 }; 2],
     };
 }
 
@@ -77,7 +93,7 @@ const _: () = {
     assert!(size_of::<Short>() == 16 && size_of::<End>() == 16);
     assert!(
         size_of::<Half>() == 56
-            && size_of::<Shortcut>() == 200
+            && size_of::<Shortcut>() == 232
             && core::mem::offset_of!(Shortcut, zero) == 196
             && align_of::<Shortcut>() == 8
     );

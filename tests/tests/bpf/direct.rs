@@ -21,7 +21,7 @@ use mesh_common::direct::{MAX_MISSED, key};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::far::noted;
-use super::packets::{SYN, TCP, packet_from, segment_at};
+use super::packets::{ACK, SYN, TCP, packet_from, segment_at};
 use super::support::*;
 
 #[path = "direct/again.rs"]
@@ -313,26 +313,40 @@ fn what_is_no_longer_allowed_ends_at_both_ends_and_comes_back_as_something_new()
     assert_joined(&kept_client, &kept_server);
 }
 
-/// Nothing passes any more, in either direction, before anybody has closed a socket.
+/// Nothing passes any more, in either direction, before anybody has closed a socket; whatever is forbidden to others.
 #[test]
 fn the_next_packet_is_too_late() {
-    let node = Node::allowing(&["10.78.2.2:8080"]);
-    let app = node.app("0.0.0.0:8080");
-    let (client, server) = node.assert_direct(&app, "10.78.2.2:8080");
-    let mut allowed = node.map::<Way, Allowance>(maps::ALLOWED);
-    let way = allowed.keys().next().unwrap().unwrap();
-    let before = allowed.get(&way, 0).unwrap();
-    allowed.remove(&way).unwrap();
-    for (mut from, mut to) in [(&client, &server), (&server, &client)] {
-        node.counts(Counter::DirectRevoked, || from.write_all(b"forbidden").unwrap());
-        to.set_nonblocking(true).unwrap();
-        assert_eq!(to.read(&mut [0; 9]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    for strict in [true, false] {
+        let mut node = Node::allowing(&["10.78.2.2:8080"]);
+        node.kernel.set_inbound_modes(SERVER, strict, &[]).unwrap();
+        let app = node.app("0.0.0.0:8080");
+        let (client, server) = node.assert_direct(&app, "10.78.2.2:8080");
+        let mut allowed = node.map::<Way, Allowance>(maps::ALLOWED);
+        let way = allowed.keys().next().unwrap().unwrap();
+        let before = allowed.get(&way, 0).unwrap();
+        allowed.remove(&way).unwrap();
+        for (mut from, mut to) in [(&client, &server), (&server, &client)] {
+            node.counts(Counter::DirectRevoked, || from.write_all(b"forbidden").unwrap());
+            to.set_nonblocking(true).unwrap();
+            assert_eq!(to.read(&mut [0; 9]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        }
+        // What had left the client before is judged at the server once more.
+        let ends = [client.local_addr().unwrap(), server.local_addr().unwrap()];
+        node.counts(Counter::DirectRevoked, || raw_segment(&node.router, ends, [1, 1], ACK));
+        // Allowed once more is not as if it had always been.
+        allowed.insert(way, Allowance { generation: before.generation + 1, ..before }, 0).unwrap();
+        node.counts(Counter::DirectRevoked, || {});
+        assert_eq!((&server).read(&mut [0; 9]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!((&client).read(&mut [0; 9]).unwrap_err().kind(), ErrorKind::WouldBlock);
     }
-    // Allowed once more is not as if it had always been.
-    allowed.insert(way, Allowance { generation: before.generation + 1, ..before }, 0).unwrap();
-    node.counts(Counter::DirectRevoked, || {});
-    assert_eq!((&server).read(&mut [0; 9]).unwrap_err().kind(), ErrorKind::WouldBlock);
-    assert_eq!((&client).read(&mut [0; 9]).unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+/// Sends a segment past every socket.
+fn raw_segment(ns: &NetNs, [from, to]: [SocketAddr; 2], numbers: [u32; 2], flags: u8) {
+    let raw = || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)));
+    let raw = ns.run(raw).unwrap().unwrap();
+    let segment = segment_at(from, to, numbers, flags, b"");
+    raw.send_to(&packet_from(from.ip(), to.ip(), TCP, [1, 0], &segment), &to.into()).unwrap();
 }
 
 /// Behind extension headers nobody would ask whether the connection is still allowed.
@@ -429,10 +443,7 @@ fn nobody_else_opens_one() {
     let to = at("10.78.2.2:8080");
     let syn = |ns: &NetNs, port: u16, number: u32| {
         let from = SocketAddr::new(ip_of("10.78.1.2"), port);
-        let raw = || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)));
-        let raw = ns.run(raw).unwrap().unwrap();
-        let segment = segment_at(from, to, [number, 0], SYN, b"");
-        raw.send_to(&packet_from(from.ip(), to.ip(), TCP, [1, 0], &segment), &to.into()).unwrap();
+        raw_segment(ns, [from, to], [number, 0], SYN);
     };
     node.counts(Counter::InboundAssigned, || syn(&node.router, 40_000, 1));
     node.counts(Counter::EgressUnexplained, || syn(&node.client, 40_000, 1));

@@ -1,24 +1,24 @@
 //! Every map filled: what is denied stays denied, what happened is counted or said, and nothing passes in silence. FLOW
-//! and DNS have theirs in `sock_ops` and `sendmsg`.
+//! and DNS have theirs in `sock_ops` and `sendmsg`, AGENTS in `lifecycle`, those of the host's workloads in `host`.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, TcpStream};
-use std::os::fd::AsFd;
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
 
 use aya::Pod;
-use aya::maps::{HashMap, Map, MapData};
-use mesh_common::abi::{self, Asked, Counter, Far, LOSS_OPEN, PortKey, Share, Tuple, maps};
+use aya::maps::{HashMap, Map, MapData, SockHash};
+use mesh_common::abi::{self, Asked, Counter, Far, LOSS_OPEN, OutboundKey, PortKey, Share, Tuple, maps};
 use mesh_common::addr::{Addr, Endpoint};
 
 use super::support::*;
 
 /// A pinned map, beside the agent's own handle of it.
-fn open<K: Pod, V: Pod>(pins: &std::path::Path, name: &str) -> HashMap<MapData, K, V> {
+pub fn open<K: Pod, V: Pod>(pins: &std::path::Path, name: &str) -> HashMap<MapData, K, V> {
     Map::from_map_data(MapData::from_pin(map(pins, name)).unwrap()).unwrap().try_into().unwrap()
 }
 
 /// Puts entries of nobody into a map until it takes no more.
-fn fill<K: Pod, V: Pod>(mut map: HashMap<MapData, K, V>, key: impl Fn(u32) -> K, value: V) {
+pub fn fill<K: Pod, V: Pod>(mut map: HashMap<MapData, K, V>, key: impl Fn(u32) -> K, value: V) {
     for i in 0.. {
         if let Err(error) = map.insert(key(i), value, 0) {
             assert_ne!(i, 0, "{error}");
@@ -28,7 +28,7 @@ fn fill<K: Pod, V: Pod>(mut map: HashMap<MapData, K, V>, key: impl Fn(u32) -> K,
 }
 
 /// Cookies that no namespace has.
-fn nobody(i: u32) -> u64 {
+pub fn nobody(i: u32) -> u64 {
     u64::MAX - u64::from(i)
 }
 
@@ -69,6 +69,34 @@ fn no_place_for_a_workload() {
         let listeners = enrol(&mut kernel, ID, &net, 0);
         let _client = connect_in(&net.pod, "192.0.2.80:80").unwrap();
         accept(&listeners.outbound[0]);
+    }
+}
+
+/// As above. The map of listeners takes sockets only: what fills it is some, over and over.
+#[test]
+fn no_place_for_a_listener() {
+    let net = Net::new();
+    let (mut kernel, pins) = kernel();
+    let mut places: SockHash<MapData, OutboundKey> =
+        Map::from_map_data(MapData::from_pin(map(&pins, maps::OUTBOUND)).unwrap()).unwrap().try_into().unwrap();
+    let place = |i| OutboundKey { netns: nobody(i), port: 0, v4: 1 };
+    // A socket that is in the map too often is slow to take out again.
+    let somebody: Vec<TcpListener> = (0..256).map(|_| listen_in(&net.wire, "127.0.0.1:0")).collect();
+    let full =
+        (0..).zip(somebody.iter().cycle()).find(|(i, one)| places.insert(place(*i), one.as_raw_fd(), 0).is_err());
+    assert!(full.is_some_and(|(i, _)| i == abi::MAX_OUTBOUND));
+    let error = kernel.enrol_namespace(ID, &net.pod, &net.pod.addresses().unwrap(), 0).unwrap_err().to_string();
+    assert!(error.contains("OUTBOUND") && error.contains("full") && error.contains("fewer"), "{error}");
+    assert_released(&net);
+    // With one place for two families it is not enrolled either.
+    places.remove(&place(0)).unwrap();
+    kernel.enrol_namespace(ID, &net.pod, &net.pod.addresses().unwrap(), 0).unwrap_err();
+    assert_released(&net);
+    places.remove(&place(1)).unwrap();
+    let listeners = enrol(&mut kernel, ID, &net, 0);
+    for (to, listener) in ["192.0.2.80:80", "[fd99::80]:80"].iter().zip(&listeners.outbound) {
+        let _client = connect_in(&net.pod, to).unwrap();
+        accept(listener);
     }
 }
 

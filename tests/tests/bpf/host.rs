@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -16,6 +16,9 @@ use mesh_agent::settings::host::HostPlace;
 use mesh_common::abi::{Counter, LOSS_OPEN};
 
 use super::support::*;
+
+#[path = "host/full.rs"]
+mod full;
 
 /// Tells the child that it is one.
 const CHILD: &str = "MESH_BPF_TEST_PROCESS";

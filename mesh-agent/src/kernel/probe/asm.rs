@@ -37,6 +37,7 @@ pub mod helper {
     pub const SK_FULLSOCK: i32 = 95;
     pub const SKC_LOOKUP_TCP: i32 = 99;
     pub const SK_STORAGE_GET: i32 = 107;
+    pub const PROBE_READ_KERNEL: i32 = 113;
     pub const GET_NETNS_COOKIE: i32 = 122;
     pub const SK_ASSIGN: i32 = 124;
     pub const SET_RETVAL: i32 = 187;

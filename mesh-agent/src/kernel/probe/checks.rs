@@ -114,9 +114,14 @@ fn basics() -> Vec<Check> {
             memlock()
         }),
         must("bpf", "BTF of our own", "4.18", "socket storages", |_| bpf::btf().map(|_| ())),
-        may("bpf", "BTF of the kernel", "CONFIG_DEBUG_INFO_BTF", "nothing: only stable contexts are read", "-", |_| {
-            std::fs::metadata("/sys/kernel/btf/vmlinux").map(|_| ())
-        }),
+        may(
+            "bpf",
+            "sees a socket's queue",
+            "6.0, CONFIG_DEBUG_INFO_BTF",
+            "an application that reads is spoken to by shortcut for ever",
+            "a mebibyte by shortcut for each application's socket",
+            |_| super::queue::offsets().map(|_| ()),
+        ),
         must("map", "socket storage", "5.8", "original destinations, real clients, the agent's mark", |b| {
             b.storage.as_ref().map(|_| ()).map_err(copy)
         }),

@@ -3,7 +3,7 @@
 
 use mesh_common::abi::{self, SHORTCUTS};
 
-use super::super::shortcut::bounds::push;
+use super::super::shortcut::bounds::{push, talk};
 use super::super::shortcut::order::{pattern, read_all, send_all};
 use super::super::shortcut::tcp_bytes;
 use super::*;
@@ -47,6 +47,17 @@ fn both_workloads_must_want_it() {
         assert!(tcp_bytes(&client) > 0 && tcp_bytes(&server) > 0);
         assert_eq!(node.count(Counter::ShortcutJoined) + node.count(Counter::ShortcutNoPeer), 0);
     }
+}
+
+#[test]
+fn applications_that_read_speak_to_each_other_for_ever() {
+    let node = node();
+    let app = node.app("0.0.0.0:8080");
+    for clients_first in [true, false] {
+        let (client, server) = node.assert_direct(&app, TO);
+        if clients_first { talk(&client, &server) } else { talk(&server, &client) }
+    }
+    assert_eq!(node.count(Counter::ShortcutAllowance), 0);
 }
 
 /// As over the wire: before anybody has closed a socket, and for ever.

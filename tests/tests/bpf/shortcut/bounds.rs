@@ -88,6 +88,33 @@ fn what_the_agent_has_read_opens_the_window() {
     assert_eq!(mesh.count(Counter::ShortcutWindow), 0);
 }
 
+/// One speaks and the other hears it, with a word now and then or none: far more than an application may leave unread.
+pub fn talk(mut from: &TcpStream, mut to: &TcpStream) {
+    for (size, answered) in [(1000, true), (16_384, false)] {
+        let (piece, mut got) = (vec![3; size], vec![0; size]);
+        for _ in 0..8 * MEBIBYTE / size {
+            from.write_all(&piece).unwrap();
+            to.read_exact(&mut got).unwrap();
+            if answered {
+                to.write_all(b".").unwrap();
+                from.read_exact(&mut got[..1]).unwrap();
+            }
+        }
+        assert_eq!(tcp_bytes(from), 0, "{size} bytes at once, answered: {answered}");
+    }
+}
+
+/// The kernel is seen to have nothing left for an application, so there is no total of what it is sent.
+#[test]
+fn an_application_that_reads_is_spoken_to_for_ever() {
+    let mesh = mesh(true);
+    for (_, leg) in LEGS {
+        let leg = leg(&mesh);
+        talk(&leg.agent, &leg.app);
+    }
+    assert_eq!(mesh.count(Counter::ShortcutAllowance), 0);
+}
+
 /// As the agent has it.
 fn agents(mesh: &Mesh, stream: TcpStream) -> (Shortcut, u64) {
     let id = mesh.sockets.shortcut(stream.as_fd()).unwrap().unwrap();
