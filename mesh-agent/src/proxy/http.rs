@@ -30,7 +30,7 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use mesh_core::resource::listener::{ClientCertHeader, HttpManager, Terminal};
+use mesh_core::resource::listener::{self, ClientCertHeader, HttpManager, Terminal};
 use mesh_http::path::{Cleaning, EscapedSlashes};
 
 use super::chosen::{Chosen, Flow, HttpConnection, Side};
@@ -117,7 +117,13 @@ impl Conn {
     /// How paths are cleaned before routing sees them.
     fn cleaning(&self) -> Cleaning {
         let Some(manager) = self.manager() else { return Cleaning::default() };
-        Cleaning { dots: manager.normalize_path, slashes: manager.merge_slashes, escaped: EscapedSlashes::Keep }
+        let escaped = match manager.escaped_slashes {
+            listener::EscapedSlashes::Keep => EscapedSlashes::Keep,
+            listener::EscapedSlashes::Reject => EscapedSlashes::Reject,
+            listener::EscapedSlashes::Redirect => EscapedSlashes::Redirect,
+            listener::EscapedSlashes::Unescape => EscapedSlashes::Unescape,
+        };
+        Cleaning { dots: manager.normalize_path, slashes: manager.merge_slashes, escaped }
     }
 
     /// What becomes of `x-forwarded-client-cert`.

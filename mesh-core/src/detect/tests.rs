@@ -59,7 +59,11 @@ fn tells_protocols_apart() {
         // Not HTTP, though it starts like it: Redis inline, memcached, a wrong version.
         (b"GET key\r\n", Opaque),
         (b"GET  / HTTP/1.1\r\n", Opaque),
+        // As Envoy's http_inspector: HTTP is 1.0, 1.1 and the preface of HTTP/2, and nothing else.
         (b"GET / HTTP/2.0\r\n", Opaque),
+        (b"GET / HTTP/3.0\r\n", Opaque),
+        (b"GET / HTTP/1.2\r\n", Opaque),
+        (b"GET / HTTP/0.9\r\n", Opaque),
         (b"GET / HTTP/1.1x", Opaque),
         (b"GET\r\n", Opaque),
         (b"get / HTTP/1.1\r\n", Opaque),

@@ -177,6 +177,8 @@ pub struct HttpManager {
     pub normalize_path: bool,
     /// Adjacent slashes are merged before routing.
     pub merge_slashes: bool,
+    /// What becomes of `%2F` and `%5C` in paths, before anything else is done to them.
+    pub escaped_slashes: EscapedSlashes,
     /// Stream silent for so long is ended; `None` = never.
     pub stream_idle_timeout: Option<Duration>,
     /// Time for a whole request to arrive; `None` = no limit.
@@ -191,6 +193,19 @@ pub struct HttpManager {
     pub accept_http_10: bool,
     /// What becomes of `x-forwarded-client-cert`.
     pub client_cert: ClientCertHeader,
+}
+
+/// `path_with_escaped_slashes_action`: what becomes of `%2F` and `%5C` in a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EscapedSlashes {
+    /// They stay.
+    Keep,
+    /// A request that has any is refused (400).
+    Reject,
+    /// They become slashes, and the client is told to ask for that path (307).
+    Redirect,
+    /// They become slashes.
+    Unescape,
 }
 
 /// `forward_client_cert_details`: what becomes of the header `x-forwarded-client-cert`.

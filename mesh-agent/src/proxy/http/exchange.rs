@@ -18,7 +18,7 @@ use super::body::{FromUpstream, RequestBody, ResponseBody};
 use super::record::{Asked, Record, grpc_status, head_size, says_grpc};
 use super::reply::Reply;
 use super::request;
-use super::route::{Way, select, table};
+use super::route::{Way, clean_path, select, table};
 use super::upstreams::{SendError, Upstream};
 use crate::proxy::cluster::Target;
 use crate::upstream::UpstreamError;
@@ -48,7 +48,7 @@ pub(super) async fn answer(conn: Rc<Conn>, incoming: Request<Incoming>) -> Respo
     let (mut head, body) = incoming.into_parts();
     request::add_standard_headers(&conn, &mut head.headers);
     let authority = request::authority(&conn, &head).into_owned();
-    let path = request::path(&conn, &head).into_owned();
+    let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let record = Record::new(
         &conn,
         &Asked {
@@ -75,6 +75,9 @@ async fn route(conn: &Rc<Conn>, wanted: &mut Wanted) -> Result<(Response<()>, Fr
     // The configuration of this moment, for the whole request.
     let snapshot = conn.pod.snapshot().ok_or_else(Reply::no_route)?;
     let table = table(conn, &snapshot).ok_or_else(Reply::no_route)?;
+    if let Some(clean) = clean_path(conn, &wanted.path, says_grpc(&wanted.head.headers))? {
+        wanted.path = clean;
+    }
     let way = {
         let head = RequestHead {
             authority: &wanted.authority,

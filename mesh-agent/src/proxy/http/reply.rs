@@ -83,6 +83,17 @@ impl Reply {
         Self { location: Some(location), ..Self::new(status, Flags::NONE, "direct_response", "") }
     }
 
+    /// The client is to ask for the path as it is clean.
+    pub(super) fn clean_path(location: String) -> Self {
+        let details = "path_normalization_failed";
+        Self { location: Some(location), ..Self::new(StatusCode::TEMPORARY_REDIRECT, Flags::NONE, details, "") }
+    }
+
+    /// A path that the listener does not let pass.
+    pub(super) fn unclean_path() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Flags::NONE, "path_normalization_failed", "")
+    }
+
     /// A request whose CONNECT or upgrade its route does not allow.
     pub(super) fn no_upgrade() -> Self {
         Self::new(StatusCode::FORBIDDEN, Flags::NONE, "upgrade_failed", "")

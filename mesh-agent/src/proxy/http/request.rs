@@ -11,7 +11,6 @@ use ::http::{Uri, Version};
 
 use mesh_core::resource::listener::ClientCertHeader;
 use mesh_http::is_protected;
-use mesh_http::path::{Cleaned, clean};
 
 use super::Conn;
 use crate::proxy::chosen::Side;
@@ -31,16 +30,6 @@ pub(super) fn authority<'a>(conn: &Conn, head: &'a Parts) -> Cow<'a, str> {
     match head.headers.get(HOST).and_then(|host| host.to_str().ok()).filter(|host| !host.is_empty()) {
         Some(host) => Cow::Borrowed(host),
         None => Cow::Owned(conn.flow.destination.to_string()),
-    }
-}
-
-/// Path and query as routing sees them.
-pub(super) fn path<'a>(conn: &Conn, head: &'a Parts) -> Cow<'a, str> {
-    let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    match clean(path, conn.cleaning()) {
-        Cleaned::Other(clean) => Cow::Owned(clean),
-        // Nothing else while escaped slashes stay as they are.
-        Cleaned::Same | Cleaned::Redirect(_) | Cleaned::Refused => Cow::Borrowed(path),
     }
 }
 

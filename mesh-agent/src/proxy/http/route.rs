@@ -13,6 +13,8 @@ use mesh_core::resource::route::{
     Action, Forward, RequestHead, RetryPolicy, Route, RouteOutcome, RouteTable, WeightedCluster,
 };
 
+use mesh_http::path::{Cleaned, clean};
+
 use super::Conn;
 use super::record::Record;
 use super::reply::Reply;
@@ -31,6 +33,17 @@ pub(super) fn table(conn: &Conn, snapshot: &Snapshot) -> Option<Arc<RouteTable>>
     match &conn.manager()?.routes {
         Routes::Inline(table) => Some(table.clone()),
         Routes::Rds(name) => snapshot.routes(name).cloned(),
+    }
+}
+
+/// The path as routing sees it, if it is another than the client's; the answer, if the listener does not let it pass.
+pub(super) fn clean_path(conn: &Conn, path: &str, grpc: bool) -> Result<Option<String>, Reply> {
+    match clean(path, conn.cleaning()) {
+        Cleaned::Same => Ok(None),
+        Cleaned::Other(clean) => Ok(Some(clean)),
+        // A gRPC client follows no redirect.
+        Cleaned::Redirect(clean) if !grpc => Err(Reply::clean_path(clean)),
+        Cleaned::Redirect(_) | Cleaned::Refused => Err(Reply::unclean_path()),
     }
 }
 

@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::{HttpProtocolOptions, http_protocol_options};
 use mesh_core::Snapshot;
 use mesh_core::resource::{CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE};
@@ -89,6 +90,15 @@ impl Config {
     /// One more listener.
     pub(super) fn listener(mut self, listener: listener::Listener) -> Self {
         self.listeners.push(listener);
+        self
+    }
+
+    /// Changes the HTTP manager of the service's port.
+    pub(super) fn manager(mut self, change: impl FnOnce(&mut HttpConnectionManager)) -> Self {
+        let mut manager = http_manager("80");
+        change(&mut manager);
+        let filters = &mut self.listeners[0].filter_chains[0].filters;
+        *filters = vec![filter("envoy.filters.network.http_connection_manager", packed(&manager))];
         self
     }
 

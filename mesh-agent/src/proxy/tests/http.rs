@@ -436,3 +436,56 @@ async fn an_application_that_tires_of_waiting_for_a_request_is_asked_anew() {
     })
     .await;
 }
+
+/// `path_with_escaped_slashes_action`: refused, told to ask for another path, or sent on as that.
+#[tokio::test]
+async fn escaped_slashes_are_what_the_listener_says() {
+    run(async {
+        for (action, status) in [(2, "400 bad request"), (3, "307 temporary redirect")] {
+            let world =
+                World::configured(Config::new().manager(|m| m.path_with_escaped_slashes_action = action).build());
+            let mut client = world.client().await;
+            let (head, _) = exchange(&mut client, "GET /a%2F..%5Cb?c%2F HTTP/1.1\r\nHost: web\r\n\r\n").await;
+            assert!(head.starts_with(&format!("http/1.1 {status}\r\n")), "{head}");
+            assert_eq!(head.contains("location: /b?c%2f\r\n"), action == 3, "{head}");
+            assert_eq!(world.dials(), 0);
+            // A gRPC client follows no redirect.
+            let grpc = "POST /a%2Fb HTTP/1.1\r\nHost: web\r\nContent-Type: application/grpc\r\n\r\n";
+            let (head, _) = exchange(&mut client, grpc).await;
+            assert!(!head.contains("307"), "{head}");
+        }
+        for (action, sent) in [(1, "/a%2F..%5Cb?c%2F"), (4, "/b?c%2F")] {
+            let world =
+                World::configured(Config::new().manager(|m| m.path_with_escaped_slashes_action = action).build());
+            let server = world.server("10.0.0.1:80").await;
+            let mut client = world.client().await;
+            let get = "GET /a%2F..%5Cb?c%2F HTTP/1.1\r\nHost: web\r\n\r\n";
+            let (_, (_upstream, head)) = tokio::join!(exchange(&mut client, get), answer_once(&server));
+            assert!(head.starts_with(&format!("GET {sent} HTTP/1.1\r\n")), "{head}");
+        }
+    })
+    .await;
+}
+
+/// Where HTTP is declared, another version of it is refused; where it is looked for, it is opaque (as to Envoy's inspector).
+#[tokio::test]
+async fn another_version_of_http_is_refused_or_opaque() {
+    run(async {
+        let get = "GET / HTTP/3.0\r\nHost: web\r\n\r\n";
+        let world = World::configured(Config::new().inbound_declared_http().build());
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = world.inbound_client(Some(&app)).await;
+        let (head, _) = exchange(&mut client, get).await;
+        assert!(head.starts_with("http/1.1 505 "), "{head}");
+        world.reported("istio_requests_total{", &["response_code=\"505\"", "response_flags=\"DPE\"", "} 1"]).await;
+
+        let world = World::configured(Config::new().build());
+        let server = world.server("10.0.0.1:80").await;
+        let mut client = world.client().await;
+        client.write_all(get.as_bytes()).await.unwrap();
+        let (mut upstream, _) = server.accept().await.unwrap();
+        assert_eq!(read_head(&mut upstream).await, get);
+        assert!(world.metric("istio_requests_total{").is_empty());
+    })
+    .await;
+}

@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 
 use crate::resource::fault::{At, Fault};
 use crate::resource::filters;
-use crate::resource::listener::{ClientCertHeader, Codec, HttpManager, Routes};
+use crate::resource::listener::{ClientCertHeader, Codec, EscapedSlashes, HttpManager, Routes};
 use crate::resource::route::RouteTable;
 use crate::resource::wire::{is_set, refuse, timeout, type_name};
 
@@ -32,13 +32,6 @@ pub(super) fn parse(message: &pb::HttpConnectionManager) -> Result<HttpManager, 
     if message.use_remote_address.as_ref().is_some_and(|v| v.value) {
         return Err(Fault::field("use_remote_address", "is for gateways, not supported"));
     }
-    use pb::http_connection_manager::PathWithEscapedSlashesAction as Slashes;
-    match Slashes::try_from(message.path_with_escaped_slashes_action) {
-        Ok(Slashes::ImplementationSpecificDefault | Slashes::KeepUnchanged) => {}
-        _ => {
-            return Err(Fault::field("path_with_escaped_slashes_action", "only KEEP_UNCHANGED is supported"));
-        }
-    }
     check_filters(&message.http_filters)?;
     let common = message.common_http_protocol_options.as_ref();
     if let Some(common) = common {
@@ -52,6 +45,7 @@ pub(super) fn parse(message: &pb::HttpConnectionManager) -> Result<HttpManager, 
         upgrades: upgrades(message)?,
         normalize_path: message.normalize_path.as_ref().is_some_and(|v| v.value),
         merge_slashes: message.merge_slashes,
+        escaped_slashes: escaped_slashes(message.path_with_escaped_slashes_action)?,
         stream_idle_timeout: timeout(
             "stream_idle_timeout",
             message.stream_idle_timeout.as_ref(),
@@ -135,6 +129,17 @@ fn codec(value: i32) -> Result<Codec, Fault> {
         Ok(CodecType::Http1) => Ok(Codec::Http1),
         Ok(CodecType::Http2) => Ok(Codec::Http2),
         _ => Err(Fault::field("codec_type", "only AUTO, HTTP1 and HTTP2 are supported")),
+    }
+}
+
+fn escaped_slashes(value: i32) -> Result<EscapedSlashes, Fault> {
+    use pb::http_connection_manager::PathWithEscapedSlashesAction as Pb;
+    match Pb::try_from(value) {
+        Ok(Pb::ImplementationSpecificDefault | Pb::KeepUnchanged) => Ok(EscapedSlashes::Keep),
+        Ok(Pb::RejectRequest) => Ok(EscapedSlashes::Reject),
+        Ok(Pb::UnescapeAndRedirect) => Ok(EscapedSlashes::Redirect),
+        Ok(Pb::UnescapeAndForward) => Ok(EscapedSlashes::Unescape),
+        Err(_) => Err(Fault::field("path_with_escaped_slashes_action", "unknown value")),
     }
 }
 

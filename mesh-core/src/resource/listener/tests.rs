@@ -377,6 +377,26 @@ fn refusals_name_the_field() {
 }
 
 #[test]
+fn escaped_slashes_are_what_the_manager_says() {
+    for (action, want) in [
+        (0, EscapedSlashes::Keep),
+        (1, EscapedSlashes::Keep),
+        (2, EscapedSlashes::Reject),
+        (3, EscapedSlashes::Redirect),
+        (4, EscapedSlashes::Unescape),
+    ] {
+        let mut message = http_listener("l", "0.0.0.0", 1, "r");
+        message.filter_chains[0].filters = vec![manager(|h| h.path_with_escaped_slashes_action = action)];
+        let listener = parse(&message).unwrap();
+        let Terminal::Http(manager) = &listener.chains[0].terminal else { panic!("not HTTP") };
+        assert_eq!(manager.escaped_slashes, want, "{action}");
+    }
+    let mut message = http_listener("l", "0.0.0.0", 1, "r");
+    message.filter_chains[0].filters = vec![manager(|h| h.path_with_escaped_slashes_action = 9)];
+    assert_eq!(refusal(&message), "filter_chains[0].filters[0].typed_config.path_with_escaped_slashes_action");
+}
+
+#[test]
 fn optional_and_disabled_filters_are_passed_over() {
     for change in [
         |filter: &mut hcm::HttpFilter| filter.is_optional = true,

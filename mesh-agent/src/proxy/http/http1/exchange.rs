@@ -12,13 +12,12 @@ use std::task::Poll;
 use bytes::{Buf, Bytes};
 use mesh_core::resource::cluster::HttpProtocol;
 use mesh_core::resource::route::{RequestHead, RouteTable};
-use mesh_http::path::{Cleaned, clean};
 use mesh_http::{Body, Framing, Known, ResponseHead, Version};
 use tokio::time::sleep;
 
 use super::super::record::{Asked, Record, Seen};
 use super::super::reply::Reply;
-use super::super::route::{Way, select, table};
+use super::super::route::{Way, clean_path, select, table};
 use super::super::{Conn, date};
 use super::heads::{self, View};
 use super::link::Link;
@@ -180,13 +179,9 @@ impl Wanted<'_> {
 
     /// The route, and the path as it is clean.
     fn route<'t>(&mut self, table: &'t RouteTable) -> Result<Way<'t>, Reply> {
-        match clean(&self.path, self.conn.cleaning()) {
-            Cleaned::Same => {}
-            Cleaned::Other(clean) => self.path = Cow::Owned(clean),
-            Cleaned::Redirect(clean) => {
-                return Err(Reply::redirect(::http::StatusCode::TEMPORARY_REDIRECT, clean));
-            }
-            Cleaned::Refused => return Err(Reply::bad_request()),
+        let grpc = heads::is_grpc(&self.work.request.fields, self.head);
+        if let Some(clean) = clean_path(self.conn, &self.path, grpc)? {
+            self.path = Cow::Owned(clean);
         }
         let request = &self.work.request;
         let head = RequestHead {
