@@ -95,6 +95,14 @@ fn well_extended(text: &[u8]) -> bool {
     text.first().is_none_or(|byte| *byte == b';') && text.iter().all(plain)
 }
 
+/// Calls `visit` with name and value of every line of trailers that [`crate::Body::step`] has taken.
+pub fn each_trailer<'a>(section: &'a [u8], visit: &mut dyn FnMut(&'a [u8], &'a [u8])) {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_TRAILERS.lines];
+    if let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(section, &mut headers) {
+        headers.iter().for_each(|header| visit(header.name.as_bytes(), header.value));
+    }
+}
+
 /// Length of the trailers with the empty line, once they are whole, and what they say of gRPC.
 fn trailers(input: &[u8]) -> Result<Option<(usize, Option<u8>)>, Refusal> {
     let seen = &input[..input.len().min(MAX_TRAILERS.bytes)];

@@ -55,6 +55,32 @@ impl Known {
         }
     }
 
+    /// Its name, lower case; empty for [`Known::Other`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::ContentLength => "content-length",
+            Self::ContentType => "content-type",
+            Self::Date => "date",
+            Self::Expect => "expect",
+            Self::GrpcStatus => "grpc-status",
+            Self::Host => "host",
+            Self::Http2Settings => "http2-settings",
+            Self::KeepAlive => "keep-alive",
+            Self::ProxyConnection => "proxy-connection",
+            Self::Server => "server",
+            Self::Te => "te",
+            Self::TransferEncoding => "transfer-encoding",
+            Self::Upgrade => "upgrade",
+            Self::UserAgent => "user-agent",
+            Self::XForwardedClientCert => "x-forwarded-client-cert",
+            Self::XForwardedFor => "x-forwarded-for",
+            Self::XForwardedProto => "x-forwarded-proto",
+            Self::XRequestId => "x-request-id",
+            Self::Other => "",
+        }
+    }
+
     /// Whether it is for the next hop only (RFC 9110, 7.6.1).
     pub fn is_hop_by_hop(self) -> bool {
         matches!(
@@ -99,4 +125,37 @@ pub fn is_protected(name: &[u8]) -> bool {
     let begins =
         |family: &&str| name.get(..family.len()).is_some_and(|start| start.eq_ignore_ascii_case(family.as_bytes()));
     PROTECTED.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes())) || PROTECTED_FAMILIES.iter().any(begins)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_their_own_meaning() {
+        for known in [
+            Known::Connection,
+            Known::ContentLength,
+            Known::ContentType,
+            Known::Date,
+            Known::Expect,
+            Known::GrpcStatus,
+            Known::Host,
+            Known::Http2Settings,
+            Known::KeepAlive,
+            Known::ProxyConnection,
+            Known::Server,
+            Known::Te,
+            Known::TransferEncoding,
+            Known::Upgrade,
+            Known::UserAgent,
+            Known::XForwardedClientCert,
+            Known::XForwardedFor,
+            Known::XForwardedProto,
+            Known::XRequestId,
+            Known::Other,
+        ] {
+            assert_eq!(Known::of(known.name().as_bytes()), known);
+        }
+    }
 }

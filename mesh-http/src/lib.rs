@@ -18,12 +18,12 @@ mod request;
 mod response;
 
 pub use body::{Body, Step};
-pub use chunked::{MAX_CHUNK_LINE, MAX_TRAILERS};
+pub use chunked::{MAX_CHUNK_LINE, MAX_TRAILERS, each_trailer};
 pub use fields::{Field, Fields, Span};
 pub use framing::Framing;
 pub use known::{Known, is_protected};
 pub use refusal::Refusal;
-pub use request::RequestHead;
+pub use request::{RequestHead, is_host, is_target};
 pub use response::ResponseHead;
 
 /// Most header lines that any limit may allow.

@@ -71,7 +71,7 @@ impl RequestHead {
     /// The four forms of RFC 9112, 3.2.
     fn split_target(&mut self, buf: &[u8]) -> Result<(), Refusal> {
         let target = self.target.of_bytes(buf);
-        if !target.iter().all(|byte| matches!(byte, 0x21 | 0x24..=0x7e)) {
+        if !is_target(target) {
             return Err(Refusal::Target);
         }
         let at = |from: usize, to: usize| Span::new(self.target.start() + from, self.target.start() + to);
@@ -183,8 +183,13 @@ impl RequestHead {
     }
 }
 
-/// Characters of `host [":" port]` (RFC 3986, 3.2.2 and 3.2.3); an empty one names nobody.
-fn is_host(host: &[u8]) -> bool {
+/// Whether a target has only characters that one may have: printable ASCII without `"` and `#`.
+pub fn is_target(target: &[u8]) -> bool {
+    target.iter().all(|byte| matches!(byte, 0x21 | 0x24..=0x7e))
+}
+
+/// Whether all characters are those of `host [":" port]` (RFC 3986, 3.2.2 and 3.2.3); an empty one names nobody.
+pub fn is_host(host: &[u8]) -> bool {
     host.iter().all(|byte| {
         byte.is_ascii_alphanumeric()
             || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':' | b'[' | b']' | b'%')

@@ -18,6 +18,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn as client;
+use hyper::rt::Executor;
 use hyper::server::conn as server;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -27,7 +28,6 @@ use tokio::time::timeout;
 
 use super::chosen::{Flow, Side};
 use super::detect::spoken;
-use super::http::OnWorker;
 use super::plaintext::Refusal;
 use super::pod::Pod;
 use crate::net::copy::Duplex;
@@ -181,6 +181,16 @@ impl Probing {
 
     fn refused(&self) {
         self.pod.teller.tell(&self.pod, self.client, self.destination, Refusal::NoProbe);
+    }
+}
+
+/// Runs hyper's tasks on the worker that has the connection.
+#[derive(Debug, Clone, Copy)]
+struct OnWorker;
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for OnWorker {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
     }
 }
 

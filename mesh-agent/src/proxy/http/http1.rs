@@ -4,13 +4,12 @@
 //! The connection ends when the client says so, when it is idle for too long, when the agent drains, or when nobody can tell any more
 //! where a message ends. Never: holds a buffer for a client that is silent.
 
-mod bridge;
+mod client;
 mod exchange;
-mod heads;
+mod forward;
 mod link;
 mod pool;
 mod relay;
-mod timer;
 mod work;
 
 use std::future::{Future, poll_fn};
@@ -23,16 +22,18 @@ use mesh_http::{Limits, Outcome, Refusal};
 use tokio::time::Instant;
 
 use super::Conn;
+use super::exchange::After;
 use super::record::Record;
 use super::reply::Reply;
+use super::timer::Timer;
 use crate::errors::Flags;
 use crate::net::copy::Duplex;
 use crate::net::peek::Peeked;
 use crate::upstream::stream::Stream;
-pub(super) use bridge::Fed;
-use link::Link;
-use pool::Pool;
-use timer::Timer;
+pub(super) use exchange::is_idempotent;
+pub(super) use forward::forward;
+pub(super) use link::Link;
+pub(super) use pool::{Pool, Upstream};
 use work::Work;
 
 /// Bounds of heads: Envoy's defaults.
@@ -45,33 +46,21 @@ const MAX_THROWN_AWAY: usize = 256 << 10;
 /// What one client's exchanges share.
 struct Session {
     client: Link,
-    pool: Pool,
     timer: Timer,
-}
-
-/// What becomes of the connection after an exchange.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum After {
-    /// The client's next request.
-    Next,
-    /// It ends; the client may still be sending.
-    Linger,
-    /// It ends.
-    Close,
 }
 
 /// Serves a client to its end.
 pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
     let (stream, seen) = downstream.into_parts();
-    let mut session = Session { client: Link::new(stream, seen), pool: Pool::default(), timer: Timer::default() };
+    let mut session = Session { client: Link::new(stream, seen), timer: Timer::default() };
     let mut shutdown = conn.pod.shutdown.clone();
     let mut closing = pin!(shutdown.closing());
     let idle = conn.manager().and_then(|manager| manager.idle_timeout).filter(|limit| !limit.is_zero());
     loop {
         let mut due = None;
-        let spoken = poll_fn(|cx| session.poll_spoken(cx, closing.as_mut(), idle, &mut due)).await;
+        let spoken = poll_fn(|cx| session.poll_spoken(cx, conn, closing.as_mut(), idle, &mut due)).await;
         if !spoken {
-            return session.end(false).await;
+            return session.end(conn, false).await;
         }
         let mut work = Work::take();
         let after = match session.head(conn, &mut work, idle).await {
@@ -82,8 +71,8 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
         work.give_back();
         match after {
             After::Next => {}
-            After::Linger => return session.end(true).await,
-            After::Close => return session.end(false).await,
+            After::Linger => return session.end(conn, true).await,
+            After::Close => return session.end(conn, false).await,
         }
     }
 }
@@ -93,6 +82,7 @@ impl Session {
     fn poll_spoken(
         &mut self,
         cx: &mut Context<'_>,
+        conn: &Conn,
         closing: Pin<&mut impl Future<Output = ()>>,
         idle: Option<Duration>,
         due: &mut Option<Instant>,
@@ -108,7 +98,7 @@ impl Session {
             Poll::Ready(Err(_)) => return Poll::Ready(false),
             Poll::Pending => {}
         }
-        self.pool.look(cx);
+        conn.pool.borrow_mut().look(cx);
         if closing.poll(cx).is_ready() {
             return Poll::Ready(false);
         }
@@ -154,9 +144,9 @@ impl Session {
 
     /// Ends the connections as TCP does. `linger`: the client may still be sending, and closing while something is unread would
     /// take the last answer back.
-    async fn end(mut self, linger: bool) {
+    async fn end(mut self, conn: &Conn, linger: bool) {
         let finished = poll_fn(|cx| {
-            self.pool.finish(cx);
+            conn.pool.borrow_mut().finish(cx);
             self.client.poll_finish(cx)
         });
         if finished.await.is_err() || !linger {
@@ -183,7 +173,7 @@ impl Session {
 
 impl Conn {
     /// `server` header of the agent's own answers.
-    fn server_name(&self) -> &[u8] {
+    pub(super) fn server_name(&self) -> &[u8] {
         self.server.as_ref().map_or(b"envoy", |server| server.as_bytes())
     }
 }

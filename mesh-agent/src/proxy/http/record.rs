@@ -1,12 +1,10 @@
 //! What is told of one request: metrics and an access log entry, once, however it ends.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ::http::{HeaderMap, HeaderName, header};
 use mesh_core::identity::SpiffeId;
 use mesh_core::resource::route::Headers;
 use tokio::time::Instant;
@@ -20,8 +18,6 @@ use crate::telemetry::{HttpSeries, Peer, Protocol};
 
 /// Series of one downstream connection kept at hand.
 const MAX_SERIES: usize = 16;
-
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// What an open upstream connection tells of its far end.
 #[derive(Debug)]
@@ -41,7 +37,7 @@ pub(super) struct Record {
     pub(super) started: Instant,
     protocol: Protocol,
     request_head: u64,
-    pub(super) request_bytes: Rc<Cell<u64>>,
+    pub(super) request_bytes: u64,
     pub(super) response_bytes: u64,
     response_head: u64,
     pub(super) status: u16,
@@ -110,7 +106,7 @@ impl Record {
             started: Instant::now(),
             protocol: if asked.grpc { Protocol::Grpc } else { Protocol::Http },
             request_head: asked.head_size + (asked.method.len() + asked.path.len() + 12) as u64,
-            request_bytes: Rc::default(),
+            request_bytes: 0,
             response_bytes: 0,
             response_head: 0,
             status: 0,
@@ -179,8 +175,7 @@ impl Record {
         }
         let flags = self.flags | flags;
         let duration = self.started.elapsed();
-        let (request, response) =
-            (self.request_head + self.request_bytes.get(), self.response_head + self.response_bytes);
+        let (request, response) = (self.request_head + self.request_bytes, self.response_head + self.response_bytes);
         let series = match self.series.take() {
             Some(series) => series,
             None => {
@@ -211,7 +206,7 @@ impl Record {
             response_code_details: Some(self.details).filter(|details| !details.is_empty()),
             connection_termination_details: None,
             upstream_transport_failure_reason: self.failure.as_deref(),
-            bytes_received: self.request_bytes.get(),
+            bytes_received: self.request_bytes,
             bytes_sent: self.response_bytes,
             duration,
             upstream_service_time: self.service_time,
@@ -260,27 +255,4 @@ impl Drop for Record {
     fn drop(&mut self) {
         self.finish(Flags::DC);
     }
-}
-
-/// `application/grpc`, also with a suffix, but not `application/grpc-web`.
-pub(super) fn is_grpc(content_type: &[u8]) -> bool {
-    match content_type.strip_prefix(b"application/grpc") {
-        Some(rest) => matches!(rest.first(), None | Some(b'+' | b';')),
-        None => false,
-    }
-}
-
-/// Whether the content is gRPC's.
-pub(super) fn says_grpc(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|kind| is_grpc(kind.as_bytes()))
-}
-
-/// What headers or trailers say of gRPC's outcome.
-pub(super) fn grpc_status(headers: &HeaderMap) -> Option<u8> {
-    headers.get(&GRPC_STATUS)?.to_str().ok()?.parse().ok()
-}
-
-/// Size as HTTP/1 writes it.
-pub(super) fn head_size(headers: &HeaderMap) -> u64 {
-    headers.iter().map(|(name, value)| (name.as_str().len() + value.len() + 4) as u64).sum()
 }

@@ -1,13 +1,13 @@
 //! Answers that the agent gives itself, with Envoy's statuses, flags and words.
 
-use ::http::header::{CONTENT_TYPE, HeaderValue, LOCATION, SERVER};
-use ::http::{Response, StatusCode};
+use ::http::StatusCode;
+use ::http::header::HeaderValue;
 use bytes::Bytes;
 use mesh_http::Refusal;
 
-use super::body::ResponseBody;
-use super::record::{Record, head_size};
-use super::{Conn, date};
+use super::date;
+use super::exchange::Failed;
+use super::record::Record;
 use crate::errors::Flags;
 use crate::upstream::UpstreamError;
 
@@ -59,6 +59,25 @@ impl Reply {
         let details = "upstream_reset_before_response_started{connection_termination}";
         let body = "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UC, details, body)
+    }
+
+    /// The server has reset its stream.
+    pub(super) fn upstream_reset() -> Self {
+        let details = "upstream_reset_before_response_started{remote_reset}";
+        let body = "upstream connect error or disconnect/reset before headers. reset reason: remote reset";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UR, details, body)
+    }
+
+    /// Nobody has taken the request.
+    pub(super) fn failed(failed: &Failed) -> Self {
+        match failed {
+            Failed::Unconnected(error) => Self::unconnected(error),
+            Failed::Refused => {
+                let details = "upstream_reset_before_response_started{remote_refused_stream_reset}";
+                let body = "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UR, details, body)
+            }
+        }
     }
 
     pub(super) fn upstream_garbage() -> Self {
@@ -135,21 +154,10 @@ impl Reply {
         }
     }
 
-    /// The response, which reports the request when it has been sent.
-    pub(super) fn respond(self, conn: &Conn, mut record: Record) -> Response<ResponseBody> {
+    /// Notes it in the request's report; `size`: bytes of its header lines.
+    pub(super) fn tell(&self, record: &mut Record, size: u64) {
         record.flags |= self.flags;
         record.details = self.details;
-        let mut response = Response::new(());
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        if !self.body.is_empty() {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        }
-        if let Some(location) = self.location.and_then(|location| HeaderValue::try_from(location).ok()) {
-            headers.insert(LOCATION, location);
-        }
-        headers.insert(SERVER, conn.server.clone().unwrap_or(HeaderValue::from_static("envoy")));
-        record.response(self.status.as_u16(), head_size(headers), None);
-        response.map(|()| ResponseBody::fixed(self.body, record))
+        record.response(self.status.as_u16(), size, None);
     }
 }

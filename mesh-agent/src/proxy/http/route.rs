@@ -16,6 +16,7 @@ use mesh_core::resource::route::{
 use mesh_http::path::{Cleaned, clean};
 
 use super::Conn;
+use super::exchange::Failed;
 use super::record::Record;
 use super::reply::Reply;
 use crate::proxy::cluster::{self, NoTarget, Target};
@@ -72,9 +73,13 @@ impl Way<'_> {
         !self.forward.upgrades.iter().any(|(name, allowed)| **name == *protocol && !allowed)
     }
 
-    /// Attempts that may be made where connections cannot be had.
-    pub(super) fn attempts(&self) -> u32 {
-        1 + self.forward.retry.as_ref().filter(|retry| retry.on.connect_failure).map_or(0, |retry| retry.num_retries)
+    /// Attempts that may be made where they fail so.
+    pub(super) fn attempts(&self, failed: &Failed) -> u32 {
+        let again = |retry: &&RetryPolicy| match failed {
+            Failed::Unconnected(_) => retry.on.connect_failure,
+            Failed::Refused => retry.on.refused_stream,
+        };
+        1 + self.forward.retry.as_ref().filter(again).map_or(0, |retry| retry.num_retries)
     }
 
     /// Envoy's back-off: a random time below `base · (2^n − 1)`, within the maximum.

@@ -17,7 +17,7 @@ use crate::upstream::stream::Stream;
 const TOGETHER: usize = 16 << 10;
 
 /// The end.
-pub(super) struct Link {
+pub(in super::super) struct Link {
     stream: Stream,
     /// Read, and not yet used.
     pub(super) seen: Bytes,
@@ -33,7 +33,7 @@ pub(super) struct Link {
 
 impl Link {
     /// A stream from which `seen` has been read.
-    pub(super) fn new(stream: Stream, seen: Bytes) -> Self {
+    pub(in super::super) fn new(stream: Stream, seen: Bytes) -> Self {
         let buffer = Buffer::default();
         Self { stream, seen, buffer, finished: false, out: Vec::new(), sent: 0, pass: Bytes::new() }
     }

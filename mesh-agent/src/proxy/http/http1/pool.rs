@@ -17,28 +17,28 @@ use crate::proxy::cluster::Target;
 const MAX_IDLE: usize = 8;
 
 /// One connection to a server.
-pub(super) struct Upstream {
+pub(in super::super) struct Upstream {
     cluster: Arc<str>,
     address: SocketAddr,
-    pub(super) seen: Rc<Seen>,
+    pub(in super::super) seen: Rc<Seen>,
     pub(super) link: Link,
     /// It was open before this request: the server may be about to close it.
     pub(super) reused: bool,
 }
 
 impl Upstream {
-    pub(super) fn new(target: &Target, seen: Rc<Seen>, link: Link, reused: bool) -> Self {
+    pub(in super::super) fn new(target: &Target, seen: Rc<Seen>, link: Link, reused: bool) -> Self {
         Self { cluster: target.cluster.name.clone(), address: target.address, seen, link, reused }
     }
 }
 
 /// The connections.
 #[derive(Default)]
-pub(super) struct Pool(Vec<Upstream>);
+pub(in super::super) struct Pool(Vec<Upstream>);
 
 impl Pool {
     /// A connection to the target that is still good as far as is known.
-    pub(super) fn take(&mut self, cx: &mut Context<'_>, target: &Target) -> Option<Upstream> {
+    pub(in super::super) fn take(&mut self, cx: &mut Context<'_>, target: &Target) -> Option<Upstream> {
         loop {
             let serves = |one: &Upstream| one.address == target.address && one.cluster == target.cluster.name;
             let mut upstream = self.0.swap_remove(self.0.iter().position(serves)?);
@@ -58,7 +58,7 @@ impl Pool {
     }
 
     /// Tells every server that nothing more will come.
-    pub(super) fn finish(&mut self, cx: &mut Context<'_>) {
+    pub(in super::super) fn finish(&mut self, cx: &mut Context<'_>) {
         for mut upstream in self.0.drain(..) {
             // Where that cannot be said at once, it is dropped.
             let _ = upstream.link.poll_finish(cx);
@@ -66,7 +66,7 @@ impl Pool {
     }
 
     /// Lets go of those whose server has left or said something unasked.
-    pub(super) fn look(&mut self, cx: &mut Context<'_>) {
+    pub(in super::super) fn look(&mut self, cx: &mut Context<'_>) {
         self.0.retain_mut(|upstream| upstream.link.is_quiet(cx));
     }
 }

@@ -4,35 +4,14 @@
 //! What is read is written before more is read, so a slow reader on either side holds the other.
 //! Never: passes a byte on that is not part of the message, or has not been checked.
 
-use std::io;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use mesh_http::{Body, Framing, Limits, Outcome, Refusal, ResponseHead, Step};
-use tokio::time::Instant;
+use ::http::HeaderMap;
+use mesh_http::{Body, Framing, Limits, Outcome, ResponseHead, Step};
 
+use super::super::exchange::{Broken, Client};
+use super::client::Http1;
 use super::link::Link;
-use super::timer::Timer;
-
-/// Bytes that a client may send ahead of its turn: the next requests, or what follows an upgrade.
-pub(super) const MAX_AHEAD: usize = 64 << 10;
-
-/// What ended an exchange before its time.
-#[derive(Debug)]
-pub(super) enum Broken {
-    /// The client has left, or cannot be written to.
-    Client,
-    /// The client's body is malformed.
-    Request(Refusal),
-    /// The server has left. `None`: it has finished.
-    Server(Option<io::Error>),
-    /// The server's answer is malformed.
-    Response(Refusal),
-    /// The route's time is over.
-    Timeout,
-    /// Nothing has moved for the time that the stream may be idle.
-    Idle,
-}
 
 /// How the response's body goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,115 +24,9 @@ pub(super) enum Form {
     Chunks,
 }
 
-/// When an exchange is given up.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Bounds {
-    /// The whole of it.
-    pub(super) deadline: Option<Instant>,
-    /// Without a byte: when it was looked at last, and the longest.
-    pub(super) idle: Option<(Instant, std::time::Duration)>,
-}
-
-/// The client's side of an exchange.
-pub(super) struct Client<'a> {
-    pub(super) link: &'a mut Link,
-    pub(super) timer: &'a mut Timer,
-    pub(super) body: Body,
-    /// Bytes of the request's data.
-    pub(super) received: u64,
-    /// Bytes of the response's data.
-    pub(super) sent: u64,
-    /// A client that has said that this is its last request may finish, and still wants the answer.
-    pub(super) may_finish: bool,
-    pub(super) bounds: Bounds,
-    /// Bytes moved when the idle time was looked at last.
-    pub(super) moved: u64,
-}
-
-impl Client<'_> {
-    /// The next part of the request's body as it came, or `None` at its end.
-    pub(super) fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<(Bytes, Step)>, Broken>> {
-        loop {
-            if self.body.is_done() {
-                return Poll::Ready(Ok(None));
-            }
-            let step = self.body.pass(&self.link.seen).map_err(Broken::Request)?;
-            if step.taken > 0 {
-                self.received += step.data as u64;
-                return Poll::Ready(Ok(Some((self.link.seen.split_to(step.taken), step))));
-            }
-            if step.done {
-                return Poll::Ready(Ok(None));
-            }
-            if self.link.finished {
-                return Poll::Ready(Err(Broken::Client));
-            }
-            ready!(self.link.poll_fill(cx)).map_err(|_| Broken::Client)?;
-        }
-    }
-
-    /// The next piece of data of the request's body, for one who frames it anew.
-    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Broken>> {
-        loop {
-            if self.body.is_done() {
-                return Poll::Ready(Ok(None));
-            }
-            let step = self.body.step(&self.link.seen).map_err(Broken::Request)?;
-            let taken = self.link.seen.split_to(step.taken);
-            if step.data > 0 {
-                self.received += step.data as u64;
-                return Poll::Ready(Ok(Some(taken)));
-            }
-            if step.taken > 0 || step.done {
-                continue;
-            }
-            if self.link.finished {
-                return Poll::Ready(Err(Broken::Client));
-            }
-            ready!(self.link.poll_fill(cx)).map_err(|_| Broken::Client)?;
-        }
-    }
-
-    /// Sees whether a client that has sent its request leaves; what it sends ahead stays in the link, within bounds.
-    pub(super) fn watch(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
-        while !self.link.finished && self.link.seen.len() < MAX_AHEAD {
-            match self.link.poll_fill(cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return Err(Broken::Client),
-                Poll::Pending => break,
-            }
-        }
-        if self.link.finished && !self.may_finish { Err(Broken::Client) } else { Ok(()) }
-    }
-
-    /// Sees whether the time is over.
-    pub(super) fn expire(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
-        loop {
-            let Bounds { deadline, idle } = self.bounds;
-            let silent = idle.map(|(since, limit)| since + limit);
-            let due = match (deadline, silent) {
-                (Some(deadline), Some(silent)) => Some(deadline.min(silent)),
-                (one, other) => one.or(other),
-            };
-            if self.timer.poll(cx, due).is_pending() {
-                return Ok(());
-            }
-            if due == deadline {
-                return Err(Broken::Timeout);
-            }
-            let moved = self.received + self.sent;
-            if moved == self.moved {
-                return Err(Broken::Idle);
-            }
-            self.moved = moved;
-            self.bounds.idle = idle.map(|(_, limit)| (Instant::now(), limit));
-        }
-    }
-}
-
 /// An exchange under way.
 pub(super) struct Relay<'a, 'b> {
-    client: &'a mut Client<'b>,
+    client: &'a mut Http1<'b>,
     up: &'a mut Link,
     /// The server takes nothing more; it may have answered all the same.
     pub(super) refuses: bool,
@@ -165,7 +38,7 @@ pub(super) struct Relay<'a, 'b> {
 }
 
 impl<'a, 'b> Relay<'a, 'b> {
-    pub(super) fn new(client: &'a mut Client<'b>, up: &'a mut Link) -> Self {
+    pub(super) fn new(client: &'a mut Http1<'b>, up: &'a mut Link) -> Self {
         Self { client, up, refuses: false, whole: true, looked: 0, grpc_status: None }
     }
 
@@ -174,7 +47,7 @@ impl<'a, 'b> Relay<'a, 'b> {
         while !self.refuses {
             // What came with the head goes with the head.
             if self.up.has_room() && (self.up.is_flushed() || !self.client.link.seen.is_empty()) {
-                match self.client.poll_body(cx)? {
+                match self.client.poll_pass(cx)? {
                     Poll::Ready(Some((bytes, _))) => {
                         self.whole &= self.up.put(bytes);
                     }
@@ -205,7 +78,7 @@ impl<'a, 'b> Relay<'a, 'b> {
             return Poll::Ready(Err(Broken::Client));
         }
         self.poll_request(cx)?;
-        self.client.expire(cx)?;
+        self.client.check(cx)?;
         loop {
             if self.up.seen.len() > self.looked {
                 match head.parse(&self.up.seen, method, limits) {
@@ -213,7 +86,7 @@ impl<'a, 'b> Relay<'a, 'b> {
                         self.looked = 0;
                         return Poll::Ready(Ok(()));
                     }
-                    Outcome::Refused(refusal) => return Poll::Ready(Err(Broken::Response(refusal))),
+                    Outcome::Refused(refusal) => return Poll::Ready(Err(Broken::Response(refusal.name().into()))),
                     Outcome::More => self.looked = self.up.seen.len(),
                 }
             }
@@ -233,7 +106,7 @@ impl<'a, 'b> Relay<'a, 'b> {
         over: &mut bool,
     ) -> Poll<Result<(), Broken>> {
         self.poll_request(cx)?;
-        self.client.expire(cx)?;
+        self.client.check(cx)?;
         loop {
             while !*over && self.client.link.has_room() {
                 let step = self.take(body, form)?;
@@ -264,7 +137,7 @@ impl<'a, 'b> Relay<'a, 'b> {
     /// Takes what there is of the response's body.
     fn take(&mut self, body: &mut Body, form: Form) -> Result<Step, Broken> {
         let step = if form == Form::Plain { body.step(&self.up.seen) } else { body.pass(&self.up.seen) };
-        let step = step.map_err(Broken::Response)?;
+        let step = step.map_err(|refusal| Broken::Response(refusal.name().into()))?;
         self.client.sent += step.data as u64;
         self.grpc_status = step.grpc_status.or(self.grpc_status);
         let taken = self.up.seen.split_to(step.taken);
@@ -285,6 +158,18 @@ pub(super) fn put_chunk(link: &mut Link, data: &[u8]) {
     out.reserve(data.len() + 20);
     out.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
     out.extend_from_slice(data);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The last chunk, and trailers.
+pub(super) fn put_end(link: &mut Link, trailers: Option<&HeaderMap>) {
+    let out = link.out();
+    out.extend_from_slice(b"0\r\n");
+    for (name, value) in trailers.into_iter().flatten() {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            out.extend_from_slice(part);
+        }
+    }
     out.extend_from_slice(b"\r\n");
 }
 

@@ -1,0 +1,255 @@
+//! A client that speaks HTTP/2, with one request of its.
+//!
+//! In: `h2`'s halves of a stream. Out: the request's body, and the response sent on the stream. The client may send more of a body once
+//! the server has taken what there was; it is sent no more than it has room for.
+
+use std::task::{Context, Poll, ready};
+
+use ::http::header::HeaderMap;
+use ::http::{Response, StatusCode};
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use std::rc::Rc;
+
+use super::super::exchange::{After, Broken, Client, Ended, Failed, Part, Wanted};
+use super::super::heads::Map;
+use super::super::http1;
+use super::super::route::Way;
+use super::super::timer::{Alarm, Alarms, Bounds};
+use crate::proxy::cluster::Target;
+
+/// The client's side of an exchange.
+pub(super) struct Http2 {
+    headers: HeaderMap,
+    body: RecvStream,
+    /// Part of the body has been taken.
+    taken: bool,
+    respond: SendResponse<Bytes>,
+    /// Once the head has been sent, and is not all.
+    send: Option<SendStream<Bytes>>,
+    pending: Bytes,
+    end: End,
+    received: u64,
+    sent: u64,
+    bounds: Bounds,
+    alarm: Alarm,
+}
+
+/// How the response ends.
+enum End {
+    /// Not yet.
+    Open,
+    /// Behind what is pending.
+    Put(Option<HeaderMap>),
+    Sent,
+}
+
+impl Http2 {
+    pub(super) fn new(headers: HeaderMap, body: RecvStream, respond: SendResponse<Bytes>, alarms: &Rc<Alarms>) -> Self {
+        Self {
+            headers,
+            body,
+            taken: false,
+            respond,
+            send: None,
+            pending: Bytes::new(),
+            end: End::Open,
+            received: 0,
+            sent: 0,
+            bounds: Bounds::default(),
+            alarm: Alarm::new(alarms),
+        }
+    }
+
+    /// Sees whether the client has reset the stream.
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        let reset = match &mut self.send {
+            Some(send) => send.poll_reset(cx),
+            None if matches!(self.end, End::Sent) => return Ok(()),
+            None => self.respond.poll_reset(cx),
+        };
+        match reset {
+            Poll::Pending => Ok(()),
+            Poll::Ready(Ok(_)) => Err(Broken::Cancelled),
+            Poll::Ready(Err(error)) => Err(broken(&error)),
+        }
+    }
+}
+
+impl Client for Http2 {
+    type Lines<'l>
+        = Map<'l>
+    where
+        Self: 'l;
+
+    fn lines(&mut self) -> Map<'_> {
+        Map(&mut self.headers)
+    }
+
+    fn bound(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+    }
+
+    fn name_host(&mut self, _authority: &str, _changed: bool) {}
+
+    fn to_http2(&mut self) -> Option<HeaderMap> {
+        // Another attempt may need them too; the values are shared, not copied.
+        Some(self.headers.clone())
+    }
+
+    fn is_asked(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn is_whole(&self) -> bool {
+        !self.taken
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Part, Broken>> {
+        while let Some(data) = ready!(self.body.poll_data(cx)) {
+            let data = data.map_err(|error| broken(&error))?;
+            self.taken = true;
+            if !data.is_empty() {
+                self.received += data.len() as u64;
+                return Poll::Ready(Ok(Part::Data(data)));
+            }
+        }
+        let trailers = ready!(self.body.poll_trailers(cx)).map_err(|error| broken(&error))?;
+        self.taken |= trailers.is_some();
+        Poll::Ready(Ok(trailers.map_or(Part::End, Part::Trailers)))
+    }
+
+    fn took(&mut self, bytes: usize) {
+        // Fails only where the stream has ended meanwhile.
+        let _ = self.body.flow_control().release_capacity(bytes);
+    }
+
+    fn watch(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        self.poll_reset(cx)
+    }
+
+    fn check(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        self.poll_reset(cx)?;
+        let alarm = &mut self.alarm;
+        self.bounds.expire(self.received + self.sent, |due| alarm.poll(cx, due))
+    }
+
+    fn say_continue(&mut self) {
+        self.interim(StatusCode::CONTINUE, HeaderMap::new());
+    }
+
+    fn interim(&mut self, status: StatusCode, headers: HeaderMap) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        // A stream that is over shows so elsewhere.
+        let _ = self.respond.send_informational(response);
+    }
+
+    fn respond(&mut self, status: StatusCode, headers: HeaderMap, over: bool) -> Result<(), Broken> {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        let send = self.respond.send_response(response, over).map_err(|error| broken(&error))?;
+        if over {
+            self.end = End::Sent;
+        } else {
+            self.send = Some(send);
+        }
+        Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        self.pending.is_empty() && matches!(self.end, End::Open)
+    }
+
+    fn put(&mut self, data: Bytes, last: bool) {
+        self.sent += data.len() as u64;
+        self.pending = data;
+        if last {
+            self.end = End::Put(None);
+        }
+    }
+
+    fn end(&mut self, trailers: Option<HeaderMap>) {
+        if !matches!(self.end, End::Sent) {
+            self.end = End::Put(trailers);
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let Some(send) = &mut self.send else { return Poll::Ready(Ok(())) };
+        while !self.pending.is_empty() {
+            let room = ready!(poll_room(send, cx, self.pending.len())).map_err(|error| broken(&error))?;
+            let piece = self.pending.split_to(room);
+            let last = self.pending.is_empty() && matches!(self.end, End::Put(None));
+            send.send_data(piece, last).map_err(|error| broken(&error))?;
+            if last {
+                self.end = End::Sent;
+            }
+        }
+        if let End::Put(trailers) = &mut self.end {
+            let sent = match trailers.take() {
+                Some(trailers) => send.send_trailers(trailers),
+                None => send.send_data(Bytes::new(), true),
+            };
+            self.end = End::Sent;
+            sent.map_err(|error| broken(&error))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn abort(&mut self, reason: Reason) {
+        match &mut self.send {
+            Some(send) => send.send_reset(reason),
+            None => self.respond.send_reset(reason),
+        }
+    }
+
+    fn after(&self) -> After {
+        After::Next
+    }
+
+    fn traffic(&self) -> (u64, u64) {
+        (self.received, self.sent)
+    }
+
+    async fn over_http1(
+        wanted: &mut Wanted<'_, Self>,
+        target: &Target,
+        way: &Way<'_>,
+    ) -> Result<Result<After, Failed>, Ended> {
+        Box::pin(http1::forward(wanted, target, way)).await
+    }
+}
+
+/// Waits for room for at least one byte of `want`.
+pub(super) fn poll_room(
+    send: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+    want: usize,
+) -> Poll<Result<usize, h2::Error>> {
+    send.reserve_capacity(want);
+    loop {
+        // Room assigned earlier is not announced again, so look before waiting.
+        let room = send.capacity();
+        if room > 0 {
+            return Poll::Ready(Ok(room.min(want)));
+        }
+        match ready!(send.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Poll::Ready(Err(error)),
+            None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
+        }
+    }
+}
+
+/// What a failure of the client's stream is.
+fn broken(error: &h2::Error) -> Broken {
+    match error.reason() {
+        Some(_) if error.is_reset() && error.is_remote() => Broken::Cancelled,
+        Some(reason) if error.is_library() && reason != Reason::NO_ERROR => Broken::Malformed,
+        _ => Broken::Client,
+    }
+}

@@ -1,0 +1,174 @@
+//! The HTTP/2 connections of one client to servers.
+//!
+//! In: a target. Out: a connection that takes a request now: one that is open, or a new one. Bounded; the oldest goes, and ends with its
+//! last request. They end with their downstream connection. Never: serves two clients with one connection.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ::http::Request;
+use bytes::Bytes;
+use h2::SendStream;
+use h2::client::{Connection, ResponseFuture, SendRequest};
+use socket2::SockRef;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::super::Conn;
+use super::super::record::Seen;
+use super::{CONNECTION_WINDOW, GOAWAY_TIMEOUT, MAX_HEAD, SEND_BUFFER, STREAM_WINDOW};
+use crate::proxy::cluster::Target;
+use crate::upstream::stream::Stream;
+use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME};
+use crate::upstream::{Connected, UpstreamError};
+
+/// Servers that one client is connected to.
+const MAX_SERVERS: usize = 8;
+
+/// One upstream connection.
+#[derive(Clone)]
+pub(in super::super) struct Upstream {
+    cluster: Arc<str>,
+    address: SocketAddr,
+    pub(super) seen: Rc<Seen>,
+    sender: SendRequest<Bytes>,
+    /// It takes no new requests: it has ended, or is about to.
+    retired: Rc<Cell<bool>>,
+    /// It was open before this request: the server may be about to close it.
+    pub(super) reused: bool,
+}
+
+/// The connections.
+pub(in super::super) struct Upstreams {
+    open: RefCell<Vec<Upstream>>,
+    /// Opened before the first request was seen.
+    first: RefCell<Option<Connected>>,
+    /// Requests that come at once share one upstream connection.
+    dialling: tokio::sync::Mutex<()>,
+    /// Ends the connections.
+    over: CancellationToken,
+}
+
+impl Upstreams {
+    /// `first`: a connection that is open already.
+    pub(in super::super) fn new(first: Option<Connected>) -> Self {
+        Self {
+            open: RefCell::default(),
+            first: RefCell::new(first),
+            dialling: tokio::sync::Mutex::default(),
+            over: CancellationToken::new(),
+        }
+    }
+
+    /// A connection for one request.
+    pub(super) async fn get(&self, conn: &Conn, target: &Target) -> Result<Upstream, UpstreamError> {
+        if let Some(upstream) = self.take(target) {
+            return Ok(upstream);
+        }
+        let _turn = self.dialling.lock().await;
+        match self.take(target) {
+            Some(upstream) => Ok(upstream),
+            None => self.dial(conn, target).await,
+        }
+    }
+
+    /// The connection that was opened before the first request, if its server still waits for one.
+    pub(in super::super) fn take_first(&self, http2: bool) -> Option<Connected> {
+        self.first.borrow_mut().take().filter(|first| still_waits(first, http2))
+    }
+
+    fn take(&self, target: &Target) -> Option<Upstream> {
+        let mut open = self.open.borrow_mut();
+        open.retain(|upstream| !upstream.retired.get());
+        let serves = |one: &&Upstream| one.address == target.address && one.cluster == target.cluster.name;
+        open.iter().find(serves).map(|upstream| Upstream { reused: true, ..upstream.clone() })
+    }
+
+    async fn dial(&self, conn: &Conn, target: &Target) -> Result<Upstream, UpstreamError> {
+        let first = self.take_first(true);
+        let reused = first.is_some();
+        let connected = match first {
+            Some(connected) => connected,
+            None => conn.pod.connect(&conn.flow, target).await?,
+        };
+        let Connected { stream, local, identity, peer, .. } = connected;
+        let failed = |error: h2::Error| UpstreamError::Tunnel { to: target.address, why: error.to_string().into() };
+        let (sender, connection) = h2::client::Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
+            .max_header_list_size(MAX_HEAD)
+            .max_send_buffer_size(SEND_BUFFER)
+            .data_frame_budget(DATA_FRAME_BUDGET)
+            .enable_push(false)
+            .handshake(stream)
+            .await
+            .map_err(failed)?;
+        let retired = Rc::new(Cell::new(false));
+        let ends = [self.over.clone(), conn.pod.ended.clone()];
+        tokio::task::spawn_local(drive(connection, ends, retired.clone()));
+        let seen = Rc::new(Seen { local, identity, peer });
+        let (cluster, address) = (target.cluster.name.clone(), target.address);
+        let upstream = Upstream { cluster, address, seen, sender, retired, reused };
+        let mut open = self.open.borrow_mut();
+        if open.len() >= MAX_SERVERS {
+            open.remove(0);
+        }
+        open.push(upstream.clone());
+        Ok(upstream)
+    }
+}
+
+impl Drop for Upstreams {
+    fn drop(&mut self) {
+        self.over.cancel();
+    }
+}
+
+/// Moves a connection's frames until it ends.
+async fn drive(connection: Connection<Stream, Bytes>, [over, ended]: [CancellationToken; 2], retired: Rc<Cell<bool>>) {
+    let mut connection = pin!(connection);
+    let outcome = tokio::select! {
+        outcome = &mut connection => outcome,
+        // It ends by itself once nobody has a stream of it, if the server lets it.
+        () = over.cancelled() => timeout(GOAWAY_TIMEOUT, connection).await.unwrap_or(Ok(())),
+        () = ended.cancelled() => Ok(()),
+    };
+    retired.set(true);
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "upstream HTTP/2 connection ended");
+    }
+}
+
+/// Whether a server that was connected to before the request was seen still wants one: it has not closed, and an HTTP/1
+/// server has not said anything unasked (408, as a rule). Asks the kernel itself, as the runtime may not have heard of it yet.
+fn still_waits(connected: &Connected, http2: bool) -> bool {
+    let Some(stream) = connected.stream.tcp() else { return true };
+    match SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]) {
+        Ok(0) => false,
+        // Settings, as a rule.
+        Ok(_) => http2,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
+impl Upstream {
+    /// Sends a request's head. `bare`: it has no body.
+    pub(super) fn send(
+        &mut self,
+        request: Request<()>,
+        bare: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+        self.sender.send_request(request, bare)
+    }
+
+    /// Gives it no more requests.
+    pub(super) fn retire(&self) {
+        self.retired.set(true);
+    }
+}
