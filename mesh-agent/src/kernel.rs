@@ -585,7 +585,7 @@ fn take_out<K: Pod, V: Pod>(
     key: &K,
 ) -> Result<(), KernelError> {
     match map.remove(key) {
-        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
         done => done.map_err(|e| KernelError::Map { map: name, why: chain(&e) }),
     }
 }

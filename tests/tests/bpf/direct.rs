@@ -26,6 +26,8 @@ use super::support::*;
 
 #[path = "direct/again.rs"]
 mod again;
+#[path = "direct/full.rs"]
+mod full;
 #[path = "direct/nat.rs"]
 mod nat;
 #[path = "direct/shortcut.rs"]

@@ -26,7 +26,12 @@ fn this_kernel_is_fit_and_the_probe_leaves_nothing() {
         let prefix = format!("mesh-probe-{}-", std::process::id());
         below(&own).filter(|n| n.starts_with(&prefix)).collect::<Vec<_>>()
     };
+    // Of a probe that was killed, and of one that is running.
+    let [killed, running] = [u32::MAX, 1].map(|pid| own_cgroup().join(format!("mesh-probe-{pid}-0")));
+    fs::create_dir_all(&killed).unwrap();
+    fs::create_dir_all(&running).unwrap();
     let report = probe::survey(&settings(Path::new("/sys/fs/bpf")), &[]).unwrap();
+    assert_eq!((killed.exists(), fs::remove_dir(&running).is_ok()), (false, true));
     assert!(report.fit(), "{report}");
     let text = report.to_string();
     for needed in ["a connection is redirected", "SOCK_DESTROY", "mesh_connect4: loads"] {

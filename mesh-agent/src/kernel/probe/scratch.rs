@@ -29,13 +29,16 @@ pub struct Scratch {
     pub netns: NetNs,
 }
 
+/// What the names of scratch cgroups begin with; the process and a number follow.
+const NAME: &str = "mesh-probe-";
 /// Numbers the scratch cgroups of this process.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 impl Scratch {
     /// Makes the place; `own` is the cgroup of this process.
     pub fn new(own: &Path) -> io::Result<Scratch> {
-        let name = format!("mesh-probe-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        sweep(own);
+        let name = format!("{NAME}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = own.join(name);
         let netns = namespace()?;
         fs::create_dir(&path).map_err(|e| said(&format!("cgroup {}", path.display()), e))?;
@@ -78,6 +81,19 @@ impl Drop for Scratch {
                 Err(e) if e.raw_os_error() == Some(libc::EBUSY) => std::thread::sleep(REMOVE_PAUSE),
                 _ => return,
             }
+        }
+    }
+}
+
+/// Takes away what probes have left that were killed.
+fn sweep(own: &Path) {
+    for entry in fs::read_dir(own).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let rest = name.to_str().and_then(|name| name.strip_prefix(NAME));
+        let pid = rest.and_then(|rest| rest.split_once('-')?.0.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Whoever else was faster has done as well.
+            let _ = fs::remove_dir(entry.path());
         }
     }
 }
