@@ -1,12 +1,15 @@
 //! Connections through the proxy, on loopback, with configuration as a control plane sends it.
 
 mod config;
+mod h2;
 mod http;
 mod http1;
 mod http2;
+mod http2_faults;
 /// The builders that mesh-core's tests use too: two copies would part.
 #[path = "../../../mesh-core/src/testing.rs"]
 pub(crate) mod messages;
+mod mixed;
 mod pair;
 mod plaintext;
 mod policies;

@@ -71,9 +71,21 @@ impl Http2 {
         };
         match reset {
             Poll::Pending => Ok(()),
-            Poll::Ready(Ok(_)) => Err(Broken::Cancelled),
+            Poll::Ready(Ok(_)) => Err(self.why(cx)),
             Poll::Ready(Err(error)) => Err(broken(&error)),
         }
+    }
+}
+
+impl Http2 {
+    /// Why the stream was reset: by the client, or by `h2` for what the client has sent on it, which only its body tells.
+    fn why(&mut self, cx: &mut Context<'_>) -> Broken {
+        while let Poll::Ready(Some(data)) = self.body.poll_data(cx) {
+            if let Err(error) = data {
+                return broken(&error);
+            }
+        }
+        Broken::Cancelled
     }
 }
 

@@ -106,11 +106,12 @@ async fn head<C: Client>(
     let client = &mut wanted.client;
     let mut interim = 0;
     let response = poll_fn(|cx| {
-        if let Poll::Ready(Err(broken)) = client.poll_flush(cx) {
-            return Poll::Ready(Err(broken));
-        }
         sending.poll(cx, client)?;
         loop {
+            // What is said before the answer.
+            if let Poll::Ready(Err(broken)) = client.poll_flush(cx) {
+                return Poll::Ready(Err(broken));
+            }
             match answer.poll_informational(cx) {
                 Poll::Ready(Some(Ok(response))) => {
                     interim += 1;

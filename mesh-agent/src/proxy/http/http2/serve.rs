@@ -22,7 +22,6 @@ use super::super::record::{Asked, Record};
 use super::super::reply::Reply;
 use super::super::timer::Alarms;
 use super::client::Http2;
-use super::watch::Resets;
 use crate::errors::Flags;
 
 /// Serves one request.
@@ -31,9 +30,7 @@ pub(super) async fn serve(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
     alarms: Rc<Alarms>,
-    resets: Rc<Resets>,
 ) {
-    let _served = Served { stream: respond.stream_id().as_u32(), resets };
     let (mut head, body) = request.into_parts();
     heads::add_standard(&conn, &mut Map(&mut head.headers));
     let host = head.headers.remove(HOST);
@@ -78,6 +75,8 @@ pub(super) async fn serve(
         Ok(_) => wanted.finish(Flags::NONE),
         Err(Ended::Reply(reply)) => answer(&mut wanted, reply).await,
         Err(Ended::Cut(flags, reason)) => {
+            // What has been sent goes out first: a reset overtakes it.
+            tokio::task::yield_now().await;
             wanted.client.abort(reason);
             wanted.finish(flags);
         }
@@ -121,16 +120,4 @@ async fn answer(wanted: &mut Wanted<'_, Http2>, reply: Reply) {
         sent = poll_fn(|cx| client.poll_flush(cx)).await;
     }
     wanted.finish(if sent.is_ok() { Flags::NONE } else { Flags::DC });
-}
-
-/// Says that a stream is being served, for as long as it is.
-struct Served {
-    stream: u32,
-    resets: Rc<Resets>,
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.resets.left(self.stream);
-    }
 }

@@ -19,43 +19,32 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const PROTOCOL_ERROR: u32 = 1;
 
-/// What has been seen of one connection.
+/// What has been seen of one connection. Streams are accepted in their order, so one behind the last of them is nobody's yet.
 #[derive(Default)]
 pub(super) struct Resets {
-    /// Streams that are being served.
-    served: RefCell<Vec<u32>>,
-    /// Streams that were reset, and whether with an answer before.
-    noted: RefCell<Vec<(u32, bool)>>,
-    /// The stream whose head was written last.
-    answered: Cell<u32>,
+    last: Cell<u32>,
+    /// Streams that were reset before anybody had them, and the status that they were answered with; 0 for none.
+    noted: RefCell<Vec<(u32, u16)>>,
+    /// The one that was noted last.
+    noted_last: Cell<u32>,
 }
 
 impl Resets {
-    /// Somebody serves this stream.
+    /// Somebody serves this stream, and tells of it.
     pub(super) fn accepted(&self, stream: u32) {
-        self.served.borrow_mut().push(stream);
+        self.last.set(stream);
+        self.noted.borrow_mut().retain(|(other, _)| *other != stream);
     }
 
-    /// Nobody serves it any more.
-    pub(super) fn left(&self, stream: u32) {
-        self.served.borrow_mut().retain(|other| *other != stream);
+    /// The statuses of streams that are nobody's: 431 for a head that was too long, 0 without an answer.
+    pub(super) fn unheard(&self) -> impl Iterator<Item = u16> {
+        std::mem::take(&mut *self.noted.borrow_mut()).into_iter().map(|(_, status)| status)
     }
 
-    /// The statuses of streams that were reset and were nobody's: 431 for a head that was too long, 0 without an answer.
-    pub(super) fn unheard(&self) -> Vec<u16> {
-        if self.noted.borrow().is_empty() {
-            return Vec::new();
-        }
-        let served = self.served.borrow();
-        let nobody = |(stream, _): &(u32, bool)| !served.contains(stream);
-        let noted = std::mem::take(&mut *self.noted.borrow_mut());
-        noted.into_iter().filter(nobody).map(|(_, answered)| if answered { 431 } else { 0 }).collect()
-    }
-
-    fn reset(&self, stream: u32) {
+    fn note(&self, stream: u32, status: u16) {
         let mut noted = self.noted.borrow_mut();
-        if noted.len() < MAX_NOTED {
-            noted.push((stream, self.answered.get() == stream));
+        if stream > self.last.get() && self.noted_last.replace(stream) != stream && noted.len() < MAX_NOTED {
+            noted.push((stream, status));
         }
     }
 }
@@ -98,11 +87,12 @@ impl Place {
                 return;
             }
             if word(4) == PROTOCOL_ERROR {
-                resets.reset(stream);
+                resets.note(stream, 0);
             }
         } else {
             if kind == HEADERS {
-                resets.answered.set(stream);
+                // Nobody else can have answered.
+                resets.note(stream, 431);
             }
             self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
         }
@@ -182,21 +172,22 @@ mod tests {
             frame(4, 0, &[3; 18]),
             frame(RST_STREAM, 1, &[0, 0, 0, 1]),
             frame(HEADERS, 3, &[RST_STREAM; 13]),
-            frame(RST_STREAM, 3, &[0, 0, 0, 1]),
-            frame(0, 5, b""),
-            frame(RST_STREAM, 7, &[0, 0, 0, 8]),
+            frame(RST_STREAM, 5, &[0, 0, 0, 1]),
+            frame(0, 3, b""),
+            frame(HEADERS, 7, &[RST_STREAM; 13]),
+            frame(RST_STREAM, 7, &[0, 0, 0, 1]),
             frame(RST_STREAM, 9, &[0, 0, 0, 1]),
+            frame(RST_STREAM, 11, &[0, 0, 0, 8]),
         ]
         .concat();
         for size in 1..=all.len() {
             let resets = Resets::default();
-            resets.accepted(9);
+            resets.accepted(3);
             let mut place = Place::default();
             all.chunks(size).for_each(|chunk| place.pass(chunk, &resets));
-            assert_eq!(resets.unheard(), [0, 431], "{size}");
-            assert!(resets.unheard().is_empty());
-            resets.left(9);
-            assert!(resets.served.borrow().is_empty());
+            resets.accepted(9);
+            assert_eq!(resets.unheard().collect::<Vec<_>>(), [0, 431], "{size}");
+            assert_eq!(resets.unheard().count(), 0);
         }
     }
 }
