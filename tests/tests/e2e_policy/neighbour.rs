@@ -1,27 +1,30 @@
 //! Pods of one node whose connections need an agent: they stay within it, unless one of them wants the wire.
 
 use anyhow::{Context, Result, ensure};
-use mesh_tests::sys::wait_for;
+use mesh_tests::sys::{wait_for, write_whole};
 use mesh_tests::topology::PodSpec;
 use mesh_tests::{Lab, LabBuilder, Topology, shared};
+use nix::sys::signal::Signal;
 
 use crate::{HTTP, LIMIT, TCP, policy, reaches, seen_by, server, service};
 
 /// Bytes of the body that is sent, more than waits anywhere.
 const BODY: usize = 5_000_000;
 
-/// `near` has the defaults, `calm` does not want to be direct, `wired` wants the wire. Everything is STRICT.
-fn build() -> Result<Lab> {
+/// `near` has the defaults, `calm` does not want to be direct, `wired` wants the wire, and of the servers so does `apart`.
+/// Everything is STRICT.
+fn build(name: &str) -> Result<Lab> {
     let client = |name| PodSpec::new(name, "b").account("bank", name);
     let topology = Topology::of_nodes(&["b"])
         .pod(client("near"))
         .pod(client("calm").same_node("agent"))
         .pod(client("wired").same_node("wire"))
-        .pod(server("local", "b"));
+        .pod(server("local", "b"))
+        .pod(server("apart", "b").same_node("wire"));
     let strict = "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: \
                   istio-system}\nspec: {mtls: {mode: STRICT}}\n";
-    LabBuilder::for_test("neighbour", topology)
-        .config("services.yaml", &service("local"))
+    LabBuilder::for_test(name, topology)
+        .config("services.yaml", &[service("local"), service("apart")].concat())
         .config("strict.yaml", strict)
         .up()
 }
@@ -33,29 +36,31 @@ fn sent(lab: &Lab) -> Result<(u64, u64)> {
     Ok((by("neighbour"), by("tunnel")))
 }
 
-/// Which of the two grow when a client reaches the server.
-fn grows(lab: &Lab, client: &str, port: u16) -> Result<(bool, bool)> {
+/// Which of the two grow when a client reaches a server.
+fn grows(lab: &Lab, client: &str, server: &str, port: u16) -> Result<(bool, bool)> {
     let before = sent(lab)?;
-    ensure!(reaches(lab, client, "local", port)?, "{client} does not reach {port}");
+    ensure!(reaches(lab, client, server, port)?, "{client} does not reach {server}, {port}");
     let now = sent(lab)?;
     Ok((now.0 > before.0, now.1 > before.1))
 }
 
 #[test]
 fn what_needs_an_agent_stays_within_it() -> Result<()> {
-    let lab = build()?;
+    let lab = build("neighbour")?;
     let body = || -> Result<()> {
         // HTTP, and TCP of who does not go directly.
         for (client, port) in [("near", HTTP), ("calm", HTTP), ("calm", TCP)] {
-            let grown = grows(&lab, client, port)?;
+            let grown = grows(&lab, client, "local", port)?;
             ensure!(grown == (true, false), "{client} to {port}: {grown:?}");
         }
         let own = lab.pod("calm")?.spec().addresses.clone();
         let seen = seen_by(&lab, "local")?;
         ensure!(seen.last().is_some_and(|who| own.iter().any(|own| who.contains(&own.to_string()))), "{seen:?}");
-        for port in [HTTP, TCP] {
-            let grown = grows(&lab, "wired", port)?;
-            ensure!(grown == (false, true), "wired to {port}: {grown:?}");
+        for (client, server) in [("wired", "local"), ("calm", "apart")] {
+            for port in [HTTP, TCP] {
+                let grown = grows(&lab, client, server, port)?;
+                ensure!(grown == (false, true), "{client} to {server}, {port}: {grown:?}");
+            }
         }
         // A body of any size.
         let put = format!("head -c {BODY} /dev/zero | curl -sS --fail --max-time 60 -T - http://local.default:{HTTP}/");
@@ -96,6 +101,54 @@ fn what_needs_an_agent_stays_within_it() -> Result<()> {
         let denied = lab.node("b")?.agent().metrics()?.sum("mesh_agent_policy_refused_total", &[("reason", "denied")]);
         ensure!(denied >= 2.0, "{denied}");
         Ok(())
+    };
+    body().with_context(|| shared::logs(lab.state()))
+}
+
+/// The settings of the node's agent without a workload.
+fn without(settings: &str, workload: &str) -> String {
+    let name = format!("\"{workload}\"");
+    let kept: Vec<&str> = settings.split("- name: ").filter(|part| !part.starts_with(&name)).collect();
+    kept.join("- name: ")
+}
+
+/// Who is at the server's address by what the agent knows itself, and not by what the mesh is told, is not the server; and
+/// with a workload its connections end.
+#[test]
+fn a_neighbour_is_who_it_is_said_to_be_for_as_long_as_it_is_one() -> Result<()> {
+    let lab = build("neighbour-who")?;
+    let body = || -> Result<()> {
+        let agent = lab.node("b")?.agent();
+        let good = agent.settings();
+        let put = |settings: &str| -> Result<()> {
+            write_whole(&agent.settings_file(), settings)?;
+            agent.signal(Signal::SIGHUP);
+            Ok(())
+        };
+        let reached = |wanted: bool| {
+            let what = format!("calm to reach local: {wanted}");
+            wait_for(LIMIT, &what, || Ok((reaches(&lab, "calm", "local", HTTP)? == wanted).then_some(())))
+        };
+        reached(true)?;
+        let seen = seen_by(&lab, "local")?.len();
+        let argv = ["mesh-lab-app", "talk", "--to", "local.default:9000", "--say", "wait", "--limit", "300"];
+        let mut open = lab.pod("calm")?.spawn(&argv)?;
+        wait_for(LIMIT, "the server to see it", || Ok((seen_by(&lab, "local")?.len() > seen).then_some(())))?;
+        put(&without(&good, "local"))?;
+        open.wait(LIMIT).context("the connection to a workload that was withdrawn")?;
+
+        // The account that calm has, at the address of local.
+        let alias = good.split("- name: ").find(|part| part.starts_with("\"local\"")).context(good.clone())?;
+        let other = alias
+            .replace("serviceAccount: \"local\"", "serviceAccount: \"calm\"")
+            .replace("namespace: \"default\"", "namespace: \"bank\"");
+        ensure!(other.contains("\"calm\"") && other.contains("\"bank\""), "{other}");
+        put(&good.replace(alias, &other))?;
+        reached(false)?;
+        // By the wire, where its certificate says who it is.
+        ensure!(agent.log().contains("tunnel refused"), "it was let in without being asked");
+        put(&good)?;
+        reached(true)
     };
     body().with_context(|| shared::logs(lab.state()))
 }
