@@ -15,6 +15,8 @@ mod record;
 mod reply;
 mod route;
 mod timer;
+mod web;
+mod websocket;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -85,6 +87,11 @@ impl Conn {
             listener::EscapedSlashes::Unescape => EscapedSlashes::Unescape,
         };
         Cleaning { dots: manager.normalize_path, slashes: manager.merge_slashes, escaped }
+    }
+
+    /// The call of gRPC-Web that a request is, where that is served; its lines are gRPC's from now on.
+    fn grpc_web(&self, lines: &mut impl heads::Lines) -> Option<web::Web> {
+        self.manager().filter(|manager| manager.grpc_web).and_then(|_| web::Web::of(lines))
     }
 
     /// What becomes of `x-forwarded-client-cert`.

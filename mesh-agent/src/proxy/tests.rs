@@ -1,6 +1,7 @@
 //! Connections through the proxy, on loopback, with configuration as a control plane sends it.
 
 mod config;
+mod grpc;
 mod h2;
 mod http;
 mod http1;
@@ -14,7 +15,9 @@ mod pair;
 mod plaintext;
 mod policies;
 mod probe;
+mod switch;
 mod tcp;
+mod told;
 mod world;
 
 use super::*;

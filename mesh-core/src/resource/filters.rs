@@ -25,7 +25,9 @@ const HTTP: &[&str] = &[
     "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig",
     "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig",
     "envoy.extensions.filters.http.cors.v3.Cors",
+    GRPC_WEB,
 ];
+const GRPC_WEB: &str = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 const FAULT: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
 /// Types accepted among listener filters besides the inspectors.
 const LISTENER: &[&str] = &[
@@ -39,6 +41,7 @@ const BARE: &[&str] = &[
     "istio.alpn",
     "envoy.filters.http.cors",
     "envoy.filters.http.grpc_stats",
+    "envoy.filters.http.grpc_web",
     "envoy.filters.listener.original_dst",
     "envoy.filters.listener.original_src",
 ];
@@ -61,6 +64,11 @@ pub(crate) fn check_http(name: &str, config: Option<&Any>) -> Result<(), Fault> 
         None if name == "envoy.filters.http.fault" => Ok(()),
         config => check(name, config, HTTP),
     }
+}
+
+/// Whether an HTTP filter is the one for gRPC-Web.
+pub(crate) fn is_grpc_web(name: &str, config: Option<&Any>) -> bool {
+    config.map_or(name == "envoy.filters.http.grpc_web", |any| type_name(any) == GRPC_WEB)
 }
 
 /// Whether a cluster's upstream filters may be passed over.

@@ -193,6 +193,8 @@ pub struct HttpManager {
     pub accept_http_10: bool,
     /// What becomes of `x-forwarded-client-cert`.
     pub client_cert: ClientCertHeader,
+    /// Calls of gRPC-Web become calls of gRPC.
+    pub grpc_web: bool,
 }
 
 /// `path_with_escaped_slashes_action`: what becomes of `%2F` and `%5C` in a path.

@@ -27,8 +27,10 @@ use super::record::{Record, Seen};
 use super::reply::Reply;
 use super::route::{Way, clean_path, select, table};
 use super::timer::Bounds;
+use super::web::Web;
 use super::{Conn, http2};
 use crate::errors::Flags;
+use crate::net::copy::{Duplex, Traffic, copy};
 use crate::proxy::chosen::Side;
 use crate::proxy::cluster::Target;
 use crate::upstream::{Connected, UpstreamError};
@@ -115,6 +117,11 @@ pub(super) trait Client: Sized {
     where
         Self: 'l;
 
+    /// Its bytes, once it is a tunnel.
+    type Tunnel<'l>: Duplex
+    where
+        Self: 'l;
+
     fn lines(&mut self) -> Self::Lines<'_>;
 
     /// Sets when the exchange is given up.
@@ -152,6 +159,15 @@ pub(super) trait Client: Sized {
 
     /// Passes on the head of the response. `over`: there is nothing behind it.
     fn respond(&mut self, status: StatusCode, headers: HeaderMap, over: bool) -> Result<(), Broken>;
+
+    /// Says that the protocol has been switched, or the CONNECT has succeeded: what comes now is opaque bytes.
+    fn switched(&mut self, headers: HeaderMap, protocol: Option<&str>) -> Result<(), Broken>;
+
+    /// Those bytes, once.
+    fn tunnel(&mut self) -> Option<Self::Tunnel<'_>>;
+
+    /// Counts bytes of a tunnel.
+    fn carried(&mut self, traffic: &Traffic);
 
     /// Whether more of the response can be put.
     fn has_room(&self) -> bool;
@@ -198,6 +214,7 @@ pub(super) struct Wanted<'a, C> {
     /// The client speaks HTTP/2.
     pub(super) http2: bool,
     pub(super) grpc: bool,
+    pub(super) web: Option<Web>,
 }
 
 impl<C: Client> Wanted<'_, C> {
@@ -251,13 +268,22 @@ impl<C: Client> Wanted<'_, C> {
     fn wants_http2(&self, target: &Target) -> bool {
         let known =
             self.conn.flow.side == Side::Outbound && !matches!(target.cluster.kind, ClusterKind::OriginalDst { .. });
-        let switches = self.upgrade.is_some() || self.method == "CONNECT";
         match target.cluster.http {
-            HttpProtocol::Http2 => !switches,
-            _ if switches => false,
+            HttpProtocol::Http2 => true,
+            _ if self.web.is_some() => true,
             HttpProtocol::Http1 if known => self.http2 && self.grpc,
             HttpProtocol::Http1 | HttpProtocol::Downstream => self.http2,
         }
+    }
+
+    /// Whether it shall end HTTP on its stream or connection.
+    pub(super) fn switches(&self) -> bool {
+        self.upgrade.is_some() || self.method == "CONNECT"
+    }
+
+    /// How its client is told that it has been done.
+    pub(super) fn switched_status(&self) -> u16 {
+        if self.upgrade.is_some() && !self.http2 { 101 } else { 200 }
     }
 
     /// The route, and the path as it is clean.
@@ -303,7 +329,12 @@ impl<C: Client> Wanted<'_, C> {
             lines.remove_known(Known::Expect);
         }
         // h2c is between two neighbours, and each hop makes its own choice of protocol.
-        self.upgrade = self.upgrade.take().filter(|protocol| protocol != "h2c" && way.may_upgrade(protocol));
+        let wanted = self.upgrade.take();
+        self.upgrade = wanted.clone().filter(|protocol| protocol != "h2c" && way.may_upgrade(protocol));
+        if self.http2 && wanted.is_some() && self.upgrade.is_none() {
+            // A stream of HTTP/2 that wants to switch is nothing else (RFC 8441).
+            return Err(Reply::no_upgrade());
+        }
         if let Some(protocol) = &self.upgrade {
             lines.append(&CONNECTION, b"upgrade");
             lines.append(&UPGRADE, protocol.as_bytes());
@@ -351,10 +382,33 @@ impl<C: Client> Wanted<'_, C> {
         waited.await.map_err(|broken| self.broken(broken))
     }
 
+    /// After `101 Switching Protocols`, or a CONNECT that succeeded, both sides are opaque bytes.
+    pub(super) async fn tunnel(&mut self, server: impl Duplex) -> Result<After, Ended> {
+        let client = &mut self.client;
+        if let Err(broken) = poll_fn(|cx| client.poll_flush(cx)).await {
+            return Err(self.cut_off(broken));
+        }
+        let traffic = Traffic::default();
+        if let Some(tunnel) = self.client.tunnel() {
+            Box::pin(copy(tunnel, server, &traffic, None)).await;
+        }
+        self.client.carried(&traffic);
+        Ok(After::Close)
+    }
+
     /// A client that waits for it is told to send its body, as Envoy does: the server is not asked.
     pub(super) fn say_continue(&mut self) {
         if std::mem::take(&mut self.expects) && !self.client.is_asked() {
             self.client.say_continue();
+        }
+    }
+
+    /// The agent's own answer in the words of the client.
+    pub(super) fn worded(&self, reply: Reply) -> Reply {
+        match &self.web {
+            Some(web) => reply.in_grpc(web.content_type()),
+            None if self.grpc => reply.in_grpc(b"application/grpc"),
+            None => reply,
         }
     }
 

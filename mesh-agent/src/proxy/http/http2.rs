@@ -3,6 +3,7 @@
 //! In: the stream. Out: its requests answered, many at once, all by the one task of the connection. The connection ends when its client
 //! says so, when it is idle for too long, when the agent drains (GOAWAY, in two steps), or when the client breaks a rule of HTTP/2
 //! itself; a request that breaks one ends alone, and is told of. Never: a task or a timer for each request, an unbounded queue.
+//! A stream may become a tunnel: by CONNECT, or as WebSocket does (RFC 8441).
 //!
 //! What `h2` bounds by itself: CONTINUATION frames for the bounds of a head, frames that want an answer (SETTINGS, PING) by reading
 //! nothing more before the answer is written, tiny DATA frames. A name in upper case ends the connection there, not its stream alone.
@@ -67,6 +68,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
         .max_local_error_reset_streams(Some(MAX_FAULTS))
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(DATA_FRAME_BUDGET)
+        .enable_connect_protocol()
         .handshake(Watched::new(downstream, resets.clone()));
     let mut connection = match timeout(PREFACE_TIMEOUT, handshake).await {
         Ok(Ok(connection)) => connection,

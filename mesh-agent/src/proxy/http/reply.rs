@@ -1,7 +1,7 @@
 //! Answers that the agent gives itself, with Envoy's statuses, flags and words.
 
 use ::http::StatusCode;
-use ::http::header::HeaderValue;
+use ::http::header::{HeaderName, HeaderValue};
 use bytes::Bytes;
 use mesh_http::Refusal;
 
@@ -10,6 +10,21 @@ use super::exchange::Failed;
 use super::record::Record;
 use crate::errors::Flags;
 use crate::upstream::UpstreamError;
+
+const CONTENT_TYPE: HeaderName = HeaderName::from_static("content-type");
+const DATE: HeaderName = HeaderName::from_static("date");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const LOCATION: HeaderName = HeaderName::from_static("location");
+const SERVER: HeaderName = HeaderName::from_static("server");
+
+/// Outcomes of gRPC.
+const UNKNOWN: u8 = 2;
+const PERMISSION_DENIED: u8 = 7;
+const UNIMPLEMENTED: u8 = 12;
+const INTERNAL: u8 = 13;
+const UNAVAILABLE: u8 = 14;
+const UNAUTHENTICATED: u8 = 16;
 
 /// An answer of the agent's own.
 #[derive(Debug)]
@@ -20,11 +35,21 @@ pub(super) struct Reply {
     pub(super) details: &'static str,
     pub(super) body: Bytes,
     pub(super) location: Option<String>,
+    grpc: Option<Box<InGrpc>>,
+}
+
+/// What a gRPC client is told instead of status and body.
+#[derive(Debug)]
+struct InGrpc {
+    content_type: &'static [u8],
+    status: u8,
+    message: String,
 }
 
 impl Reply {
     fn new(status: StatusCode, flags: Flags, details: &'static str, body: &'static str) -> Self {
-        Self { status, flags, details, body: Bytes::from_static(body.as_bytes()), location: None }
+        let body = Bytes::from_static(body.as_bytes());
+        Self { status, flags, details, body, location: None, grpc: None }
     }
 
     pub(super) fn no_route() -> Self {
@@ -129,6 +154,40 @@ impl Reply {
         Self::new(status, Flags::DPE, refusal.name(), status.canonical_reason().unwrap_or_default())
     }
 
+    /// The answer as a gRPC client understands it: 200 and the outcome in the head (gRPC's PROTOCOL-HTTP2, "Trailers-Only"; the
+    /// numbers are Envoy's).
+    pub(super) fn in_grpc(self, content_type: &'static [u8]) -> Self {
+        let status = match self.status.as_u16() {
+            400 => INTERNAL,
+            401 => UNAUTHENTICATED,
+            403 => PERMISSION_DENIED,
+            404 => UNIMPLEMENTED,
+            429 | 502..=504 => UNAVAILABLE,
+            _ => UNKNOWN,
+        };
+        let grpc = Some(Box::new(InGrpc { content_type, status, message: percent_encoded(&self.body) }));
+        Self { status: StatusCode::OK, body: Bytes::new(), grpc, ..self }
+    }
+
+    /// Calls `visit` with name and value of every line but those that frame the body.
+    pub(super) fn each_line(&self, server: &[u8], visit: &mut dyn FnMut(&HeaderName, &[u8])) {
+        if !self.body.is_empty() {
+            visit(&CONTENT_TYPE, b"text/plain");
+        }
+        if let Some(grpc) = &self.grpc {
+            visit(&CONTENT_TYPE, grpc.content_type);
+            visit(&GRPC_STATUS, grpc.status.to_string().as_bytes());
+            if !grpc.message.is_empty() {
+                visit(&GRPC_MESSAGE, grpc.message.as_bytes());
+            }
+        }
+        if let Some(location) = self.location.as_ref().filter(|location| HeaderValue::from_str(location).is_ok()) {
+            visit(&LOCATION, location.as_bytes());
+        }
+        visit(&DATE, &date::now());
+        visit(&SERVER, server);
+    }
+
     /// Writes the response as HTTP/1 does. `close`: it is the last one of its connection; `head`: the body is only told of.
     pub(super) fn write(&self, server: &[u8], close: bool, head: bool, out: &mut Vec<u8>) {
         let reason = self.status.canonical_reason().unwrap_or_default();
@@ -138,13 +197,7 @@ impl Reply {
         if !bodiless {
             line(&[b"content-length: ", self.body.len().to_string().as_bytes(), b"\r\n"]);
         }
-        if !self.body.is_empty() {
-            line(&[b"content-type: text/plain\r\n"]);
-        }
-        if let Some(location) = self.location.as_ref().filter(|location| HeaderValue::from_str(location).is_ok()) {
-            line(&[b"location: ", location.as_bytes(), b"\r\n"]);
-        }
-        line(&[b"date: ", &date::now(), b"\r\nserver: ", server, b"\r\n"]);
+        self.each_line(server, &mut |name, value| line(&[name.as_str().as_bytes(), b": ", value, b"\r\n"]));
         if close {
             line(&[b"connection: close\r\n"]);
         }
@@ -158,6 +211,42 @@ impl Reply {
     pub(super) fn tell(&self, record: &mut Record, size: u64) {
         record.flags |= self.flags;
         record.details = self.details;
-        record.response(self.status.as_u16(), size, None);
+        record.response(self.status.as_u16(), size, self.grpc.as_ref().map(|grpc| grpc.status));
+    }
+}
+
+/// Text as `grpc-message` has it.
+fn percent_encoded(text: &[u8]) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text {
+        match byte {
+            b'%' | ..b' ' | b'\x7f'.. => out.push_str(&format!("%{byte:02X}")),
+            _ => out.push(char::from(*byte)),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_clients_are_told_in_envoy_s_numbers() {
+        for (status, number) in
+            [(400, 13), (401, 16), (403, 7), (404, 12), (429, 14), (502, 14), (503, 14), (504, 14), (500, 2), (418, 2)]
+        {
+            let reply =
+                Reply::direct(StatusCode::from_u16(status).unwrap(), Bytes::from_static("50% of \u{e9}\n".as_bytes()));
+            let mut out = Vec::new();
+            reply.in_grpc(b"application/grpc").write(b"me", false, false, &mut out);
+            let out = String::from_utf8(out).unwrap();
+            assert!(
+                out.starts_with("HTTP/1.1 200 OK\r\ncontent-length: 0\r\ncontent-type: application/grpc\r\n"),
+                "{out}"
+            );
+            assert!(out.contains(&format!("grpc-status: {number}\r\n")), "{status}: {out}");
+            assert!(out.contains("grpc-message: 50%25 of %C3%A9%0A\r\n"), "{out}");
+        }
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn parse(message: &pb::HttpConnectionManager) -> Result<HttpManager, 
     if message.use_remote_address.as_ref().is_some_and(|v| v.value) {
         return Err(Fault::field("use_remote_address", "is for gateways, not supported"));
     }
-    check_filters(&message.http_filters)?;
+    let grpc_web = check_filters(&message.http_filters)?;
     let common = message.common_http_protocol_options.as_ref();
     if let Some(common) = common {
         refuse!(common; headers_with_underscores_action);
@@ -64,6 +64,7 @@ pub(super) fn parse(message: &pb::HttpConnectionManager) -> Result<HttpManager, 
         }),
         accept_http_10: http1.is_some_and(|http1| http1.accept_http_10),
         client_cert: client_cert(message.forward_client_cert_details)?,
+        grpc_web,
     })
 }
 
@@ -80,11 +81,13 @@ fn routes(message: &pb::HttpConnectionManager) -> Result<Routes, Fault> {
     }
 }
 
-fn check_filters(filters: &[pb::HttpFilter]) -> Result<(), Fault> {
+/// Whether gRPC-Web is among the filters, all of which are known.
+fn check_filters(filters: &[pb::HttpFilter]) -> Result<bool, Fault> {
     use pb::http_filter::ConfigType;
     let Some((last, before)) = filters.split_last() else {
         return Err(Fault::field("http_filters", "the last filter must be the router"));
     };
+    let mut grpc_web = false;
     for (i, filter) in before.iter().enumerate() {
         let config = match &filter.config_type {
             Some(ConfigType::TypedConfig(any)) => Some(any),
@@ -96,6 +99,7 @@ fn check_filters(filters: &[pb::HttpFilter]) -> Result<(), Fault> {
         if !(filter.is_optional || filter.disabled) {
             filters::check_http(&filter.name, config).at_index("http_filters", i)?;
         }
+        grpc_web |= !filter.disabled && filters::is_grpc_web(&filter.name, config);
     }
     let is_router = match &last.config_type {
         Some(ConfigType::TypedConfig(any)) => type_name(any) == ROUTER,
@@ -103,7 +107,7 @@ fn check_filters(filters: &[pb::HttpFilter]) -> Result<(), Fault> {
         None => last.name == "envoy.filters.http.router",
     };
     if is_router {
-        Ok(())
+        Ok(grpc_web)
     } else {
         Err(Fault::new("the last filter must be the router")).at_index("http_filters", before.len())
     }

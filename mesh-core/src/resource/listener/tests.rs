@@ -397,6 +397,20 @@ fn escaped_slashes_are_what_the_manager_says() {
 }
 
 #[test]
+fn grpc_web_is_for_chains_that_list_it() {
+    let typed = || http_filter_of("envoy.extensions.filters.http.grpc_web.v3.GrpcWeb");
+    let bare = hcm::HttpFilter { name: "envoy.filters.http.grpc_web".into(), ..Default::default() };
+    let disabled = hcm::HttpFilter { disabled: true, ..typed() };
+    for (filter, want) in [(None, false), (Some(typed()), true), (Some(bare), true), (Some(disabled), false)] {
+        let mut message = http_listener("l", "0.0.0.0", 1, "r");
+        message.filter_chains[0].filters = vec![manager(|h| h.http_filters.splice(0..0, filter).for_each(drop))];
+        let listener = parse(&message).unwrap();
+        let Terminal::Http(manager) = &listener.chains[0].terminal else { panic!("not HTTP") };
+        assert_eq!(manager.grpc_web, want);
+    }
+}
+
+#[test]
 fn optional_and_disabled_filters_are_passed_over() {
     for change in [
         |filter: &mut hcm::HttpFilter| filter.is_optional = true,

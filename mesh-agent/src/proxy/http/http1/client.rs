@@ -16,10 +16,11 @@ use super::super::exchange::{After, Broken, Client, Ended, Failed, Part, Wanted}
 use super::super::heads::{Lines, View};
 use super::super::route::Way;
 use super::super::timer::{Bounds, Timer};
+use super::super::websocket;
 use super::link::Link;
 use super::work::Work;
 use super::{exchange, relay};
-use crate::net::copy::Duplex;
+use crate::net::copy::{Duplex, Traffic};
 use crate::proxy::cluster::Target;
 
 /// Bytes that a client may send ahead of its turn: the next requests, or what follows an upgrade.
@@ -101,6 +102,11 @@ impl<'a> Http1<'a> {
 impl Client for Http1<'_> {
     type Lines<'l>
         = View<'l>
+    where
+        Self: 'l;
+
+    type Tunnel<'l>
+        = &'l mut Link
     where
         Self: 'l;
 
@@ -211,6 +217,33 @@ impl Client for Http1<'_> {
         }
         self.write_head(status, &fields);
         Ok(())
+    }
+
+    fn switched(&mut self, headers: HeaderMap, protocol: Option<&str>) -> Result<(), Broken> {
+        let mut fields = fields(&headers);
+        let status = match protocol {
+            Some(protocol) => {
+                fields.append("connection", b"upgrade");
+                fields.append("upgrade", protocol.as_bytes());
+                let key = self.work.request.fields.all(self.head, "sec-websocket-key").next();
+                if let (Some(key), false) = (key, headers.contains_key("sec-websocket-accept")) {
+                    fields.append("sec-websocket-accept", websocket::accept(key).as_bytes());
+                }
+                StatusCode::SWITCHING_PROTOCOLS
+            }
+            None => StatusCode::OK,
+        };
+        self.write_head(status, &fields);
+        Ok(())
+    }
+
+    fn tunnel(&mut self) -> Option<&mut Link> {
+        Some(self.link)
+    }
+
+    fn carried(&mut self, traffic: &Traffic) {
+        self.received += traffic.forward.get();
+        self.sent += traffic.back.get();
     }
 
     fn has_room(&self) -> bool {

@@ -23,7 +23,7 @@ use super::relay::{Form, Relay, form};
 use super::work::Work;
 use super::{LIMITS, Session};
 use crate::errors::Flags;
-use crate::net::copy::{Duplex, Traffic, copy};
+use crate::net::copy::Duplex;
 use crate::proxy::cluster::Target;
 
 /// Serves the request whose head is at the front of what the client has sent.
@@ -36,6 +36,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, session: &mut Session, work: &mut Wor
     let request = &mut work.request;
     let mut lines = View { fields: &mut request.fields, buf: &head };
     heads::add_standard(conn, &mut lines);
+    let web = conn.grpc_web(&mut lines);
     let grpc = heads::says_grpc(&lines);
     let authority = match request.authority(&head) {
         "" => Cow::Owned(conn.flow.destination.to_string()),
@@ -59,7 +60,8 @@ pub(super) async fn serve(conn: &Rc<Conn>, session: &mut Session, work: &mut Wor
     let (method, expects) = (request.method(&head), request.expects_continue);
     request.fields.strip_hop_by_hop(&head, request.framing == Framing::Chunked);
     let client = Http1::new(conn, client, timer, work, &head);
-    let mut wanted = Wanted { conn, client, record, method, authority, path, upgrade, expects, http2: false, grpc };
+    let mut wanted =
+        Wanted { conn, client, record, method, authority, path, upgrade, expects, http2: false, grpc, web };
     let after = match wanted.forward().await {
         Ok(after) => {
             wanted.finish(Flags::NONE);
@@ -163,7 +165,7 @@ async fn respond(wanted: &mut Wanted<'_, Http1<'_>>, mut upstream: Upstream, way
     let head = upstream.link.seen.split_to(len);
     write_head(wanted, &head, way, form, stays, switches);
     if switches {
-        return switch(wanted, upstream).await;
+        return wanted.tunnel(&mut upstream.link).await;
     }
     let mut body = Body::new(framing);
     let mut relay = Relay::new(&mut wanted.client, &mut upstream.link);
@@ -227,23 +229,10 @@ fn write_head(wanted: &mut Wanted<'_, Http1<'_>>, head: &[u8], way: &Way<'_>, fo
     response.write(head, wanted.client.link.out());
 }
 
-/// After `101 Switching Protocols`, or a CONNECT that succeeded, a connection is opaque bytes.
-async fn switch(wanted: &mut Wanted<'_, Http1<'_>>, mut upstream: Upstream) -> Result<After, Ended> {
-    let client = &mut wanted.client;
-    let link = &mut *client.link;
-    if poll_fn(|cx| link.poll_flush(cx)).await.is_err() {
-        return Err(wanted.cut_off(Broken::Client));
-    }
-    let traffic = Traffic::default();
-    Box::pin(copy(link, &mut upstream.link, &traffic, None)).await;
-    client.received += traffic.forward.get();
-    client.sent += traffic.back.get();
-    Ok(After::Close)
-}
-
 /// Gives the agent's own answer.
 async fn answer(wanted: &mut Wanted<'_, Http1<'_>>, reply: Reply) -> After {
     // What is there of the body goes; a client that still sends gets its answer, and no other.
+    let reply = wanted.worded(reply);
     let client = &mut wanted.client;
     let asked = match client.body.pass(&client.link.seen) {
         Ok(step) => {

@@ -15,12 +15,16 @@ use super::super::exchange::{After, Broken, Client, Ended, Failed, MAX_INTERIM, 
 use super::super::heads;
 use super::super::reply::Reply;
 use super::super::route::Way;
+use super::super::websocket;
 use super::client::trailers;
 use super::link::Link;
 use super::pool::Upstream;
 use super::{LIMITS, is_idempotent, relay};
 use crate::net::copy::Duplex;
 use crate::proxy::cluster::Target;
+
+const WEBSOCKET_ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
+const WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 
 /// What goes to the server.
 struct Sending<'a> {
@@ -47,10 +51,17 @@ pub(in super::super) async fn forward<C: Client>(
     way: &Way<'_>,
 ) -> Result<Result<After, Failed>, Ended> {
     let method = wanted.method;
-    let bare = wanted.client.is_asked();
-    let safe = bare && is_idempotent(method);
+    // What comes behind a switch is no body.
+    let bare = wanted.client.is_asked() || wanted.switches();
+    let safe = bare && is_idempotent(method) && !wanted.switches();
     let mut head = Vec::with_capacity(512);
-    let headers = wanted.client.to_http2().ok_or_else(Reply::bad_request)?;
+    let mut headers = wanted.client.to_http2().ok_or_else(Reply::bad_request)?;
+    if wanted.upgrade.as_deref() == Some("websocket")
+        && !headers.contains_key(WEBSOCKET_KEY)
+        && let Ok(key) = HeaderValue::from_str(&websocket::key(rand::random()))
+    {
+        headers.insert(WEBSOCKET_KEY, key);
+    }
     let chunked = write(wanted, &headers, bare, &mut head);
     drop(headers);
     let mut stale = 0;
@@ -264,10 +275,22 @@ async fn respond<C: Client>(
         }
     }
     let framing = response.framing;
-    if framing == Framing::Tunnel {
+    let switched = framing == Framing::Tunnel;
+    // One who has asked for a switch would take another success for one (RFC 8441, 5).
+    let refused = wanted.upgrade.is_some() && !switched && matches!(response.status, 200..=299);
+    if refused || switched && !wanted.switches() {
         return Err(Reply::upstream_garbage().into());
     }
     let (status, mut headers) = take_head(sending.link, &mut response).ok_or_else(Reply::upstream_garbage)?;
+    if switched {
+        headers.remove(WEBSOCKET_ACCEPT);
+        let status = wanted.switched_status();
+        heads::finish(wanted.conn, &mut wanted.record, &mut heads::Map(&mut headers), status, way);
+        if let Err(broken) = wanted.client.switched(headers, wanted.upgrade.as_deref()) {
+            return Err(wanted.cut_off(broken));
+        }
+        return wanted.tunnel(&mut upstream.link).await;
+    }
     heads::finish(wanted.conn, &mut wanted.record, &mut heads::Map(&mut headers), status.as_u16(), way);
     let mut over = matches!(framing, Framing::None | Framing::Length(0));
     if let Err(broken) = wanted.client.respond(status, headers, over) {

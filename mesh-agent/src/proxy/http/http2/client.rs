@@ -17,12 +17,15 @@ use super::super::heads::Map;
 use super::super::http1;
 use super::super::route::Way;
 use super::super::timer::{Alarm, Alarms, Bounds};
+use crate::net::copy::Traffic;
 use crate::proxy::cluster::Target;
+use crate::upstream::stream::TunnelStream;
 
 /// The client's side of an exchange.
 pub(super) struct Http2 {
     headers: HeaderMap,
-    body: RecvStream,
+    /// Until the stream is a tunnel.
+    body: Option<RecvStream>,
     /// Part of the body has been taken.
     taken: bool,
     respond: SendResponse<Bytes>,
@@ -49,7 +52,7 @@ impl Http2 {
     pub(super) fn new(headers: HeaderMap, body: RecvStream, respond: SendResponse<Bytes>, alarms: &Rc<Alarms>) -> Self {
         Self {
             headers,
-            body,
+            body: Some(body),
             taken: false,
             respond,
             send: None,
@@ -80,7 +83,8 @@ impl Http2 {
 impl Http2 {
     /// Why the stream was reset: by the client, or by `h2` for what the client has sent on it, which only its body tells.
     fn why(&mut self, cx: &mut Context<'_>) -> Broken {
-        while let Poll::Ready(Some(data)) = self.body.poll_data(cx) {
+        let Some(body) = &mut self.body else { return Broken::Cancelled };
+        while let Poll::Ready(Some(data)) = body.poll_data(cx) {
             if let Err(error) = data {
                 return broken(&error);
             }
@@ -92,6 +96,11 @@ impl Http2 {
 impl Client for Http2 {
     type Lines<'l>
         = Map<'l>
+    where
+        Self: 'l;
+
+    type Tunnel<'l>
+        = TunnelStream
     where
         Self: 'l;
 
@@ -111,7 +120,7 @@ impl Client for Http2 {
     }
 
     fn is_asked(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     fn is_whole(&self) -> bool {
@@ -119,7 +128,8 @@ impl Client for Http2 {
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Part, Broken>> {
-        while let Some(data) = ready!(self.body.poll_data(cx)) {
+        let Some(body) = &mut self.body else { return Poll::Ready(Ok(Part::End)) };
+        while let Some(data) = ready!(body.poll_data(cx)) {
             let data = data.map_err(|error| broken(&error))?;
             self.taken = true;
             if !data.is_empty() {
@@ -127,14 +137,16 @@ impl Client for Http2 {
                 return Poll::Ready(Ok(Part::Data(data)));
             }
         }
-        let trailers = ready!(self.body.poll_trailers(cx)).map_err(|error| broken(&error))?;
+        let trailers = ready!(body.poll_trailers(cx)).map_err(|error| broken(&error))?;
         self.taken |= trailers.is_some();
         Poll::Ready(Ok(trailers.map_or(Part::End, Part::Trailers)))
     }
 
     fn took(&mut self, bytes: usize) {
-        // Fails only where the stream has ended meanwhile.
-        let _ = self.body.flow_control().release_capacity(bytes);
+        if let Some(body) = &mut self.body {
+            // Fails only where the stream has ended meanwhile.
+            let _ = body.flow_control().release_capacity(bytes);
+        }
     }
 
     fn watch(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
@@ -170,6 +182,19 @@ impl Client for Http2 {
             self.send = Some(send);
         }
         Ok(())
+    }
+
+    fn switched(&mut self, headers: HeaderMap, _protocol: Option<&str>) -> Result<(), Broken> {
+        self.respond(StatusCode::OK, headers, false)
+    }
+
+    fn tunnel(&mut self) -> Option<TunnelStream> {
+        Some(TunnelStream::new(self.send.take()?, self.body.take()?, None))
+    }
+
+    fn carried(&mut self, traffic: &Traffic) {
+        self.received += traffic.forward.get();
+        self.sent += traffic.back.get();
     }
 
     fn has_room(&self) -> bool {

@@ -9,9 +9,11 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use ::http::header::{CONNECTION, HeaderName, UPGRADE};
 use ::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use h2::client::ResponseFuture;
+use h2::ext::Protocol;
 use h2::{Reason, RecvStream, SendStream};
 
 use super::super::exchange::{After, Broken, Client, Ended, Failed, MAX_INTERIM, MAX_STALE, Part, Wanted};
@@ -19,8 +21,12 @@ use super::super::heads::{self, Map, grpc_status};
 use super::super::http1::is_idempotent;
 use super::super::reply::Reply;
 use super::super::route::Way;
+use super::super::web::Web;
 use super::client::poll_room;
 use crate::proxy::cluster::Target;
+use crate::upstream::stream::TunnelStream;
+
+const WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 
 /// What goes to the server.
 struct Sending {
@@ -29,6 +35,10 @@ struct Sending {
     over: bool,
     /// The server takes nothing more; it may have answered all the same.
     refuses: bool,
+    /// The client speaks gRPC-Web.
+    web: Option<Web>,
+    /// Bytes that the client may send more of once what came of them is out.
+    owed: usize,
 }
 
 /// Sends the request to the target and passes the answer on.
@@ -44,14 +54,22 @@ pub(in super::super) async fn forward<C: Client>(
             Ok(upstream) => upstream,
             Err(error) => return Ok(Err(Failed::Unconnected(error))),
         };
+        if wanted.upgrade.is_some() && !wanted.while_waiting(Box::pin(upstream.switches())).await? {
+            // It switches as HTTP/1 does, if at all.
+            return C::over_http1(wanted, target, way).await;
+        }
         wanted.record.target(target, Some(&upstream.seen));
         wanted.say_continue();
-        let bare = wanted.client.is_asked();
+        let switches = wanted.switches();
+        let bare = wanted.client.is_asked() && !switches;
         let request = request(wanted).ok_or_else(Reply::bad_request)?;
         let (error, sent) = match upstream.send(request, bare) {
             Ok((answer, send)) => {
-                let mut sending = Sending { send, pending: Bytes::new(), over: bare, refuses: false };
+                let mut sending = Sending::new(send, bare || switches, wanted.web.clone());
                 match head(wanted, &mut sending, answer).await? {
+                    Ok(response) if switches && response.status().is_success() => {
+                        return switch(wanted, sending.send, response, way).await.map(Ok);
+                    }
                     Ok(response) => return respond(wanted, sending, response, way).await.map(Ok),
                     Err(error) => (error, true),
                 }
@@ -93,8 +111,32 @@ fn request<C: Client>(wanted: &mut Wanted<'_, C>) -> Option<Request<()>> {
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(wanted.method.as_bytes()).ok()?;
     *request.uri_mut() = wanted.uri()?;
-    *request.headers_mut() = wanted.client.to_http2()?;
+    let mut headers = wanted.client.to_http2()?;
+    if let Some(protocol) = &wanted.upgrade {
+        *request.method_mut() = Method::CONNECT;
+        request.extensions_mut().insert(Protocol::from(protocol.as_str()));
+        for name in [CONNECTION, UPGRADE, WEBSOCKET_KEY] {
+            headers.remove(name);
+        }
+    }
+    *request.headers_mut() = headers;
     Some(request)
+}
+
+/// Both ends have switched.
+async fn switch<C: Client>(
+    wanted: &mut Wanted<'_, C>,
+    send: SendStream<Bytes>,
+    response: Response<RecvStream>,
+    way: &Way<'_>,
+) -> Result<After, Ended> {
+    let (mut head, body) = response.into_parts();
+    let status = wanted.switched_status();
+    heads::finish(wanted.conn, &mut wanted.record, &mut Map(&mut head.headers), status, way);
+    if let Err(broken) = wanted.client.switched(head.headers, wanted.upgrade.as_deref()) {
+        return Err(wanted.cut_off(broken));
+    }
+    wanted.tunnel(TunnelStream::new(send, body, None)).await
 }
 
 /// Waits for the response's head; gives the failure if there is none.
@@ -134,6 +176,10 @@ async fn head<C: Client>(
 }
 
 impl Sending {
+    fn new(send: SendStream<Bytes>, over: bool, web: Option<Web>) -> Self {
+        Self { send, pending: Bytes::new(), over, refuses: false, web, owed: 0 }
+    }
+
     /// Sends what there is of the request, and sees whether the client is still there.
     fn poll<C: Client>(&mut self, cx: &mut Context<'_>, client: &mut C) -> Result<(), Broken> {
         client.check(cx)?;
@@ -142,9 +188,12 @@ impl Sending {
                 match poll_room(&mut self.send, cx, self.pending.len()) {
                     Poll::Ready(Ok(room)) => {
                         let piece = self.pending.split_to(room);
-                        self.over = self.pending.is_empty() && client.is_asked();
+                        // What ends as text ends with a look at the rest of it.
+                        self.over = self.pending.is_empty() && client.is_asked() && self.web.is_none();
                         self.refuses = self.send.send_data(piece, self.over).is_err();
-                        client.took(room);
+                        let gone = if self.pending.is_empty() { self.owed } else { room.min(self.owed) };
+                        self.owed -= gone;
+                        client.took(gone);
                     }
                     // Why, the answer tells.
                     Poll::Ready(Err(_)) => self.refuses = true,
@@ -154,11 +203,18 @@ impl Sending {
             }
             let sent = match client.poll_body(cx)? {
                 Poll::Ready(Part::Data(data)) => {
-                    self.pending = data;
+                    self.owed += data.len();
+                    self.pending = match &mut self.web {
+                        Some(web) => web.request(data).map_err(Broken::Request)?,
+                        None => data,
+                    };
                     continue;
                 }
                 Poll::Ready(Part::Trailers(trailers)) => self.send.send_trailers(trailers),
-                Poll::Ready(Part::End) => self.send.send_data(Bytes::new(), true),
+                Poll::Ready(Part::End) => {
+                    self.web.as_ref().map_or(Ok(()), Web::end).map_err(Broken::Request)?;
+                    self.send.send_data(Bytes::new(), true)
+                }
                 Poll::Pending => return Ok(()),
             };
             self.over = true;
@@ -178,6 +234,10 @@ async fn respond<C: Client>(
     let (mut head, mut body) = response.into_parts();
     heads::finish(wanted.conn, &mut wanted.record, &mut Map(&mut head.headers), head.status.as_u16(), way);
     let mut over = body.is_end_stream();
+    let web = sending.web.clone();
+    if let Some(web) = &web {
+        web.answer(&mut Map(&mut head.headers));
+    }
     if let Err(broken) = wanted.client.respond(head.status, head.headers, over) {
         return Err(wanted.cut_off(broken));
     }
@@ -192,13 +252,17 @@ async fn respond<C: Client>(
                     Poll::Ready(Some(Ok(data))) => {
                         owed += data.len();
                         over = body.is_end_stream();
+                        let data = if let Some(web) = &web { web.response(data) } else { data };
                         client.put(data, over);
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(broken(error))),
                     Poll::Ready(None) => match body.poll_trailers(cx) {
                         Poll::Ready(Ok(mut trailers)) => {
                             record.grpc(trailers.as_mut().and_then(|trailers| grpc_status(&Map(trailers))));
-                            client.end(trailers);
+                            match (&web, trailers) {
+                                (Some(web), Some(trailers)) => client.put(web.trailers(&trailers), true),
+                                (_, trailers) => client.end(trailers),
+                            }
                             over = true;
                         }
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(broken(error))),

@@ -10,11 +10,12 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::Request;
 use bytes::Bytes;
-use h2::SendStream;
 use h2::client::{Connection, ResponseFuture, SendRequest};
+use h2::{Ping, PingPong, SendStream};
 use socket2::SockRef;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,8 @@ use crate::upstream::stream::Stream;
 use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME};
 use crate::upstream::{Connected, UpstreamError};
 
+/// Time for a server's settings.
+const SETTINGS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Servers that one client is connected to.
 const MAX_SERVERS: usize = 8;
 
@@ -37,6 +40,8 @@ pub(in super::super) struct Upstream {
     address: SocketAddr,
     pub(super) seen: Rc<Seen>,
     sender: SendRequest<Bytes>,
+    /// To ask whether the server's settings have come; gone once they have.
+    ping: Rc<RefCell<Option<PingPong>>>,
     /// It takes no new requests: it has ended, or is about to.
     retired: Rc<Cell<bool>>,
     /// It was open before this request: the server may be about to close it.
@@ -98,7 +103,7 @@ impl Upstreams {
         };
         let Connected { stream, local, identity, peer, .. } = connected;
         let failed = |error: h2::Error| UpstreamError::Tunnel { to: target.address, why: error.to_string().into() };
-        let (sender, connection) = h2::client::Builder::new()
+        let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(MAX_FRAME)
@@ -110,11 +115,12 @@ impl Upstreams {
             .await
             .map_err(failed)?;
         let retired = Rc::new(Cell::new(false));
+        let ping = Rc::new(RefCell::new(connection.ping_pong()));
         let ends = [self.over.clone(), conn.pod.ended.clone()];
         tokio::task::spawn_local(drive(connection, ends, retired.clone()));
         let seen = Rc::new(Seen { local, identity, peer });
         let (cluster, address) = (target.cluster.name.clone(), target.address);
-        let upstream = Upstream { cluster, address, seen, sender, retired, reused };
+        let upstream = Upstream { cluster, address, seen, sender, ping, retired, reused };
         let mut open = self.open.borrow_mut();
         if open.len() >= MAX_SERVERS {
             open.remove(0);
@@ -165,6 +171,19 @@ impl Upstream {
         bare: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
         self.sender.send_request(request, bare)
+    }
+
+    /// Whether the server lets streams become tunnels of other protocols than TCP (SETTINGS_ENABLE_CONNECT_PROTOCOL; RFC 8441, 3). Its
+    /// settings are its first words: they are there when it has answered.
+    pub(super) async fn switches(&self) -> bool {
+        let ping = self.ping.borrow_mut().take();
+        if let Some(mut ping) = ping
+            && !self.sender.is_extended_connect_protocol_enabled()
+        {
+            // One that does not answer does not switch.
+            let _ = timeout(SETTINGS_TIMEOUT, ping.ping(Ping::opaque())).await;
+        }
+        self.sender.is_extended_connect_protocol_enabled()
     }
 
     /// Gives it no more requests.

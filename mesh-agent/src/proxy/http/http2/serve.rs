@@ -7,11 +7,12 @@ use std::borrow::Cow;
 use std::future::poll_fn;
 use std::rc::Rc;
 
-use ::http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderValue, LOCATION, SERVER};
+use ::http::header::{EXPECT, HOST, HeaderMap};
 use ::http::uri::{Authority, PathAndQuery};
 use ::http::{Method, Request};
 use bytes::Bytes;
 use h2::RecvStream;
+use h2::ext::Protocol;
 use h2::server::SendResponse;
 use mesh_http::{Refusal, is_host, is_target};
 
@@ -36,16 +37,18 @@ pub(super) async fn serve(
     let host = head.headers.remove(HOST);
     let named = head.uri.authority().map(Authority::as_str).or(host.as_ref().and_then(|host| host.to_str().ok()));
     let authority = named.filter(|named| !named.is_empty());
+    let protocol = head.extensions.get::<Protocol>().map(|protocol| protocol.as_str().to_ascii_lowercase());
+    // What asks to switch is to rules what it is in HTTP/1.
+    let method = if protocol.is_some() { Method::GET } else { head.method };
     let path = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
-    let refusal = check(&head.method, authority, path);
-    let (grpc, size) = {
-        let lines = Map(&mut head.headers);
-        (heads::says_grpc(&lines), lines.size())
-    };
+    let refusal = check(&method, authority, path);
+    let mut lines = Map(&mut head.headers);
+    let web = conn.grpc_web(&mut lines);
+    let (grpc, size) = (heads::says_grpc(&lines), lines.size());
     let record = Record::new(
         &conn,
         &Asked {
-            method: head.method.as_str(),
+            method: method.as_str(),
             path,
             protocol: "HTTP/2",
             authority: authority.unwrap_or_default(),
@@ -59,13 +62,14 @@ pub(super) async fn serve(
         conn: &conn,
         client: Http2::new(head.headers, body, respond, &alarms),
         record,
-        method: head.method.as_str(),
+        method: method.as_str(),
         authority: Cow::Borrowed(authority.unwrap_or_default()),
         path: Cow::Borrowed(path),
-        upgrade: None,
+        upgrade: protocol,
         expects,
         http2: true,
         grpc,
+        web,
     };
     let answered = match refusal {
         Some(refusal) => Err(Ended::Reply(Reply::refused(refusal))),
@@ -101,16 +105,11 @@ fn check(method: &Method, authority: Option<&str>, path: &str) -> Option<Refusal
 
 /// Gives the agent's own answer.
 async fn answer(wanted: &mut Wanted<'_, Http2>, reply: Reply) {
+    let reply = wanted.worded(reply);
     let mut headers = HeaderMap::with_capacity(8);
-    if !reply.body.is_empty() {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    }
-    if let Some(location) = reply.location.as_ref().and_then(|location| HeaderValue::from_str(location).ok()) {
-        headers.insert(LOCATION, location);
-    }
-    let server = wanted.conn.server.clone().unwrap_or(HeaderValue::from_static("envoy"));
-    headers.insert(SERVER, server);
-    let size = Map(&mut headers).size();
+    let mut lines = Map(&mut headers);
+    reply.each_line(wanted.conn.server_name(), &mut |name, value| lines.append(name, value));
+    let size = lines.size();
     reply.tell(&mut wanted.record, size);
     let over = reply.body.is_empty() || wanted.method == "HEAD";
     let client = &mut wanted.client;
