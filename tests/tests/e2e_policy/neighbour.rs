@@ -145,8 +145,13 @@ fn a_neighbour_is_who_it_is_said_to_be_for_as_long_as_it_is_one() -> Result<()> 
         ensure!(other.contains("\"calm\"") && other.contains("\"bank\""), "{other}");
         put(&good.replace(alias, &other))?;
         reached(false)?;
+        wait_for(LIMIT, "the other to be enrolled", || {
+            Ok(agent.admin("/workloads")?.contains("bank/local").then_some(()))
+        })?;
         // By the wire, where its certificate says who it is.
-        ensure!(agent.log().contains("tunnel refused"), "it was let in without being asked");
+        let asked = || agent.log().matches("tunnel refused").count();
+        let before = asked();
+        ensure!(!reaches(&lab, "calm", "local", HTTP)? && asked() > before, "it was let in without being asked");
         put(&good)?;
         reached(true)
     };
