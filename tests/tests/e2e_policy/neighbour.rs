@@ -145,9 +145,8 @@ fn a_neighbour_is_who_it_is_said_to_be_for_as_long_as_it_is_one() -> Result<()> 
         ensure!(other.contains("\"calm\"") && other.contains("\"bank\""), "{other}");
         put(&good.replace(alias, &other))?;
         reached(false)?;
-        wait_for(LIMIT, "the other to be enrolled", || {
-            Ok(agent.admin("/workloads")?.contains("bank/local").then_some(()))
-        })?;
+        let enrolled = |line: &str| line.contains(" enrolled ") && line.contains("\"bank/local\"");
+        wait_for(LIMIT, "the other to be enrolled", || Ok(agent.log().lines().any(enrolled).then_some(())))?;
         // By the wire, where its certificate says who it is.
         let asked = || agent.log().matches("tunnel refused").count();
         let before = asked();
