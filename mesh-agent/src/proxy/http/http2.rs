@@ -38,7 +38,7 @@ use watch::{Resets, Watched};
 
 /// Longest head, in bytes as RFC 9113, 6.5.2, counts them (Envoy's default: 60 KiB).
 const MAX_HEAD: u32 = 60 << 10;
-/// Requests under way on one connection.
+/// Requests under way on one connection; so it can have no more connections to servers of HTTP/1.
 const MAX_STREAMS: u32 = 1024;
 /// Flow-control window of a stream, in bytes.
 const STREAM_WINDOW: u32 = 4 << 20;

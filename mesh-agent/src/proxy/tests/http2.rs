@@ -208,6 +208,13 @@ async fn a_reset_goes_through_to_the_other_side() {
         }
         world.reported("istio_requests_total{", &["response_code=\"0\"", "response_flags=\"DR\"", "} 1"]).await;
         world.reported("istio_requests_total{", &["response_code=\"200\"", "response_flags=\"DR\"", "} 1"]).await;
+        // With nothing more to send either.
+        let (answer, _) = send.send_request(get("/"), true).unwrap();
+        let (_request, mut respond) = requests.recv().await.unwrap();
+        drop(answer);
+        assert_eq!(poll_fn(|cx| respond.poll_reset(cx)).await.unwrap(), Reason::CANCEL);
+        let told = ["request_protocol=\"http\"", "response_code=\"0\"", "response_flags=\"DR\"", "} 1"];
+        world.reported("istio_requests_total{", &told).await;
         // The server's.
         let (answer, _) = send.send_request(get("/"), true).unwrap();
         requests.recv().await.unwrap().1.send_reset(Reason::INTERNAL_ERROR);
@@ -329,6 +336,56 @@ async fn a_drain_lets_open_streams_finish_and_takes_no_new_ones() {
         assert_eq!(read(answer.await.unwrap().body_mut()).await.unwrap(), b"too");
         drop(send);
         connection.await.unwrap().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_waits_to_send_its_body_is_told_to() {
+    run(async {
+        let world = World::configured(Config::new().speaks_http2().build());
+        let (mut send, mut requests) = pair_of_ends(&world).await;
+        let request = Request::put("http://web/").header("expect", "100-continue").body(()).unwrap();
+        let (mut answer, mut up) = send.send_request(request, false).unwrap();
+        let interim = poll_fn(|cx| answer.poll_informational(cx)).await.unwrap().unwrap();
+        assert_eq!(interim.status(), 100);
+        up.send_data("body".into(), true).unwrap();
+        let (mut request, mut respond) = requests.recv().await.unwrap();
+        assert!(!request.headers().contains_key("expect"));
+        assert_eq!(read(request.body_mut()).await.unwrap(), b"body");
+        respond.send_response(ok(), true).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 200);
+    })
+    .await;
+}
+
+/// A connection that its server has closed meanwhile is no failure of a request that may be made again.
+#[tokio::test]
+async fn a_request_that_its_server_leaves_alone_is_made_again_only_if_that_is_safe() {
+    run(async {
+        for (request, status) in [(get("/"), 200), (Request::post("http://web/").body(()).unwrap(), 503)] {
+            let world = World::configured(Config::new().speaks_http2().build());
+            let listener = world.server("10.0.0.1:80").await;
+            let mut send = client(world.client().await).await;
+            let (answer, _) = send.send_request(get("/first"), true).unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut connection = ::h2::server::handshake(stream).await.unwrap();
+            let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+            respond.send_response(ok(), true).unwrap();
+            let next = tokio::task::spawn_local(async move {
+                // It reads the second request and goes away without a word.
+                let second = connection.accept().await.unwrap().unwrap();
+                drop((connection, second));
+            });
+            assert_eq!(answer.await.unwrap().status(), 200);
+            let (answer, _) = send.send_request(request, true).unwrap();
+            next.await.unwrap();
+            let mut requests = server(listener);
+            if status == 200 {
+                requests.recv().await.unwrap().1.send_response(ok(), true).unwrap();
+            }
+            assert_eq!(answer.await.unwrap().status(), status);
+        }
     })
     .await;
 }

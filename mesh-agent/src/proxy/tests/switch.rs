@@ -239,6 +239,11 @@ async fn a_connect_that_nothing_allows_is_refused_over_http2_too() {
         let mut send = client(world.client().await).await;
         let (answer, _up) = send.send_request(Request::connect("web:443").body(()).unwrap(), false).unwrap();
         assert_eq!(answer.await.unwrap().status(), 404);
+        // Nor where a route is for it, and does not hand it on.
+        let config = connecting(Config::new()).route(|_, action| action.upgrade_configs.clear());
+        world.configure(config.build());
+        let (answer, _up) = send.send_request(Request::connect("web:443").body(()).unwrap(), false).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 403);
         assert_eq!(world.dials(), 0);
     })
     .await;

@@ -129,7 +129,7 @@ impl Client for Http1<'_> {
         let fields = &self.work.request.fields;
         let hop = |known: Known| known.is_hop_by_hop() && known != Known::Te;
         for (name, value, _) in fields.iter(self.head).filter(|(.., known)| *known != Known::Host && !hop(*known)) {
-            headers.append(HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?);
+            headers.append(HeaderName::from_bytes(name).ok()?, shared(self.head, value)?);
         }
         Some(headers)
     }
@@ -321,6 +321,15 @@ fn fields(headers: &HeaderMap) -> Fields {
         fields.append(name.as_str(), value.as_bytes());
     }
     fields
+}
+
+/// A value as one of HTTP/2; what lies in the received head is not copied.
+pub(super) fn shared(head: &Bytes, value: &[u8]) -> Option<HeaderValue> {
+    let at = (value.as_ptr() as usize).wrapping_sub(head.as_ptr() as usize);
+    match at.checked_add(value.len()) {
+        Some(end) if end <= head.len() => HeaderValue::from_maybe_shared(head.slice(at..end)).ok(),
+        _ => HeaderValue::from_bytes(value).ok(),
+    }
 }
 
 /// Trailers of HTTP/1 as trailers of HTTP/2; `None` if there are none.

@@ -16,7 +16,7 @@ use super::super::heads;
 use super::super::reply::Reply;
 use super::super::route::Way;
 use super::super::websocket;
-use super::client::trailers;
+use super::client::{shared, trailers};
 use super::link::Link;
 use super::pool::Upstream;
 use super::{LIMITS, is_idempotent, relay};
@@ -323,7 +323,7 @@ fn take_head(link: &mut Link, response: &mut ResponseHead) -> Option<(StatusCode
     let mut headers = HeaderMap::with_capacity(16);
     for (name, value, known) in response.fields.iter(&head) {
         if known != Known::Te {
-            headers.append(HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?);
+            headers.append(HeaderName::from_bytes(name).ok()?, shared(&head, value)?);
         }
     }
     if response.framing == Framing::Chunked {
