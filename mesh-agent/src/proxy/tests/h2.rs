@@ -81,6 +81,12 @@ pub(super) struct Frame {
     pub(super) payload: Vec<u8>,
 }
 
+/// A frame as it is written.
+pub(super) fn written(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
 /// A client that says whatever it is told.
 pub(super) struct Raw(pub(super) TcpStream);
 
@@ -93,10 +99,13 @@ impl Raw {
     }
 
     pub(super) async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        let all = [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat();
+        self.put(&written(kind, flags, stream, payload)).await;
+    }
+
+    /// Frames in one piece, so that they are read together.
+    pub(super) async fn put(&mut self, frames: &[u8]) {
         // The other end may have had enough.
-        let _ = self.0.write_all(&all).await;
+        let _ = self.0.write_all(frames).await;
     }
 
     /// A head and nothing more.

@@ -129,24 +129,23 @@ async fn floods_end_their_connection() {
         // Streams opened and reset at once (CVE-2023-44487).
         let world = answering();
         let mut raw = Raw::new(world.client().await).await;
+        let mut flood = Vec::new();
         for stream in (1..400).step_by(2) {
-            raw.ask(stream, &GOOD).await;
-            raw.send(RST_STREAM, 0, stream, &[0, 0, 0, 8]).await;
+            flood.extend(written(HEADERS, END_HEADERS | END_STREAM, stream, &block(&GOOD)));
+            flood.extend(written(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
         }
+        raw.put(&flood).await;
         let goaway = raw.next(GOAWAY).await.unwrap();
         assert_eq!(goaway.payload[4..8], [0, 0, 0, 11], "ENHANCE_YOUR_CALM");
         // A head without an end.
         let mut raw = Raw::new(world.client().await).await;
-        raw.send(HEADERS, 0, 1, &block(&GOOD)).await;
-        for _ in 0..100 {
-            raw.send(CONTINUATION, 0, 1, b"").await;
-        }
+        raw.put(&[written(HEADERS, 0, 1, &block(&GOOD)), written(CONTINUATION, 0, 1, b"").repeat(100)].concat()).await;
         assert!(raw.next(GOAWAY).await.is_some());
         // Faults on stream after stream, each reset by the agent (CVE-2025-8671).
         let mut raw = Raw::new(world.client().await).await;
-        for stream in (1..1200).step_by(2) {
-            raw.ask(stream, &with(&[("connection", "close")])).await;
-        }
+        let fault = block(&with(&[("connection", "close")]));
+        let frame = |stream| written(HEADERS, END_HEADERS | END_STREAM, stream, &fault);
+        raw.put(&(1..1200).step_by(2).flat_map(frame).collect::<Vec<_>>()).await;
         assert!(raw.next(GOAWAY).await.is_some());
     })
     .await;
