@@ -31,7 +31,7 @@ const fn load(title: &'static str, way: &'static str, port: u16, arguments: &'st
 }
 
 const CONNECT: &[&str] = &["connect", "--connections", "16"];
-const REQUESTS: &[&str] = &["http", "--host", "server", "--connections", "64"];
+const REQUESTS: &[&str] = &["http", "--connections", "64"];
 
 const CAPTURED: &str = "new connections, captured";
 const ASSIGNED: &str = "new connections, from outside to an enrolled pod";

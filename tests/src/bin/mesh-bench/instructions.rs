@@ -18,7 +18,7 @@ use crate::measure::{Round, median};
 use crate::ways::{HTTP, Table, Way};
 
 /// The load: as in the table of the ways, with fewer connections than would make a machine of two cores wait.
-const LOAD: [&str; 5] = ["http", "--host", "server", "--connections", "32"];
+const LOAD: [&str; 3] = ["http", "--connections", "32"];
 /// How long `perf` gets to begin counting.
 const START: Duration = Duration::from_millis(300);
 

@@ -118,14 +118,14 @@ const MEASUREMENTS: &[Measurement] = &[
         title: "HTTP/1.1, 1 KiB replies, 1 connection",
         figures: LATENCY,
         port: HTTP,
-        arguments: &["http", "--host", "server"],
+        arguments: &["http"],
         seconds: None,
     },
     Measurement {
         title: "HTTP/1.1, 1 KiB replies, 64 connections",
         figures: RATE,
         port: HTTP,
-        arguments: &["http", "--host", "server", "--connections", "64"],
+        arguments: &["http", "--connections", "64"],
         seconds: None,
     },
 ];

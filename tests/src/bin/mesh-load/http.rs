@@ -14,7 +14,8 @@ use crate::samples::Samples;
 const MOST_HEAD: usize = 16 * 1024;
 
 /// Runs the measurement and reports it.
-pub async fn run(target: &Target, host: &str, path: &str) -> anyhow::Result<serde_json::Value> {
+pub async fn run(target: &Target, host: Option<&str>, path: &str) -> anyhow::Result<serde_json::Value> {
+    let host = host.map_or_else(|| target.connect.to_string(), str::to_owned);
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: mesh-load\r\nAccept: */*\r\n\r\n");
     each(target, |target, from, until| {
         let request = request.clone();

@@ -95,9 +95,9 @@ enum Command {
     Http {
         #[command(flatten)]
         target: Target,
-        /// Host header.
+        /// Host header, by which a mesh routes; the address that is connected to unless said.
         #[arg(long)]
-        host: String,
+        host: Option<String>,
         /// Path.
         #[arg(long, default_value = "/")]
         path: String,
@@ -115,7 +115,7 @@ fn main() -> anyhow::Result<()> {
             Command::Connect { target } => drive::connect(&target).await,
             Command::Questions { target } => drive::questions(&target).await,
             Command::Names { target } => drive::names(&target).await,
-            Command::Http { target, host, path } => http::run(&target, &host, &path).await,
+            Command::Http { target, host, path } => http::run(&target, host.as_deref(), &path).await,
         }
     })?;
     println!("{line}");
