@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod live;
 pub mod net;
 pub mod proxy;
+mod random;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;

@@ -1,8 +1,10 @@
 //! The live cell: the configuration in force, one immutable snapshot per workload and one of the whole mesh. Written only by `apply`; a reader
 //! takes a snapshot once per connection and passes it down. Holds no sockets and parses nothing.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use mesh_core::Snapshot;
@@ -21,13 +23,16 @@ pub struct NodeConfig {
 /// The one published cell.
 pub struct Live {
     cell: ArcSwap<NodeConfig>,
+    /// How often the cell has changed; counted after the change.
+    version: AtomicU64,
     /// Counts changes of the cell; waiters look again at each.
     changes: watch::Sender<u64>,
 }
 
 impl Default for Live {
     fn default() -> Live {
-        Live { cell: ArcSwap::from_pointee(NodeConfig::default()), changes: watch::channel(0).0 }
+        let cell = ArcSwap::from_pointee(NodeConfig::default());
+        Live { cell, version: AtomicU64::new(0), changes: watch::channel(0).0 }
     }
 }
 
@@ -89,6 +94,37 @@ impl Live {
             edit(&mut config);
             config
         });
+        self.version.fetch_add(1, Ordering::Release);
         self.changes.send_modify(|n| *n = n.wrapping_add(1));
+    }
+}
+
+/// One worker's eye on one workload's configuration, for which nothing changes as a rule from request to request.
+pub struct Eye {
+    live: Arc<Live>,
+    id: u32,
+    /// The version of the cell when it was looked at last, and what was there.
+    seen: RefCell<Option<(u64, Option<Arc<Snapshot>>)>>,
+}
+
+impl Eye {
+    /// Of the workload with this id.
+    pub fn new(live: Arc<Live>, id: u32) -> Self {
+        Self { live, id, seen: RefCell::default() }
+    }
+
+    /// As [`Live::workload`].
+    pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        let mut seen = self.seen.borrow_mut();
+        // Read before the cell: a change between the two is seen the next time.
+        let version = self.live.version.load(Ordering::Acquire);
+        match &*seen {
+            Some((then, snapshot)) if *then == version => snapshot.clone(),
+            _ => {
+                let snapshot = self.live.workload(self.id);
+                *seen = Some((version, snapshot.clone()));
+                snapshot
+            }
+        }
     }
 }

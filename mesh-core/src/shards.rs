@@ -5,12 +5,18 @@
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
+
+use foldhash::fast::FixedState;
 
 const SHARDS: usize = 256;
 
-type Shard<K, V> = Arc<HashMap<K, Arc<V>>>;
+/// A quick one, as names are looked up for each request. Those who could choose names that collide, in the control plane, could do
+/// worse.
+type Names = FixedState;
+
+type Shard<K, V> = Arc<HashMap<K, Arc<V>, Names>>;
 
 /// Names to shared values.
 #[derive(Debug)]
@@ -84,10 +90,10 @@ impl<V: ?Sized, K: Clone + Eq + Hash> Shards<V, K> {
 }
 
 fn index(name: &(impl Hash + ?Sized)) -> usize {
-    // Fixed keys: the shard of a name is the same in every copy.
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    usize::try_from(hasher.finish() % (SHARDS as u64)).unwrap_or(0)
+    // A fixed seed: the shard of a name is the same in every copy. Another one than the shard's own, or all names of a shard
+    // would lie close to each other in it.
+    let hash = Names::with_seed(1).hash_one(name);
+    usize::try_from(hash % (SHARDS as u64)).unwrap_or(0)
 }
 
 #[cfg(test)]

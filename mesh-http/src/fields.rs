@@ -4,7 +4,7 @@
 //! as they go on. Lines that stay are copied as they were received, neighbours in one piece.
 //! Never: holds the buffer. Every call is given the one that was parsed; with another one it answers nonsense, but it answers.
 
-use crate::known::{Known, is_protected};
+use crate::known::{Known, Seen, is_protected};
 
 /// A range of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,6 +67,8 @@ pub struct Fields {
     text: Vec<u8>,
     /// Where the received lines end: behind the last one's line end.
     end: u32,
+    /// Spares a search for what has never been there.
+    seen: Seen,
 }
 
 impl Fields {
@@ -76,13 +78,13 @@ impl Fields {
         self.text.clear();
         self.end = Span::new(0, end).end;
         self.list.reserve(headers.len() + 8);
-        self.list.extend(headers.iter().map(|header| Field {
-            name: Span::of(buf, header.name.as_bytes()),
-            value: Span::of(buf, header.value),
-            known: Known::of(header.name.as_bytes()),
-            added: false,
-            gone: false,
-        }));
+        self.seen = Seen::default();
+        for header in headers {
+            let known = Known::of(header.name.as_bytes());
+            self.seen.add(known);
+            let (name, value) = (Span::of(buf, header.name.as_bytes()), Span::of(buf, header.value));
+            self.list.push(Field { name, value, known, added: false, gone: false });
+        }
     }
 
     /// Gives back what memory it holds.
@@ -111,7 +113,8 @@ impl Fields {
 
     /// All values of a known header.
     pub fn all_known<'a>(&'a self, buf: &'a [u8], known: Known) -> impl Iterator<Item = &'a [u8]> {
-        let there = self.list.iter().filter(move |field| field.known == known && !field.gone);
+        let list = if self.seen.has(known) { self.list.as_slice() } else { &[] };
+        let there = list.iter().filter(move |field| field.known == known && !field.gone);
         there.map(move |field| self.value(buf, field))
     }
 
@@ -142,6 +145,9 @@ impl Fields {
 
     /// Takes out every line of a known header.
     pub fn remove_known(&mut self, known: Known) {
+        if !self.seen.has(known) {
+            return;
+        }
         for field in self.list.iter_mut().filter(|field| field.known == known) {
             field.gone = true;
         }
@@ -155,10 +161,12 @@ impl Fields {
         self.text.extend_from_slice(value);
         self.text.extend_from_slice(b"\r\n");
         let (name_end, value_at) = (at + name.len(), at + name.len() + 2);
+        let known = Known::of(name.as_bytes());
+        self.seen.add(known);
         self.list.push(Field {
             name: Span::new(at, name_end),
             value: Span::new(value_at, value_at + value.len()),
-            known: Known::of(name.as_bytes()),
+            known,
             added: true,
             gone: false,
         });
@@ -174,6 +182,9 @@ impl Fields {
     /// unless they are protected ([`is_protected`]). `TE: trailers` stays. `chunked`: so does `Transfer-Encoding`, because the body goes
     /// on as it came.
     pub fn strip_hop_by_hop(&mut self, buf: &[u8], chunked: bool) {
+        if !self.seen.has_any(Seen::HOP_BY_HOP) {
+            return;
+        }
         let mut trailers = false;
         for at in 0..self.list.len() {
             let field = self.list[at];

@@ -27,7 +27,40 @@ pub enum Known {
     Other,
 }
 
+/// Headers with a meaning that a head may have: those that have ever been in it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Seen(u32);
+
+impl Seen {
+    /// [`Known::is_hop_by_hop`].
+    pub(crate) const HOP_BY_HOP: Self = Self(
+        Known::Connection.bit()
+            | Known::Http2Settings.bit()
+            | Known::KeepAlive.bit()
+            | Known::ProxyConnection.bit()
+            | Known::Te.bit()
+            | Known::TransferEncoding.bit()
+            | Known::Upgrade.bit(),
+    );
+
+    pub(crate) fn add(&mut self, known: Known) {
+        self.0 |= known.bit();
+    }
+
+    pub(crate) fn has(self, known: Known) -> bool {
+        self.0 & known.bit() != 0
+    }
+
+    pub(crate) fn has_any(self, others: Self) -> bool {
+        self.0 & others.0 != 0
+    }
+}
+
 impl Known {
+    const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+
     /// Which one a name is.
     pub fn of(name: &[u8]) -> Self {
         let is = |other: &str| name.eq_ignore_ascii_case(other.as_bytes());
@@ -83,16 +116,7 @@ impl Known {
 
     /// Whether it is for the next hop only (RFC 9110, 7.6.1).
     pub fn is_hop_by_hop(self) -> bool {
-        matches!(
-            self,
-            Self::Connection
-                | Self::Http2Settings
-                | Self::KeepAlive
-                | Self::ProxyConnection
-                | Self::Te
-                | Self::TransferEncoding
-                | Self::Upgrade
-        )
+        Seen::HOP_BY_HOP.has(self)
     }
 }
 

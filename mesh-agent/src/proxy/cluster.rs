@@ -15,6 +15,7 @@ use mesh_core::resource::listener::TcpProxy;
 
 use super::chosen::{Flow, Side};
 use crate::errors::Flags;
+use crate::random::random;
 
 /// A place to connect to.
 #[derive(Debug)]
@@ -94,7 +95,7 @@ pub(super) fn choose(
     }
     match &cluster.kind {
         ClusterKind::Eds { .. } | ClusterKind::Static(_) => {
-            let endpoint = pick(snapshot.endpoints(cluster), &cluster.lb, context, &mut rand::random::<u64>)
+            let endpoint = pick(snapshot.endpoints(cluster), &cluster.lb, context, &mut random::<u64>)
                 .ok_or(NoTarget::NoEndpoint)?;
             let address = endpoint.address;
             Ok(Target { cluster: cluster.clone(), endpoint: Some(Busy::new(endpoint)), address })
@@ -122,7 +123,7 @@ fn is_black_hole(snapshot: &Snapshot, cluster: &Cluster) -> bool {
 fn literal(hosts: &[DnsHost]) -> Option<SocketAddr> {
     let known = || hosts.iter().filter_map(|host| Some((host.host.parse::<IpAddr>().ok()?, host)));
     let total: u64 = known().map(|(_, host)| u64::from(host.weight)).sum();
-    let mut left = rand::random::<u64>() % total.max(1);
+    let mut left = random::<u64>() % total.max(1);
     for (ip, host) in known() {
         match left.checked_sub(u64::from(host.weight)) {
             Some(rest) => left = rest,

@@ -22,6 +22,7 @@ use super::pod::Pod;
 use super::{authorize, plaintext, probe, tcp};
 use crate::net::copy::Duplex;
 use crate::net::peek::Peeked;
+use crate::random::random;
 use crate::settings::probes::Probe;
 use crate::upstream::Connected;
 use crate::upstream::stream::Stream;
@@ -134,7 +135,7 @@ pub(super) async fn lead(pod: &Pod, flow: Flow, snapshot: &Snapshot, stream: Str
     };
     match chosen.terminal() {
         Some(Terminal::Tcp(proxy)) => {
-            let cluster = &proxy.clusters.pick(rand::random()).name;
+            let cluster = &proxy.clusters.pick(random()).name;
             match cluster::choose(snapshot, cluster, &flow, &PickContext::default(), |_| None) {
                 Ok(target) => {
                     let upstream = tcp::Upstream { target, connected: app };

@@ -1,6 +1,6 @@
 //! One enrolled workload as one worker knows it: everything its connections share.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -11,8 +11,10 @@ use std::time::Duration;
 use mesh_core::Snapshot;
 use mesh_core::identity::SpiffeId;
 use mesh_core::resource::endpoint::Endpoint;
+use slab::Slab;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +26,7 @@ use super::report::Reports;
 use super::worker::Worker;
 use super::{authorize, neighbour};
 use crate::kernel::Redirected;
-use crate::live::Live;
+use crate::live::{Eye, Live};
 use crate::settings::SameNode;
 use crate::settings::probes::Probe;
 use crate::shutdown;
@@ -53,6 +55,7 @@ pub(super) struct Pod {
     pub(super) peer: Arc<Peer>,
     pub(super) credential: watch::Receiver<Option<Arc<Credential>>>,
     pub(super) live: Arc<Live>,
+    eye: Eye,
     pub(super) metrics: WorkerMetrics,
     pub(super) log: Log,
     pub(super) reports: Reports,
@@ -68,6 +71,7 @@ pub(super) struct Pod {
     /// The workload was withdrawn, or the worker ends: everything about it is dropped.
     pub(super) ended: CancellationToken,
     connections: Rc<Cell<usize>>,
+    tasks: Tasks,
     worker: Weak<Worker>,
     net: Net,
 }
@@ -100,6 +104,7 @@ impl Pod {
             peer: workload.peer.clone(),
             credential,
             live: context.live.clone(),
+            eye: Eye::new(context.live.clone(), workload.id),
             metrics: context.metrics.clone(),
             log: context.access_log.clone(),
             reports: worker.reports.clone(),
@@ -114,6 +119,7 @@ impl Pod {
             shutdown: context.shutdown.clone(),
             ended: CancellationToken::new(),
             connections: Rc::default(),
+            tasks: Tasks::default(),
             worker: Rc::downgrade(worker),
             net: Net::Real(source),
         }
@@ -128,9 +134,31 @@ impl Pod {
         Some(Place(self.connections.clone()))
     }
 
+    /// Runs a task that ends with the workload at the latest. Nothing is asked for that while it runs.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        if self.ended.is_cancelled() {
+            return;
+        }
+        let key = self.tasks.borrow_mut().insert(None);
+        let held = Held { tasks: self.tasks.clone(), key };
+        let running = tokio::task::spawn_local(async move {
+            let _held = held;
+            task.await;
+        });
+        if let Some(place) = self.tasks.borrow_mut().get_mut(key) {
+            *place = Some(running.abort_handle());
+        }
+    }
+
+    /// The workload was withdrawn, or the worker ends.
+    pub(super) fn end(&self) {
+        self.ended.cancel();
+        self.tasks.borrow().iter().filter_map(|(_, task)| task.as_ref()).for_each(AbortHandle::abort);
+    }
+
     /// The configuration in force now.
     pub(super) fn snapshot(&self) -> Option<Arc<Snapshot>> {
-        self.live.workload(self.id)
+        self.eye.snapshot()
     }
 
     /// The configuration in force. A connection that comes before the first one waits for it, but not for ever.
@@ -267,6 +295,21 @@ impl Pod {
             #[cfg(test)]
             Net::Test(net) => net.connect(flow.destination).await,
         }
+    }
+}
+
+/// What ends with a workload.
+type Tasks = Rc<RefCell<Slab<Option<AbortHandle>>>>;
+
+/// A task's place among them.
+struct Held {
+    tasks: Tasks,
+    key: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.tasks.borrow_mut().try_remove(self.key);
     }
 }
 

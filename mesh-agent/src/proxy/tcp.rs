@@ -21,6 +21,7 @@ use super::report::{self, Far, TcpEnd, TcpReport};
 use crate::errors::Flags;
 use crate::net::copy::{Duplex, End, copy};
 use crate::net::peek::Peeked;
+use crate::random::random;
 use crate::telemetry::Protocol;
 use crate::upstream::Connected;
 use crate::upstream::stream::Stream;
@@ -72,7 +73,7 @@ pub(super) async fn connect(
     let target = match cluster::chosen(snapshot, proxy, flow) {
         Some(target) => target,
         None => {
-            let name = &proxy.clusters.pick(rand::random()).name;
+            let name = &proxy.clusters.pick(random()).name;
             let hash = proxy.hash_source_ip.then(|| hash_of(flow));
             cluster::choose(snapshot, name, flow, &PickContext { hash, avoid: &[] }, |to| pod.known(to))
                 .map_err(|none| Failure::no_target(none, name))?

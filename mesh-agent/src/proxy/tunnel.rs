@@ -118,14 +118,8 @@ async fn lead<T: AsyncRead + AsyncWrite + Unpin>(
     let peer = Arc::new(peer);
     let on_request = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
         let other = request.uri().port_u16().and_then(&others).filter(|other| other.identity == pod.identity);
-        let (pod, peer) = (other.unwrap_or_else(|| pod.clone()), peer.clone());
-        tokio::task::spawn_local(async move {
-            let ended = pod.ended.clone();
-            tokio::select! {
-                () = answer(pod, peer, remote, request, respond) => {}
-                () = ended.cancelled() => {}
-            }
-        });
+        let pod = other.unwrap_or_else(|| pod.clone());
+        pod.spawn(answer(pod.clone(), peer.clone(), remote, request, respond));
     };
     run(connection, not_after, pod.shutdown.clone(), on_request).await;
 }

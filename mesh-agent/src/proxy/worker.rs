@@ -15,7 +15,6 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
-use tokio_util::sync::CancellationToken;
 
 use super::authorize::Judge;
 use super::plaintext::Teller;
@@ -193,7 +192,7 @@ impl Worker {
 
     fn withdraw(&self, id: u32) {
         if let Some(pod) = self.pods.borrow_mut().remove(&id) {
-            pod.ended.cancel();
+            pod.end();
         }
         self.tunnels.forget(id);
         let mut withdrawn = self.withdrawn.borrow_mut();
@@ -257,24 +256,29 @@ impl Worker {
         };
         let busy = Busy::new(&self);
         let guard = self.context.shutdown.guard();
-        let worker = self.clone();
-        tokio::task::spawn_local(async move {
-            let _held = (place, busy, guard);
+        let held = (place, busy, guard);
+        let served = pod.clone();
+        match door {
+            Door::Outbound => pod.spawn(async move {
+                let _held = held;
+                outbound::serve(served, stream).await;
+            }),
+            Door::Inbound => pod.spawn(async move {
+                let _held = held;
+                inbound::serve(served, stream).await;
+            }),
             // A tunnel to the host is whose its handshake says, not the listener's.
-            let shared = door == Door::Tunnel && pod.is_of_host();
-            let ended = if shared { CancellationToken::new() } else { pod.ended.clone() };
-            tokio::select! {
-                () = async {
-                    match door {
-                        Door::Outbound => outbound::serve(pod, stream).await,
-                        Door::Inbound => inbound::serve(pod, stream).await,
-                        Door::Tunnel if shared => Box::pin(tunnel::serve_host(worker, stream)).await,
-                        Door::Tunnel => tunnel::serve(pod, stream).await,
-                    }
-                } => {}
-                () = ended.cancelled() => {}
+            Door::Tunnel if pod.is_of_host() => {
+                tokio::task::spawn_local(async move {
+                    let _held = held;
+                    tunnel::serve_host(self, stream).await;
+                });
             }
-        });
+            Door::Tunnel => pod.spawn(async move {
+                let _held = held;
+                tunnel::serve(served, stream).await;
+            }),
+        }
     }
 }
 

@@ -18,6 +18,8 @@ use crate::errors::Flags;
 
 /// Bytes that one worker may have waiting for the writer.
 const BUFFER: usize = 1 << 20;
+/// How long the writer lets lines gather once there have been some.
+const GATHER: Duration = Duration::from_millis(20);
 /// Longest text of a single field, in bytes; the rest of it is cut off.
 const MAX_FIELD: usize = 2048;
 
@@ -147,6 +149,7 @@ pub struct Log {
 struct Sink {
     buffer: Arc<Buffer>,
     dropped: Arc<AtomicU64>,
+    asleep: Arc<AtomicBool>,
     writer: Thread,
 }
 
@@ -154,6 +157,8 @@ struct Shared {
     buffers: Mutex<Vec<Arc<Buffer>>>,
     dropped: Arc<AtomicU64>,
     stop: AtomicBool,
+    /// The writer waits until it is woken, which costs the waker a system call.
+    asleep: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -170,17 +175,19 @@ impl AccessLog {
             buffers: Mutex::new(Vec::new()),
             dropped: Arc::new(AtomicU64::new(0)),
             stop: AtomicBool::new(false),
+            asleep: Arc::default(),
         });
         let reader = shared.clone();
         let writer = std::thread::Builder::new().name("access-log".into()).spawn(move || {
             loop {
                 // Read before the buffers, so that what was logged before the stop is still written.
                 let stop = reader.stop.load(Ordering::Acquire);
-                if !reader.write_all(&mut *out) {
-                    if stop {
-                        break;
-                    }
-                    std::thread::park();
+                match reader.write_all(&mut *out) {
+                    _ if stop => break,
+                    true => std::thread::park_timeout(GATHER),
+                    // Said before the last look: who writes afterwards wakes us.
+                    false if !reader.asleep.swap(true, Ordering::SeqCst) => {}
+                    false => std::thread::park(),
                 }
             }
         })?;
@@ -192,7 +199,8 @@ impl AccessLog {
         let Some(writer) = &self.writer else { return Log::off() };
         let buffer = Arc::new(Buffer::default());
         self.shared.buffers.lock().unwrap_or_else(PoisonError::into_inner).push(buffer.clone());
-        Log { sink: Some(Sink { buffer, dropped: self.shared.dropped.clone(), writer: writer.thread().clone() }) }
+        let (dropped, asleep) = (self.shared.dropped.clone(), self.shared.asleep.clone());
+        Log { sink: Some(Sink { buffer, dropped, asleep, writer: writer.thread().clone() }) }
     }
 
     /// The count of lines dropped so far, to be read at any time.
@@ -231,10 +239,11 @@ impl Log {
             sink.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let was_empty = buffer.is_empty();
+        let before = buffer.len();
         let _ = writeln!(buffer, "{entry}");
+        let filling = before < BUFFER / 2 && buffer.len() >= BUFFER / 2;
         drop(buffer);
-        if was_empty {
+        if filling || before == 0 && sink.asleep.swap(false, Ordering::SeqCst) {
             sink.writer.unpark();
         }
     }
@@ -364,8 +373,28 @@ mod tests {
     }
 
     #[test]
+    fn lines_come_without_waiting_for_more_or_for_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("access.log");
+        let log = AccessLog::start(Some(&path)).unwrap();
+        let handle = log.handle();
+        // Among them those that meet a writer that is just falling asleep.
+        for count in 1..=30_u64 {
+            std::thread::sleep(GATHER.mul_f64(0.1 * (count % 20) as f64));
+            handle.write(&entry());
+            let written = || std::fs::read_to_string(&path).unwrap().lines().count() as u64;
+            let waited = std::time::Instant::now();
+            while written() < count {
+                assert!(waited.elapsed() < Duration::from_secs(10), "line {count} is not there");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    #[test]
     fn a_full_buffer_drops_and_counts() {
-        let sink = Sink { buffer: Arc::default(), dropped: Arc::default(), writer: std::thread::current() };
+        let (buffer, dropped, asleep) = (Arc::default(), Arc::default(), Arc::default());
+        let sink = Sink { buffer, dropped, asleep, writer: std::thread::current() };
         let log = Log { sink: Some(sink.clone()) };
         sink.buffer.0.lock().unwrap().push_str(&"x".repeat(BUFFER));
         log.write(&entry());

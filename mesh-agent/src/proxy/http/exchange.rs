@@ -72,14 +72,14 @@ pub(super) enum Broken {
 /// How an exchange ends without the upstream's whole response.
 pub(super) enum Ended {
     /// The agent answers.
-    Reply(Reply),
+    Reply(Box<Reply>),
     /// There is nobody to answer, or it is too late: then the client's stream is reset, with this reason.
     Cut(Flags, Reason),
 }
 
 impl From<Reply> for Ended {
     fn from(reply: Reply) -> Self {
-        Self::Reply(reply)
+        Self::Reply(Box::new(reply))
     }
 }
 
@@ -345,7 +345,7 @@ impl<C: Client> Wanted<'_, C> {
     }
 
     /// A connection to a target that speaks HTTP/1.
-    pub(super) async fn connection(&mut self, target: &Target) -> Result<Result<Upstream, UpstreamError>, Ended> {
+    pub(super) async fn connection(&mut self, target: &Target) -> Result<Result<Box<Upstream>, UpstreamError>, Ended> {
         let conn = self.conn;
         if let Some(upstream) = poll_fn(|cx| Poll::Ready(conn.pool.borrow_mut().take(cx, target))).await {
             return Ok(Ok(upstream));
@@ -364,7 +364,7 @@ impl<C: Client> Wanted<'_, C> {
         };
         let Connected { stream, local, identity, peer, .. } = connected;
         let seen = Rc::new(Seen { local, identity, peer });
-        Ok(Ok(Upstream::new(target, seen, Link::new(stream, Bytes::new()), reused)))
+        Ok(Ok(Box::new(Upstream::new(target, seen, Link::new(stream, Bytes::new()), reused))))
     }
 
     /// Waits for something else than the upstream's answer, as long as the client is there and the time is not over.
@@ -415,7 +415,7 @@ impl<C: Client> Wanted<'_, C> {
     /// What a failure before the response's head comes to.
     pub(super) fn broken(&mut self, broken: Broken) -> Ended {
         let flags = self.cut(&broken);
-        Ended::Reply(match broken {
+        Ended::from(match broken {
             Broken::Client | Broken::Cancelled | Broken::Malformed => return Ended::Cut(flags, Reason::CANCEL),
             Broken::Request(refusal) => Reply::refused(refusal),
             Broken::Timeout => Reply::timeout(),

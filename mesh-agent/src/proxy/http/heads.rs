@@ -2,8 +2,6 @@
 //!
 //! In: lines as received. Out: the same lines, changed. No I/O.
 
-use std::io::Write;
-
 use ::http::header::{HeaderMap, HeaderName, HeaderValue};
 use mesh_core::resource::listener::ClientCertHeader;
 use mesh_core::resource::route::{HeaderOp, HeaderOps, Headers};
@@ -13,6 +11,7 @@ use super::record::Record;
 use super::route::Way;
 use super::{Conn, date};
 use crate::proxy::chosen::Side;
+use crate::random::random;
 
 const DATE: HeaderName = HeaderName::from_static("date");
 const SERVER: HeaderName = HeaderName::from_static("server");
@@ -140,7 +139,7 @@ impl Lines for Map<'_> {
 /// Headers that every proxied request carries.
 pub(super) fn add_standard(conn: &Conn, lines: &mut impl Lines) {
     if lines.known(Known::XRequestId).is_none() {
-        lines.append(&X_REQUEST_ID, &request_id(rand::random()));
+        lines.append(&X_REQUEST_ID, &request_id(random()));
     }
     if lines.known(Known::XForwardedProto).is_none() {
         lines.append(&X_FORWARDED_PROTO, b"http");
@@ -231,12 +230,17 @@ pub(super) fn finish(conn: &Conn, record: &mut Record, lines: &mut impl Lines, s
 
 /// Puts a line with a number in place of others of that name.
 pub(super) fn set_number(lines: &mut impl Lines, name: &HeaderName, number: u64) {
-    let mut digits = [0; 20];
-    let mut rest = digits.as_mut_slice();
     // Twenty digits hold every number.
-    let _ = write!(rest, "{number}");
-    let left = rest.len();
-    lines.set(name, &digits[..20 - left]);
+    let mut digits = [b'0'; 20];
+    let (mut begin, mut rest) = (digits.len(), number);
+    for (at, digit) in digits.iter_mut().enumerate().rev() {
+        *digit += u8::try_from(rest % 10).unwrap_or(0);
+        (begin, rest) = (at, rest / 10);
+        if rest == 0 {
+            break;
+        }
+    }
+    lines.set(name, &digits[begin..]);
 }
 
 /// Whether the content is gRPC's.

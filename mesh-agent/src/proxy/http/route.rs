@@ -20,6 +20,7 @@ use super::exchange::Failed;
 use super::record::Record;
 use super::reply::Reply;
 use crate::proxy::cluster::{self, NoTarget, Target};
+use crate::random::random;
 
 /// What routing has decided.
 pub(super) struct Way<'a> {
@@ -60,7 +61,7 @@ pub(super) fn select<'a>(
     match &route.action {
         Action::Forward(forward) => {
             let hash = forward.hash(head, conn.flow.client.ip());
-            Ok(Way { route, forward, entry: forward.clusters.pick(rand::random()), hash })
+            Ok(Way { route, forward, entry: forward.clusters.pick(random()), hash })
         }
         Action::DirectResponse { status, body } => Err(Reply::direct(*status, body.clone())),
         Action::Redirect(redirect) => Err(Reply::redirect(redirect.status, route.location(head).unwrap_or_default())),
@@ -86,7 +87,7 @@ impl Way<'_> {
     pub(super) fn pause(&self, attempt: u32) -> Duration {
         let Some(RetryPolicy { base_interval, max_interval, .. }) = &self.forward.retry else { return Duration::ZERO };
         let factor = 2_u32.saturating_pow(attempt).saturating_sub(1);
-        base_interval.saturating_mul(factor).min(*max_interval).mul_f64(rand::random::<f64>())
+        base_interval.saturating_mul(factor).min(*max_interval).mul_f64(random::<f64>())
     }
 
     /// Picks the endpoint, other than those tried before if there is one.

@@ -82,6 +82,7 @@ impl TestPod {
             peer: Arc::new(peer),
             credential: watch::channel(credential).1,
             live: live.clone(),
+            eye: Eye::new(live.clone(), 1),
             metrics: metrics.worker(0),
             log: Log::off(),
             reports: Reports::default(),
@@ -93,6 +94,7 @@ impl TestPod {
             shutdown,
             ended: CancellationToken::new(),
             connections: Rc::default(),
+            tasks: Tasks::default(),
             worker: Weak::new(),
             net: super::Net::Test(Net {
                 original,

@@ -67,7 +67,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, session: &mut Session, work: &mut Wor
             wanted.finish(Flags::NONE);
             after
         }
-        Err(Ended::Reply(reply)) => answer(&mut wanted, reply).await,
+        Err(Ended::Reply(reply)) => answer(&mut wanted, *reply).await,
         Err(Ended::Cut(flags, reason)) => {
             wanted.client.abort(reason);
             wanted.finish(flags);
@@ -93,7 +93,7 @@ pub(super) async fn forward(
 
 /// Sends the request on a connection to the target; if the server has closed that meanwhile, on another one. Gives the connection
 /// on which a response's head has come, or why there is no connection.
-async fn send(wanted: &mut Wanted<'_, Http1<'_>>, target: &Target) -> Result<Result<Upstream, Failed>, Ended> {
+async fn send(wanted: &mut Wanted<'_, Http1<'_>>, target: &Target) -> Result<Result<Box<Upstream>, Failed>, Ended> {
     let (method, head) = (wanted.method, wanted.client.head);
     let mut out = std::mem::take(&mut wanted.client.work.to_server);
     out.clear();
@@ -137,7 +137,11 @@ async fn send(wanted: &mut Wanted<'_, Http1<'_>>, target: &Target) -> Result<Res
 }
 
 /// Passes the response on whose head has come.
-async fn respond(wanted: &mut Wanted<'_, Http1<'_>>, mut upstream: Upstream, way: &Way<'_>) -> Result<After, Ended> {
+async fn respond(
+    wanted: &mut Wanted<'_, Http1<'_>>,
+    mut upstream: Box<Upstream>,
+    way: &Way<'_>,
+) -> Result<After, Ended> {
     let method = wanted.method;
     let mut interim = 0;
     while wanted.client.work.response.is_interim() {

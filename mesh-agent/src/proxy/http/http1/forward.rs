@@ -253,7 +253,7 @@ impl Sending<'_> {
 /// Passes the response on whose head has come.
 async fn respond<C: Client>(
     wanted: &mut Wanted<'_, C>,
-    mut upstream: Upstream,
+    mut upstream: Box<Upstream>,
     mut response: ResponseHead,
     how: How,
     way: &Way<'_>,

@@ -34,13 +34,14 @@ impl Upstream {
 
 /// The connections.
 #[derive(Default)]
-pub(in super::super) struct Pool(Vec<Upstream>);
+#[expect(clippy::vec_box, reason = "one is handed on several times a request, and a box is small")]
+pub(in super::super) struct Pool(Vec<Box<Upstream>>);
 
 impl Pool {
     /// A connection to the target that is still good as far as is known.
-    pub(in super::super) fn take(&mut self, cx: &mut Context<'_>, target: &Target) -> Option<Upstream> {
+    pub(in super::super) fn take(&mut self, cx: &mut Context<'_>, target: &Target) -> Option<Box<Upstream>> {
         loop {
-            let serves = |one: &Upstream| one.address == target.address && one.cluster == target.cluster.name;
+            let serves = |one: &Box<Upstream>| one.address == target.address && one.cluster == target.cluster.name;
             let mut upstream = self.0.swap_remove(self.0.iter().position(serves)?);
             if upstream.link.is_quiet(cx) {
                 return Some(upstream);
@@ -49,7 +50,7 @@ impl Pool {
     }
 
     /// Keeps a connection whose response has been read.
-    pub(super) fn put(&mut self, mut upstream: Upstream) {
+    pub(super) fn put(&mut self, mut upstream: Box<Upstream>) {
         if self.0.len() >= MAX_IDLE {
             self.0.remove(0);
         }

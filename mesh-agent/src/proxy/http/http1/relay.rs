@@ -4,7 +4,7 @@
 //! What is read is written before more is read, so a slow reader on either side holds the other.
 //! Never: passes a byte on that is not part of the message, or has not been checked.
 
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use ::http::HeaderMap;
 use mesh_http::{Body, Framing, Limits, Outcome, ResponseHead, Step};
@@ -74,26 +74,44 @@ impl<'a, 'b> Relay<'a, 'b> {
         method: &str,
         limits: &Limits,
     ) -> Poll<Result<(), Broken>> {
-        if !self.client.link.is_flushed() && matches!(self.client.link.poll_flush(cx), Poll::Ready(Err(_))) {
-            return Poll::Ready(Err(Broken::Client));
+        // The answer first: as a rule it is what one was woken for, and then nobody has to be asked anything else.
+        let came = self.poll_answer(cx, head, method, limits)?;
+        if came.is_pending() {
+            if !self.client.link.is_flushed() && matches!(self.client.link.poll_flush(cx), Poll::Ready(Err(_))) {
+                return Poll::Ready(Err(Broken::Client));
+            }
+            self.poll_request(cx)?;
+            self.client.check(cx)?;
         }
-        self.poll_request(cx)?;
-        self.client.check(cx)?;
+        came.map(Ok)
+    }
+
+    /// Reads what there is of a response's head.
+    fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut ResponseHead,
+        method: &str,
+        limits: &Limits,
+    ) -> Result<Poll<()>, Broken> {
         loop {
             if self.up.seen.len() > self.looked {
                 match head.parse(&self.up.seen, method, limits) {
                     Outcome::Head => {
                         self.looked = 0;
-                        return Poll::Ready(Ok(()));
+                        return Ok(Poll::Ready(()));
                     }
-                    Outcome::Refused(refusal) => return Poll::Ready(Err(Broken::Response(refusal.name().into()))),
+                    Outcome::Refused(refusal) => return Err(Broken::Response(refusal.name().into())),
                     Outcome::More => self.looked = self.up.seen.len(),
                 }
             }
             if self.up.finished {
-                return Poll::Ready(Err(Broken::Server(None)));
+                return Err(Broken::Server(None));
             }
-            ready!(self.up.poll_fill(cx)).map_err(|error| Broken::Server(Some(error)))?;
+            match self.up.poll_fill(cx) {
+                Poll::Ready(filled) => filled.map_err(|error| Broken::Server(Some(error)))?,
+                Poll::Pending => return Ok(Poll::Pending),
+            }
         }
     }
 
@@ -105,8 +123,22 @@ impl<'a, 'b> Relay<'a, 'b> {
         form: Form,
         over: &mut bool,
     ) -> Poll<Result<(), Broken>> {
-        self.poll_request(cx)?;
-        self.client.check(cx)?;
+        let done = self.poll_back(cx, body, form, over)?;
+        if done.is_pending() {
+            self.poll_request(cx)?;
+            self.client.check(cx)?;
+        }
+        done.map(Ok)
+    }
+
+    /// Sends on what there is of the response's body.
+    fn poll_back(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut Body,
+        form: Form,
+        over: &mut bool,
+    ) -> Result<Poll<()>, Broken> {
         loop {
             while !*over && self.client.link.has_room() {
                 let step = self.take(body, form)?;
@@ -117,19 +149,25 @@ impl<'a, 'b> Relay<'a, 'b> {
             }
             if !*over && self.up.finished && self.client.link.has_room() {
                 if !body.ends_with_connection() {
-                    return Poll::Ready(Err(Broken::Server(None)));
+                    return Err(Broken::Server(None));
                 }
                 if form == Form::Chunks {
                     self.client.link.out().extend_from_slice(b"0\r\n\r\n");
                 }
                 *over = true;
             }
-            ready!(self.client.link.poll_flush(cx)).map_err(|_| Broken::Client)?;
+            match self.client.link.poll_flush(cx) {
+                Poll::Ready(flushed) => flushed.map_err(|_| Broken::Client)?,
+                Poll::Pending => return Ok(Poll::Pending),
+            }
             if *over {
-                return Poll::Ready(Ok(()));
+                return Ok(Poll::Ready(()));
             }
             if self.up.seen.is_empty() || !self.up.finished {
-                ready!(self.up.poll_fill(cx)).map_err(|error| Broken::Server(Some(error)))?;
+                match self.up.poll_fill(cx) {
+                    Poll::Ready(filled) => filled.map_err(|error| Broken::Server(Some(error)))?,
+                    Poll::Pending => return Ok(Poll::Pending),
+                }
             }
         }
     }

@@ -72,12 +72,12 @@ pub(super) async fn serve(
         web,
     };
     let answered = match refusal {
-        Some(refusal) => Err(Ended::Reply(Reply::refused(refusal))),
+        Some(refusal) => Err(Reply::refused(refusal).into()),
         None => wanted.forward().await,
     };
     match answered {
         Ok(_) => wanted.finish(Flags::NONE),
-        Err(Ended::Reply(reply)) => answer(&mut wanted, reply).await,
+        Err(Ended::Reply(reply)) => answer(&mut wanted, *reply).await,
         Err(Ended::Cut(flags, reason)) => {
             // What has been sent goes out first: a reset overtakes it.
             tokio::task::yield_now().await;
