@@ -3,12 +3,16 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use mesh_core::Snapshot;
 use mesh_core::ambient::Ambient;
+use mesh_core::resource::cluster::Cluster;
+use mesh_core::resource::endpoint::LoadAssignment;
+use mesh_core::resource::route::RouteTable;
 use tokio::sync::watch;
 
 /// The configuration of all local workloads.
@@ -103,28 +107,93 @@ impl Live {
 pub struct Eye {
     live: Arc<Live>,
     id: u32,
-    /// The version of the cell when it was looked at last, and what was there.
-    seen: RefCell<Option<(u64, Option<Arc<Snapshot>>)>>,
+    current: RefCell<Option<Rc<Current>>>,
 }
 
 impl Eye {
     /// Of the workload with this id.
     pub fn new(live: Arc<Live>, id: u32) -> Self {
-        Self { live, id, seen: RefCell::default() }
+        Self { live, id, current: RefCell::default() }
     }
 
-    /// As [`Live::workload`].
-    pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
-        let mut seen = self.seen.borrow_mut();
+    /// The configuration in force; `None` until there is one.
+    pub fn current(&self) -> Option<Rc<Current>> {
+        let mut current = self.current.borrow_mut();
         // Read before the cell: a change between the two is seen the next time.
         let version = self.live.version.load(Ordering::Acquire);
-        match &*seen {
-            Some((then, snapshot)) if *then == version => snapshot.clone(),
-            _ => {
-                let snapshot = self.live.workload(self.id);
-                *seen = Some((version, snapshot.clone()));
-                snapshot
-            }
+        if let Some(current) = current.as_ref().filter(|current| current.version == version) {
+            return Some(current.clone());
         }
+        *current = self.live.workload(self.id).map(|snapshot| Rc::new(Current::new(version, snapshot)));
+        current.clone()
     }
+}
+
+/// Of each kind, what one [`Current`] remembers; then it begins anew.
+const MAX_FOUND: usize = 16;
+
+/// A configuration, and what was looked up in it by name. Requests ask for the same few things again and again.
+pub struct Current {
+    version: u64,
+    /// The configuration.
+    pub snapshot: Arc<Snapshot>,
+    tables: RefCell<Vec<(Arc<str>, Rc<Arc<RouteTable>>)>>,
+    clusters: RefCell<Vec<Rc<Found>>>,
+}
+
+/// A cluster with its endpoints.
+pub struct Found {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// Those that do not stand in the cluster itself.
+    endpoints: Option<Arc<LoadAssignment>>,
+}
+
+impl Found {
+    /// The endpoints; none if there are none.
+    pub fn endpoints<'a>(&'a self, snapshot: &'a Snapshot) -> &'a LoadAssignment {
+        self.endpoints.as_deref().unwrap_or_else(|| snapshot.endpoints(&self.cluster))
+    }
+}
+
+impl Current {
+    fn new(version: u64, snapshot: Arc<Snapshot>) -> Self {
+        Self { version, snapshot, tables: RefCell::default(), clusters: RefCell::default() }
+    }
+
+    /// A route table from RDS.
+    pub fn routes(&self, name: &Arc<str>) -> Option<Rc<Arc<RouteTable>>> {
+        let mut tables = self.tables.borrow_mut();
+        if let Some((_, table)) = tables.iter().find(|(known, _)| same_name(known, name)) {
+            return Some(table.clone());
+        }
+        let table = Rc::new(self.snapshot.routes(name)?.clone());
+        keep(&mut tables, (name.clone(), table.clone()));
+        Some(table)
+    }
+
+    /// A cluster.
+    pub fn cluster(&self, name: &Arc<str>) -> Option<Rc<Found>> {
+        let mut clusters = self.clusters.borrow_mut();
+        if let Some(found) = clusters.iter().find(|known| same_name(&known.cluster.name, name)) {
+            return Some(found.clone());
+        }
+        let cluster = self.snapshot.cluster(name)?.clone();
+        let endpoints = self.snapshot.assignment(&cluster).cloned();
+        let found = Rc::new(Found { cluster, endpoints });
+        keep(&mut clusters, found.clone());
+        Some(found)
+    }
+}
+
+/// Whether two names are the same; as a rule they are in the same place.
+pub(crate) fn same_name(one: &Arc<str>, other: &Arc<str>) -> bool {
+    Arc::ptr_eq(one, other) || one == other
+}
+
+fn keep<T>(list: &mut Vec<T>, found: T) {
+    if list.len() >= MAX_FOUND {
+        list.clear();
+    }
+    list.push(found);
 }

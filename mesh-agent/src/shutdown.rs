@@ -3,6 +3,8 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -22,6 +24,7 @@ enum Phase {
 /// The side that decides. Dropping it means stop.
 pub struct Trigger {
     phase: watch::Sender<Phase>,
+    begun: Arc<AtomicBool>,
     /// Never carries a message: it ends when the last guard is dropped.
     guards: mpsc::Receiver<Infallible>,
 }
@@ -30,6 +33,8 @@ pub struct Trigger {
 #[derive(Clone)]
 pub struct Watch {
     phase: watch::Receiver<Phase>,
+    /// Whether it is past [`Phase::Running`], for those who ask for each request.
+    begun: Arc<AtomicBool>,
     guard: mpsc::WeakSender<Infallible>,
 }
 
@@ -42,9 +47,10 @@ pub struct Guard {
 pub fn channel() -> (Trigger, Watch, Guard) {
     let (phase, phase_rx) = watch::channel(Phase::Running);
     let (sender, guards) = mpsc::channel(1);
-    let watch = Watch { phase: phase_rx, guard: sender.downgrade() };
+    let begun = Arc::new(AtomicBool::new(false));
+    let watch = Watch { phase: phase_rx, begun: begun.clone(), guard: sender.downgrade() };
     // The first guard is the app's own: without it a drain begun before the first connection would have no sender.
-    (Trigger { phase, guards }, watch, Guard { _held: Some(sender) })
+    (Trigger { phase, begun, guards }, watch, Guard { _held: Some(sender) })
 }
 
 impl Trigger {
@@ -60,6 +66,7 @@ impl Trigger {
     }
 
     async fn end(mut self, phase: Phase, deadline: Duration) -> bool {
+        self.begun.store(true, Ordering::Release);
         self.phase.send_replace(phase);
         let drained = tokio::time::timeout(deadline, self.guards.recv()).await.is_ok();
         self.phase.send_replace(Phase::Stopped);
@@ -70,7 +77,7 @@ impl Trigger {
 impl Watch {
     /// Whether a drain or hand-over has begun: take no new work.
     pub fn is_draining(&self) -> bool {
-        *self.phase.borrow() > Phase::Running
+        self.begun.load(Ordering::Acquire)
     }
 
     /// Resolves when a drain or hand-over begins (at once if it has).

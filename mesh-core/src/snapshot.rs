@@ -63,11 +63,15 @@ impl Snapshot {
     pub fn endpoints<'a>(&'a self, cluster: &'a Cluster) -> &'a LoadAssignment {
         match &cluster.kind {
             ClusterKind::Static(assignment) => assignment,
-            ClusterKind::Eds { service_name } => match self.endpoints.get(service_name) {
-                Some(assignment) => assignment,
-                None => &NO_ENDPOINTS,
-            },
-            _ => &NO_ENDPOINTS,
+            _ => self.assignment(cluster).map_or(&NO_ENDPOINTS, AsRef::as_ref),
+        }
+    }
+
+    /// The endpoints of a cluster that has them from EDS.
+    pub fn assignment(&self, cluster: &Cluster) -> Option<&Arc<LoadAssignment>> {
+        match &cluster.kind {
+            ClusterKind::Eds { service_name } => self.endpoints.get(service_name),
+            _ => None,
         }
     }
 

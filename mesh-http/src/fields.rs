@@ -193,7 +193,9 @@ impl Fields {
             }
             match field.known {
                 Known::Connection => {
-                    for token in tokens(field.value.of_bytes(buf)).filter(|token| !is_protected(token)) {
+                    for token in
+                        tokens(field.value.of_bytes(buf)).filter(|token| !is_plain(token) && !is_protected(token))
+                    {
                         self.remove_named(buf, token);
                     }
                 }
@@ -239,6 +241,11 @@ impl Fields {
             out.extend_from_slice(line.of_bytes(&self.text));
         }
     }
+}
+
+/// What `Connection` says as a rule: no header, or one that goes anyway.
+fn is_plain(token: &[u8]) -> bool {
+    token.eq_ignore_ascii_case(b"close") || Known::of(token).is_hop_by_hop()
 }
 
 /// The elements of a list (RFC 9110, 5.6.1); empty ones are none.

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use mesh_core::Snapshot;
 use mesh_core::balance::{PickContext, pick};
 use mesh_core::resource::cluster::{Cluster, ClusterKind, DnsHost};
-use mesh_core::resource::endpoint::{Endpoint, Health};
+use mesh_core::resource::endpoint::{Endpoint, Health, LoadAssignment};
 use mesh_core::resource::listener::TcpProxy;
 
 use super::chosen::{Flow, Side};
@@ -89,14 +89,25 @@ pub(super) fn choose(
     known: impl FnOnce(SocketAddr) -> Option<Arc<Endpoint>>,
 ) -> Result<Target, NoTarget> {
     let cluster = snapshot.cluster(cluster).ok_or(NoTarget::NoCluster)?;
+    choose_of(snapshot, cluster, snapshot.endpoints(cluster), flow, context, known)
+}
+
+/// As [`choose`], of a cluster and its endpoints.
+pub(super) fn choose_of(
+    snapshot: &Snapshot,
+    cluster: &Arc<Cluster>,
+    endpoints: &LoadAssignment,
+    flow: &Flow,
+    context: &PickContext<'_>,
+    known: impl FnOnce(SocketAddr) -> Option<Arc<Endpoint>>,
+) -> Result<Target, NoTarget> {
     // Inbound there is one application, at the address that the client dialled; only a black hole has none.
     if flow.side == Side::Inbound && !is_black_hole(snapshot, cluster) {
         return Ok(Target { cluster: cluster.clone(), endpoint: None, address: flow.destination });
     }
     match &cluster.kind {
         ClusterKind::Eds { .. } | ClusterKind::Static(_) => {
-            let endpoint = pick(snapshot.endpoints(cluster), &cluster.lb, context, &mut random::<u64>)
-                .ok_or(NoTarget::NoEndpoint)?;
+            let endpoint = pick(endpoints, &cluster.lb, context, &mut random::<u64>).ok_or(NoTarget::NoEndpoint)?;
             let address = endpoint.address;
             Ok(Target { cluster: cluster.clone(), endpoint: Some(Busy::new(endpoint)), address })
         }

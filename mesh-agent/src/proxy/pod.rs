@@ -26,7 +26,7 @@ use super::report::Reports;
 use super::worker::Worker;
 use super::{authorize, neighbour};
 use crate::kernel::Redirected;
-use crate::live::{Eye, Live};
+use crate::live::{Current, Eye, Live};
 use crate::settings::SameNode;
 use crate::settings::probes::Probe;
 use crate::shutdown;
@@ -156,9 +156,14 @@ impl Pod {
         self.tasks.borrow().iter().filter_map(|(_, task)| task.as_ref()).for_each(AbortHandle::abort);
     }
 
+    /// The configuration in force now, with what was found in it before.
+    pub(super) fn current(&self) -> Option<Rc<Current>> {
+        self.eye.current()
+    }
+
     /// The configuration in force now.
     pub(super) fn snapshot(&self) -> Option<Arc<Snapshot>> {
-        self.eye.snapshot()
+        self.current().map(|current| current.snapshot.clone())
     }
 
     /// The configuration in force. A connection that comes before the first one waits for it, but not for ever.

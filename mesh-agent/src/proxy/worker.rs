@@ -67,7 +67,14 @@ pub(super) fn spawn(
             pods: RefCell::default(),
             withdrawn: RefCell::default(),
         });
-        LocalSet::new().block_on(&runtime, worker.run(commands));
+        // A task of its own: what the set itself runs is asked whenever any task has something to do.
+        let run = async { tokio::task::spawn_local(worker.run(commands)).await };
+        // Fails by a panic only; whoever joins the thread is to see it.
+        if let Err(failed) = LocalSet::new().block_on(&runtime, run)
+            && let Ok(panic) = failed.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
+        }
     })
 }
 

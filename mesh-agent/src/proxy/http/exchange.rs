@@ -228,8 +228,8 @@ impl<C: Client> Wanted<'_, C> {
     pub(super) async fn forward(&mut self) -> Result<After, Ended> {
         let conn = self.conn;
         // The configuration of this moment, for the whole request.
-        let snapshot = conn.pod.snapshot().ok_or_else(Reply::no_route)?;
-        let table = table(conn, &snapshot).ok_or_else(Reply::no_route)?;
+        let current = conn.pod.current().ok_or_else(Reply::no_route)?;
+        let table = table(conn, &current).ok_or_else(Reply::no_route)?;
         let way = self.route(&table)?;
         let idle = way.forward.idle_timeout.or(conn.manager().and_then(|manager| manager.stream_idle_timeout));
         self.client.bound(Bounds::new(self.record.started, way.forward.timeout, idle));
@@ -238,7 +238,7 @@ impl<C: Client> Wanted<'_, C> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let target = way.target(conn, &snapshot, &tried, &mut self.record)?;
+            let target = way.target(conn, &current, &tried, &mut self.record)?;
             if way.route.include_attempt_count {
                 heads::set_number(&mut self.client.lines(), &X_ENVOY_ATTEMPT_COUNT, u64::from(attempt));
             }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::Conn;
 use crate::errors::Flags;
+use crate::live::same_name;
 use crate::proxy::cluster::Target;
 use crate::proxy::report::{self, Far};
 use crate::telemetry::access_log::Entry;
@@ -48,7 +49,7 @@ pub(super) struct Record {
     upstream: Option<SocketAddr>,
     upstream_local: Option<SocketAddr>,
     cluster: Option<Arc<str>>,
-    pub(super) route: Option<Arc<str>>,
+    route: Option<Arc<str>>,
     pub(super) failure: Option<String>,
     pub(super) service_time: Option<Duration>,
     /// Only while the access log is on.
@@ -145,8 +146,17 @@ impl Record {
     pub(super) fn target(&mut self, target: &Target, seen: Option<&Seen>) {
         self.upstream = Some(target.address);
         self.upstream_local = seen.and_then(|seen| seen.local);
-        self.cluster = Some(target.cluster.name.clone());
+        if self.log.is_some() {
+            self.cluster = Some(target.cluster.name.clone());
+        }
         self.series = Some(self.series_of(target, seen));
+    }
+
+    /// The request has this route.
+    pub(super) fn route(&mut self, name: &Arc<str>) {
+        if self.log.is_some() {
+            self.route = Some(name.clone());
+        }
     }
 
     /// The request would go to a cluster that has no endpoint, or does not exist.
@@ -228,7 +238,7 @@ impl Record {
         let conn = &self.conn;
         let mut cache = conn.series.borrow_mut();
         let known = cache.0.iter().find(|(cluster, address, protocol, _)| {
-            *protocol == self.protocol && *address == target.address && *cluster == target.cluster.name
+            *protocol == self.protocol && *address == target.address && same_name(cluster, &target.cluster.name)
         });
         if let (Some((.., series)), Some(_)) = (known, seen) {
             return series.clone();

@@ -3,10 +3,10 @@
 //! In: the head as routing sees it, and the configuration of the moment. Out: the route and its cluster, or the agent's own answer.
 //! No I/O.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::Snapshot;
 use mesh_core::balance::PickContext;
 use mesh_core::resource::listener::Routes;
 use mesh_core::resource::route::{
@@ -19,6 +19,7 @@ use super::Conn;
 use super::exchange::Failed;
 use super::record::Record;
 use super::reply::Reply;
+use crate::live::Current;
 use crate::proxy::cluster::{self, NoTarget, Target};
 use crate::random::random;
 
@@ -31,10 +32,10 @@ pub(super) struct Way<'a> {
 }
 
 /// The routes of the connection's listener.
-pub(super) fn table(conn: &Conn, snapshot: &Snapshot) -> Option<Arc<RouteTable>> {
+pub(super) fn table(conn: &Conn, current: &Current) -> Option<Rc<Arc<RouteTable>>> {
     match &conn.manager()?.routes {
-        Routes::Inline(table) => Some(table.clone()),
-        Routes::Rds(name) => snapshot.routes(name).cloned(),
+        Routes::Inline(table) => Some(Rc::new(table.clone())),
+        Routes::Rds(name) => current.routes(name),
     }
 }
 
@@ -57,7 +58,7 @@ pub(super) fn select<'a>(
     record: &mut Record,
 ) -> Result<Way<'a>, Reply> {
     let RouteOutcome::Route(route) = table.select(head) else { return Err(Reply::no_route()) };
-    record.route = Some(route.name.clone());
+    record.route(&route.name);
     match &route.action {
         Action::Forward(forward) => {
             let hash = forward.hash(head, conn.flow.client.ip());
@@ -94,13 +95,17 @@ impl Way<'_> {
     pub(super) fn target(
         &self,
         conn: &Conn,
-        snapshot: &Snapshot,
+        current: &Current,
         tried: &[std::net::SocketAddr],
         record: &mut Record,
     ) -> Result<Target, Reply> {
         let context = PickContext { hash: self.hash, avoid: tried };
         let known = |to| conn.pod.known(to);
-        cluster::choose(snapshot, &self.entry.name, &conn.flow, &context, known).map_err(|none| {
+        let chosen = current.cluster(&self.entry.name).ok_or(NoTarget::NoCluster).and_then(|found| {
+            let (snapshot, endpoints) = (&current.snapshot, found.endpoints(&current.snapshot));
+            cluster::choose_of(snapshot, &found.cluster, endpoints, &conn.flow, &context, known)
+        });
+        chosen.map_err(|none| {
             record.cluster(&self.entry.name);
             match none {
                 NoTarget::NoCluster => Reply::no_cluster(self.forward.cluster_not_found),

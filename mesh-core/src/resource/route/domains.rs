@@ -7,14 +7,19 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
+use foldhash::fast::FixedState;
+
 use crate::resource::fault::Fault;
 
-type ByLength = BTreeMap<usize, HashMap<Box<str>, usize>>;
+/// A quick hash: authorities that clients choose are looked up only, never put in.
+type Names = HashMap<Box<str>, usize, FixedState>;
+
+type ByLength = BTreeMap<usize, Names>;
 
 /// Domains of a route table, by kind.
 #[derive(Debug, Default)]
 pub(crate) struct Domains {
-    exact: HashMap<Box<str>, usize>,
+    exact: Names,
     suffixes: ByLength,
     prefixes: ByLength,
     any: Option<usize>,

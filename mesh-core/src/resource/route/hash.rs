@@ -11,6 +11,9 @@ use crate::resource::route::{Forward, HashSource, RequestHead};
 impl Forward {
     /// Hash of a request from a client; policies without a value add nothing.
     pub fn hash(&self, request: &RequestHead<'_>, client: IpAddr) -> Option<u64> {
+        if self.hash_policies.is_empty() {
+            return None;
+        }
         // DefaultHasher::new() has fixed keys, unlike RandomState.
         let mut hasher = DefaultHasher::new();
         let mut any = false;

@@ -10,6 +10,7 @@ use std::task::Context;
 
 use super::super::record::Seen;
 use super::link::Link;
+use crate::live::same_name;
 use crate::net::copy::Duplex;
 use crate::proxy::cluster::Target;
 
@@ -41,7 +42,8 @@ impl Pool {
     /// A connection to the target that is still good as far as is known.
     pub(in super::super) fn take(&mut self, cx: &mut Context<'_>, target: &Target) -> Option<Box<Upstream>> {
         loop {
-            let serves = |one: &Box<Upstream>| one.address == target.address && one.cluster == target.cluster.name;
+            let serves =
+                |one: &Box<Upstream>| one.address == target.address && same_name(&one.cluster, &target.cluster.name);
             let mut upstream = self.0.swap_remove(self.0.iter().position(serves)?);
             if upstream.link.is_quiet(cx) {
                 return Some(upstream);
