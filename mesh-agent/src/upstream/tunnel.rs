@@ -51,6 +51,8 @@ pub const SEND_BUFFER: usize = 1 << 20;
 const STREAMS_PER_TUNNEL: usize = 256;
 /// Tunnels of one key on one worker.
 const TUNNELS_PER_KEY: usize = 16;
+/// Streams on one tunnel once there are no more tunnels to be had.
+const MOST_STREAMS: usize = 1024;
 /// Connections that wait for the dial of one key.
 const MAX_WAITERS: usize = 4096;
 /// Keys on one worker.
@@ -319,7 +321,12 @@ impl Slot {
     fn with_room(&self, credential: &Arc<Credential>) -> Option<Rc<Tunnel>> {
         let mut open = self.open.borrow_mut();
         open.retain(|tunnel| !tunnel.retired.get() && Arc::ptr_eq(&tunnel.credential, credential));
-        open.iter().find(|tunnel| tunnel.has_room()).cloned()
+        let room = open.iter().find(|tunnel| tunnel.has_room(STREAMS_PER_TUNNEL));
+        let full = || {
+            let emptiest = open.iter().min_by_key(|tunnel| tunnel.streams.load(Ordering::Relaxed))?;
+            (open.len() >= TUNNELS_PER_KEY && emptiest.has_room(MOST_STREAMS)).then_some(emptiest)
+        };
+        room.or_else(full).cloned()
     }
 }
 
@@ -349,8 +356,9 @@ impl Drop for Waiting<'_> {
 }
 
 impl Tunnel {
-    fn has_room(&self) -> bool {
-        self.streams.load(Ordering::Relaxed) < STREAMS_PER_TUNNEL.min(self.send.current_max_send_streams())
+    /// Whether it may have one more of at most so many streams.
+    fn has_room(&self, most: usize) -> bool {
+        self.streams.load(Ordering::Relaxed) < most.min(self.send.current_max_send_streams())
     }
 
     async fn open(&self, to: SocketAddr, head: &ConnectHead) -> Result<Opened, OpenError> {

@@ -136,6 +136,28 @@ async fn one_tunnel_serves_many_streams_and_one_dial_many_waiters() {
         .await;
 }
 
+/// More connections between two workloads than all tunnels carry as a rule, up to what the peer bears.
+#[tokio::test]
+async fn the_last_tunnels_carry_more_before_anybody_is_refused() {
+    LocalSet::new()
+        .run_until(async {
+            let (tunnels, mut peers, credential) = (Tunnels::default(), Peers::new(), credential());
+            let peers_most = STREAMS_PER_TUNNEL + 2;
+            peers.max_streams = u32::try_from(peers_most).unwrap();
+            let mut held = Vec::new();
+            for count in 0..TUNNELS_PER_KEY * peers_most {
+                held.push(open(&tunnels, &mut peers, &key(1), &credential).await);
+                let wanted = (count / STREAMS_PER_TUNNEL + 1).min(TUNNELS_PER_KEY);
+                assert_eq!(tunnels.len(), wanted, "{count}");
+            }
+            let refused = tunnels.open(&key(1), &credential, &head(), LIMIT, peers.dial()).await.unwrap_err();
+            assert!(matches!(refused, UpstreamError::Overflow { .. }), "{refused}");
+            held.pop();
+            open(&tunnels, &mut peers, &key(1), &credential).await;
+        })
+        .await;
+}
+
 #[tokio::test]
 async fn a_failed_dial_is_everybody_s_failure_and_the_next_dials_anew() {
     LocalSet::new()

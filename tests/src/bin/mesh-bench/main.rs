@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use mesh_tests::{Lab, LabBuilder, sys};
 
+mod held;
 mod hooks;
 mod instructions;
 mod measure;
@@ -52,6 +53,8 @@ enum Part {
     Shortcuts,
     /// User instructions a request; not part of a whole run, because not every machine can count them.
     Instructions,
+    /// Memory for connections that are open and idle.
+    Held,
     /// The kernel programs.
     Hooks,
     /// A node of a large cluster: memory, and how long changes take.
@@ -198,6 +201,9 @@ fn two_nodes(args: &Args, wants: impl Fn(Part) -> bool) -> Result<(Vec<serde_jso
         let (ways, processes) = ways::shortcuts(&lab)?;
         reports.extend(compare(&lab, &ways, SHORTCUTS, &load, args)?);
         drop(processes);
+    }
+    if wants(Part::Held) {
+        reports.push(serde_json::json!({ "held": held::measure(&lab, &ways, &load)? }));
     }
     if args.only == Some(Part::Instructions) {
         let counts = instructions::measure(&lab, &ways, &load, args.rounds, args.seconds)?;

@@ -64,7 +64,7 @@ fn nginx_head(dir: &Path) -> String {
 worker_processes 2;
 pid {dir}/nginx.pid;
 error_log {dir}/error.log warn;
-events {{ worker_connections 8192; }}
+events {{ worker_connections 19000; }}
 ",
         dir = dir.display()
     )
@@ -74,7 +74,7 @@ events {{ worker_connections 8192; }}
 pub fn haproxy(http: SocketAddr, echo: SocketAddr, sink: SocketAddr, once: SocketAddr) -> String {
     let mut text = String::from(
         "global
-  maxconn 4000
+  maxconn 9500
   nbthread 2
 defaults
   timeout connect 5s

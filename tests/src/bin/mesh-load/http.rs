@@ -16,7 +16,7 @@ const MOST_HEAD: usize = 16 * 1024;
 /// Runs the measurement and reports it.
 pub async fn run(target: &Target, host: Option<&str>, path: &str) -> anyhow::Result<serde_json::Value> {
     let host = host.map_or_else(|| target.connect.to_string(), str::to_owned);
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: mesh-load\r\nAccept: */*\r\n\r\n");
+    let request = request(&host, path);
     each(target, |target, from, until| {
         let request = request.clone();
         async move {
@@ -39,6 +39,16 @@ pub async fn run(target: &Target, host: Option<&str>, path: &str) -> anyhow::Res
         }
     })
     .await
+}
+
+/// Makes one request and returns the response's status.
+pub async fn once(stream: &mut TcpStream, host: &str) -> anyhow::Result<u16> {
+    stream.write_all(request(host, "/").as_bytes()).await?;
+    read_response(stream, &mut Vec::with_capacity(MOST_HEAD)).await
+}
+
+fn request(host: &str, path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: mesh-load\r\nAccept: */*\r\n\r\n")
 }
 
 /// Reads one response with a Content-Length and returns its status.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 mod drive;
+mod hold;
 mod http;
 mod samples;
 mod serve;
@@ -91,6 +92,14 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Opens connections, says something on each, and holds them.
+    Hold {
+        #[command(flatten)]
+        target: Target,
+        /// What is said.
+        #[arg(long, value_enum)]
+        speech: hold::Speech,
+    },
     /// HTTP/1.1 GET on connections that are kept.
     Http {
         #[command(flatten)]
@@ -115,6 +124,7 @@ fn main() -> anyhow::Result<()> {
             Command::Connect { target } => drive::connect(&target).await,
             Command::Questions { target } => drive::questions(&target).await,
             Command::Names { target } => drive::names(&target).await,
+            Command::Hold { target, speech } => hold::run(&target, speech).await,
             Command::Http { target, host, path } => http::run(&target, host.as_deref(), &path).await,
         }
     })?;
