@@ -20,7 +20,8 @@ mod tls;
 mod wire;
 
 pub use fault::Rejection;
-pub use text::StringMatch;
+pub use text::{StringMatch, Text};
+pub use tls::{AltName, CertificateSource, RootsSource, SanKind, SanMatch};
 
 /// Type URL of `envoy.config.cluster.v3.Cluster`.
 pub const CLUSTER_TYPE: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::identity::SpiffeId;
-use crate::resource::StringMatch;
 use crate::resource::endpoint::{Endpoint, LoadAssignment};
+use crate::resource::{CertificateSource, RootsSource, SanMatch};
 
 mod limits;
 mod parse;
@@ -59,6 +59,12 @@ impl Cluster {
                 TransportWhen::Always => true,
             })
             .map_or(&Transport::Raw, |entry| &entry.transport)
+    }
+
+    /// How an address is reached of which nothing is known but that this cluster leads there.
+    pub fn transport_of_any(&self) -> &Transport {
+        let mut any = self.transports.iter().filter(|entry| entry.when == TransportWhen::Always);
+        any.next().map_or(&Transport::Raw, |entry| &entry.transport)
     }
 }
 
@@ -203,14 +209,46 @@ pub enum Transport {
 pub struct UpstreamTls {
     /// Server name to send, empty for none.
     pub sni: Arc<str>,
-    /// ALPN protocols to offer, most wanted first.
+    /// ALPN protocols to offer for bytes that are not HTTP, most wanted first.
     pub alpn: Vec<Arc<str>>,
     /// Names the peer must have, any of them; empty = any name under a trusted root.
-    pub sans: Vec<StringMatch>,
-    /// SDS name of the client certificate; `None` = no client certificate.
-    pub client_certificate: Option<Arc<str>>,
-    /// SDS name of the trusted roots; `None` = nothing is verified.
-    pub roots: Option<Arc<str>>,
+    pub sans: Vec<SanMatch>,
+    /// The client certificate; `None` = no client certificate.
+    pub client_certificate: Option<CertificateSource>,
+    /// Who may have signed the server's certificate; `None` = nothing is verified.
+    pub roots: Option<RootsSource>,
+    /// The server name is the host that a request names (`auto_sni`), where there is one.
+    pub auto_sni: bool,
+    /// The peer must have the server name that was sent (`auto_san_validation`).
+    pub auto_sans: bool,
+    /// TLS 1.2 is not enough.
+    pub only_tls13: bool,
+}
+
+/// What a connection carries inside of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Carries {
+    /// Anything.
+    Bytes,
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+impl UpstreamTls {
+    /// The protocols to offer by ALPN. Between workloads of a mesh they tell the server's sidecar what is inside, as the filter
+    /// `istio.alpn` of Istio's sidecars does; elsewhere HTTP is called what it is.
+    pub fn offers(&self, carries: Carries) -> Vec<&str> {
+        let istio = self.alpn.iter().any(|protocol| &**protocol == "istio");
+        match (carries, istio) {
+            (Carries::Bytes, _) => self.alpn.iter().map(AsRef::as_ref).collect(),
+            (Carries::Http1, true) => vec!["istio-http/1.1", "istio", "http/1.1"],
+            (Carries::Http2, true) => vec!["istio-h2", "istio", "h2"],
+            (Carries::Http1, false) => vec!["http/1.1"],
+            (Carries::Http2, false) => vec!["h2"],
+        }
+    }
 }
 
 /// Upstream HTTP protocol.

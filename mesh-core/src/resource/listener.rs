@@ -11,8 +11,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::identity::SpiffeId;
-use crate::resource::StringMatch;
 use crate::resource::route::{RouteTable, Weighted};
+use crate::resource::{AltName, CertificateSource, RootsSource, SanMatch};
 
 mod http;
 mod inspect;
@@ -111,7 +111,7 @@ pub struct FilterChain {
     /// What it is for.
     pub matches: FilterChainMatch,
     /// TLS towards the client, `None` = plain bytes.
-    pub tls: Option<DownstreamTls>,
+    pub tls: Option<Arc<DownstreamTls>>,
     /// What becomes of the bytes.
     pub terminal: Terminal,
 }
@@ -123,18 +123,20 @@ pub struct DownstreamTls {
     pub require_client_certificate: bool,
     /// ALPN protocols, most wanted first.
     pub alpn: Vec<Arc<str>>,
-    /// SDS name of the own certificate.
-    pub certificate: Option<Arc<str>>,
-    /// SDS name of the trusted roots; `None` = the client's certificate is not verified.
-    pub roots: Option<Arc<str>>,
+    /// The own certificate; `None` = the workload's.
+    pub certificate: Option<CertificateSource>,
+    /// Who may have signed the client's certificate; `None` = it is not asked for.
+    pub roots: Option<RootsSource>,
     /// Names the client must have, any of them; empty = any under a trusted root.
-    pub sans: Vec<StringMatch>,
+    pub sans: Vec<SanMatch>,
+    /// TLS 1.2 is not enough.
+    pub only_tls13: bool,
 }
 
 impl DownstreamTls {
     /// Whether a client that has proved this identity fits.
     pub fn admits(&self, identity: &SpiffeId) -> bool {
-        self.sans.is_empty() || self.sans.iter().any(|san| san.matches(identity.as_str().as_bytes()))
+        self.sans.is_empty() || self.sans.iter().any(|san| san.matches(&AltName::Uri(identity.as_str())))
     }
 }
 

@@ -4,6 +4,8 @@
 //! In: a matcher message, then texts. Out: yes or no. Regular expressions match the whole text, as
 //! Envoy's do, and run in linear time.
 
+use std::fmt;
+
 use envoy_types::pb::envoy::r#type::matcher::v3 as pb;
 use regex::{Regex, RegexBuilder};
 
@@ -69,6 +71,19 @@ impl StringMatch {
             Some(MatchPattern::SafeRegex(regex)) => full_regex(regex).map(Self::Regex).at("safe_regex"),
             Some(MatchPattern::Custom(_)) => Err(Fault::field("custom", "custom string matchers are not supported")),
             None => Err(Fault::new("a string matcher needs a pattern")),
+        }
+    }
+}
+
+impl fmt::Display for StringMatch {
+    /// For people: `a`, `a*`, `*a`, `*a*`, `/a/`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(text) => write!(f, "{}", text.value),
+            Self::Prefix(text) => write!(f, "{}*", text.value),
+            Self::Suffix(text) => write!(f, "*{}", text.value),
+            Self::Contains(text) => write!(f, "*{}*", text.value),
+            Self::Regex(regex) => write!(f, "/{regex}/"),
         }
     }
 }

@@ -8,6 +8,7 @@ use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as upstream;
 use envoy_types::pb::google::protobuf as google;
 
+use crate::resource::cluster::transport::AutoNames;
 use crate::resource::cluster::{Cluster, HttpProtocol, Limits, OutlierDetection, RetryBudget};
 use crate::resource::fault::{At, Fault};
 use crate::resource::wire::{decode, duration, refuse, timeout, type_name};
@@ -23,6 +24,8 @@ const DEFAULT_IDLE: Duration = Duration::from_secs(3600);
 /// What `HttpProtocolOptions` says.
 pub(super) struct Protocol {
     pub(super) http: HttpProtocol,
+    /// Of TLS.
+    pub(super) names: AutoNames,
     idle_timeout: Option<Duration>,
     max_requests_per_connection: u32,
 }
@@ -30,6 +33,7 @@ pub(super) struct Protocol {
 pub(super) fn protocol(message: &pb::Cluster) -> Result<Protocol, Fault> {
     let mut protocol = Protocol {
         http: HttpProtocol::Http1,
+        names: AutoNames::default(),
         idle_timeout: Some(DEFAULT_IDLE),
         max_requests_per_connection: value(&message.max_requests_per_connection, 0),
     };
@@ -56,8 +60,8 @@ fn options_of(message: &upstream::HttpProtocolOptions, protocol: &mut Protocol) 
         http_filters, outlier_detection, request_mirror_policies, hash_policy, retry_policy,
     );
     if let Some(tls) = &message.upstream_http_protocol_options {
-        // They follow the request's authority, which needs TLS origination per request.
-        refuse!(tls; auto_sni, auto_san_validation, override_auto_sni_header);
+        refuse!(tls; override_auto_sni_header);
+        protocol.names = AutoNames { sni: tls.auto_sni, sans: tls.auto_san_validation };
     }
     if let Some(common) = &message.common_http_protocol_options {
         protocol.idle_timeout =

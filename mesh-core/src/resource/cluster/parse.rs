@@ -47,10 +47,10 @@ impl Cluster {
             lrs_server, upstream_config, queuing_policies,
         );
         filters::check_upstream(&message.filters)?;
-        let transports = cluster::transport::parse(message)?;
         let istio = message.metadata.as_ref();
         let labels = metadata(istio, "istio", "subset");
         let protocol = cluster::limits::protocol(message)?;
+        let transports = cluster::transport::parse(message, protocol.names)?;
         Ok(Cluster {
             name: Arc::from(message.name.as_str()),
             kind: kind(message, previous)?,
@@ -71,7 +71,7 @@ impl Cluster {
                     Transport::Tls(tls) => Some(tls),
                     Transport::Hbone | Transport::Raw => None,
                 })
-                .flat_map(|tls| tls.sans.iter().filter_map(|san| san.exact()?.parse().ok()))
+                .flat_map(|tls| tls.sans.iter().filter_map(|san| san.text.exact()?.parse().ok()))
                 .collect(),
             transports,
             http: protocol.http,

@@ -131,9 +131,54 @@ fn the_transport_follows_the_endpoint() {
         panic!("not TLS");
     };
     assert_eq!(&*tls.sni, "outbound_.9080_.v1_.reviews.default.svc.cluster.local");
-    assert_eq!(tls.roots.as_deref(), Some("ROOTCA"));
+    assert_eq!(tls.roots, Some(RootsSource::Workload));
     endpoint.tunnel = true;
     assert_eq!(cluster.transport(&endpoint), &Transport::Hbone);
+}
+
+#[test]
+fn what_is_inside_of_tls_is_said_as_istio_does() {
+    let context = |alpn: &[&str]| {
+        let mut context = istio_tls(&[]);
+        let common = context.common_tls_context.as_mut().unwrap();
+        common.alpn_protocols = alpn.iter().map(ToString::to_string).collect();
+        let mut message = eds_cluster("c");
+        message.transport_socket = socket_of(packed(&context));
+        let Transport::Tls(tls) = parse(&message).unwrap().transport_of_any().clone() else { panic!("not TLS") };
+        tls
+    };
+    let istio = &["istio-peer-exchange", "istio", "h2"][..];
+    for (alpn, carries, offers) in [
+        (istio, Carries::Bytes, istio),
+        (istio, Carries::Http1, &["istio-http/1.1", "istio", "http/1.1"]),
+        (istio, Carries::Http2, &["istio-h2", "istio", "h2"]),
+        (&["h2"], Carries::Http1, &["http/1.1"]),
+        (&[], Carries::Http2, &["h2"]),
+        (&[], Carries::Bytes, &[]),
+        (&["mqtt"], Carries::Bytes, &["mqtt"]),
+    ] {
+        assert_eq!(context(alpn).offers(carries), offers, "{alpn:?} {carries:?}");
+    }
+}
+
+#[test]
+fn the_name_of_a_server_may_follow_its_requests() {
+    let tls = |sni, sans| {
+        let names =
+            core::UpstreamHttpProtocolOptions { auto_sni: sni, auto_san_validation: sans, ..Default::default() };
+        let options =
+            upstream::HttpProtocolOptions { upstream_http_protocol_options: Some(names), ..Default::default() };
+        let mut message = eds_cluster("c");
+        message.transport_socket = socket_of(packed(&istio_tls(&[])));
+        message
+            .typed_extension_protocol_options
+            .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), packed(&options));
+        let Transport::Tls(tls) = parse(&message).unwrap().transport_of_any().clone() else { panic!("not TLS") };
+        (tls.auto_sni, tls.auto_sans)
+    };
+    for both in [(true, true), (true, false), (false, false)] {
+        assert_eq!(tls(both.0, both.1), both);
+    }
 }
 
 #[test]

@@ -15,29 +15,37 @@ use crate::resource::fault::{At, Fault};
 use crate::resource::tls::CommonTls;
 use crate::resource::wire::{decode, refuse, text, type_name};
 
+/// Whose name the server must have is said by each request.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct AutoNames {
+    pub(super) sni: bool,
+    pub(super) sans: bool,
+}
+
 const RAW: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 const TLS: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const INTERNAL: &str = "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport";
 
-pub(super) fn parse(message: &pb::Cluster) -> Result<Vec<TransportMatch>, Fault> {
+/// `names`: what the cluster's HTTP options say of names.
+pub(super) fn parse(message: &pb::Cluster, names: AutoNames) -> Result<Vec<TransportMatch>, Fault> {
     let mut transports = Vec::with_capacity(message.transport_socket_matches.len() + 1);
     for (i, entry) in message.transport_socket_matches.iter().enumerate() {
-        transports.push(socket_match(entry).at_index("transport_socket_matches", i)?);
+        transports.push(socket_match(entry, names).at_index("transport_socket_matches", i)?);
     }
     // What applies when no match does.
     transports.push(TransportMatch {
         name: Arc::from("default"),
         when: TransportWhen::Always,
-        transport: socket(message.transport_socket.as_ref()).at("transport_socket")?,
+        transport: socket(message.transport_socket.as_ref(), names).at("transport_socket")?,
     });
     Ok(transports)
 }
 
-fn socket_match(message: &pb::cluster::TransportSocketMatch) -> Result<TransportMatch, Fault> {
+fn socket_match(message: &pb::cluster::TransportSocketMatch, names: AutoNames) -> Result<TransportMatch, Fault> {
     Ok(TransportMatch {
         name: Arc::from(message.name.as_str()),
         when: criteria(message.r#match.as_ref()).at("match")?,
-        transport: socket(message.transport_socket.as_ref()).at("transport_socket")?,
+        transport: socket(message.transport_socket.as_ref(), names).at("transport_socket")?,
     })
 }
 
@@ -54,7 +62,7 @@ fn criteria(message: Option<&google::Struct>) -> Result<TransportWhen, Fault> {
     }
 }
 
-fn socket(message: Option<&core::TransportSocket>) -> Result<Transport, Fault> {
+fn socket(message: Option<&core::TransportSocket>, names: AutoNames) -> Result<Transport, Fault> {
     use core::transport_socket::ConfigType;
     let Some(message) = message else {
         return Ok(Transport::Raw);
@@ -65,14 +73,14 @@ fn socket(message: Option<&core::TransportSocket>) -> Result<Transport, Fault> {
     match type_name(any).as_str() {
         RAW => Ok(Transport::Raw),
         INTERNAL => Ok(Transport::Hbone),
-        TLS => upstream_tls(&any.value).map(|tls| Transport::Tls(Arc::new(tls))).at("typed_config"),
+        TLS => upstream_tls(&any.value, names).map(|tls| Transport::Tls(Arc::new(tls))).at("typed_config"),
         other => Err(Fault::field("typed_config", format!("transport socket {other:?} is not supported"))),
     }
 }
 
-fn upstream_tls(body: &[u8]) -> Result<UpstreamTls, Fault> {
+fn upstream_tls(body: &[u8], names: AutoNames) -> Result<UpstreamTls, Fault> {
     let message: tls::UpstreamTlsContext = decode(body)?;
-    refuse!(message; auto_host_sni, auto_sni_san_validation, allow_renegotiation);
+    refuse!(message; auto_host_sni, allow_renegotiation);
     let common = CommonTls::parse(message.common_tls_context.as_ref()).at("common_tls_context")?;
     Ok(UpstreamTls {
         sni: Arc::from(message.sni.as_str()),
@@ -80,5 +88,8 @@ fn upstream_tls(body: &[u8]) -> Result<UpstreamTls, Fault> {
         sans: common.sans,
         client_certificate: common.certificate,
         roots: common.roots,
+        auto_sni: names.sni,
+        auto_sans: names.sans || message.auto_sni_san_validation,
+        only_tls13: common.only_tls13,
     })
 }

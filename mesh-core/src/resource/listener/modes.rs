@@ -68,6 +68,12 @@ impl Listener {
             || self.default_chain.as_ref().is_some_and(FilterChain::serves_plaintext)
     }
 
+    /// Whether some chain could end TLS that comes to a port of the application's.
+    pub fn terminates_tls(&self, destination: SocketAddr) -> bool {
+        let chains = by_destination(&self.chains, destination.ip().to_canonical(), destination.port());
+        chains.into_iter().chain(&self.default_chain).any(|chain| chain.tls.is_some())
+    }
+
     /// Where plaintext may enter whatever its source and its destination's address are: for who sees ports only.
     pub fn inbound_modes(&self) -> InboundModes {
         let rest = self.default_chain.as_ref().is_some_and(FilterChain::serves_plaintext);

@@ -19,7 +19,7 @@ use crate::resource::listener::{
     TransportProtocol, http,
 };
 use crate::resource::route::{Weighted, WeightedCluster};
-use crate::resource::tls::CommonTls;
+use crate::resource::tls::{CommonTls, check_required};
 use crate::resource::wire::{cidr, decode, duration, is_set, port, refuse, socket_address, timeout, type_name};
 use crate::resource::{Rejection, filters};
 
@@ -189,7 +189,7 @@ fn server_name(name: &String) -> Result<Arc<str>, Fault> {
     Ok(Arc::from(name.to_ascii_lowercase()))
 }
 
-fn downstream_tls(message: Option<&core::TransportSocket>) -> Result<Option<DownstreamTls>, Fault> {
+fn downstream_tls(message: Option<&core::TransportSocket>) -> Result<Option<Arc<DownstreamTls>>, Fault> {
     use core::transport_socket::ConfigType;
     let Some(message) = message else {
         return Ok(None);
@@ -205,13 +205,16 @@ fn downstream_tls(message: Option<&core::TransportSocket>) -> Result<Option<Down
                 refuse!(message; require_sni);
                 let require = message.require_client_certificate.as_ref();
                 let common = CommonTls::parse(message.common_tls_context.as_ref()).at("common_tls_context")?;
-                Ok(Some(DownstreamTls {
-                    require_client_certificate: require.is_some_and(|v| v.value),
+                let required = require.is_some_and(|v| v.value);
+                check_required(required, common.roots.as_ref())?;
+                Ok(Some(Arc::new(DownstreamTls {
+                    require_client_certificate: required,
                     alpn: common.alpn,
                     certificate: common.certificate,
                     roots: common.roots,
                     sans: common.sans,
-                }))
+                    only_tls13: common.only_tls13,
+                })))
             };
             read().at("typed_config")
         }

@@ -262,8 +262,8 @@ fn downstream_tls_is_read() {
     let listener = parse(&message).unwrap();
     let tls = listener.chains[0].tls.as_ref().unwrap();
     assert!(tls.require_client_certificate);
-    assert_eq!(tls.roots.as_deref(), Some("ROOTCA"));
-    assert_eq!(tls.certificate.as_deref(), Some("default"));
+    assert_eq!(tls.roots, Some(crate::resource::RootsSource::Workload));
+    assert_eq!(tls.certificate, Some(crate::resource::CertificateSource::Workload));
 }
 
 /// A change to a good listener, and the path its refusal must name.

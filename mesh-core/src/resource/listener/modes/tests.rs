@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::detect::{ClientHello, Detect};
-use crate::resource::StringMatch;
 use crate::resource::listener::{ConnFacts, Detection, SourceType, TcpProxy, TransportProtocol};
 use crate::resource::route::Weighted;
+use crate::resource::{CertificateSource, RootsSource, SanMatch, StringMatch};
 use crate::testing::{inspector, tcp_listener};
 use envoy_types::pb::envoy::config::listener::v3 as pb;
 use proptest::prelude::*;
@@ -15,20 +15,21 @@ const ISTIO_HTTP: &[&str] = &["istio-http/1.0", "istio-http/1.1", "istio-h2"];
 const ISTIO_TCP: &[&str] = &["istio-peer-exchange", "istio"];
 const PLAIN_HTTP: &[&str] = &["http/1.1", "h2c"];
 
-fn tls() -> crate::resource::listener::DownstreamTls {
+fn tls() -> Arc<crate::resource::listener::DownstreamTls> {
     let prefix = envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher {
         match_pattern: Some(envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern::Prefix(
             "spiffe://cluster.local/".into(),
         )),
         ignore_case: false,
     };
-    crate::resource::listener::DownstreamTls {
+    Arc::new(crate::resource::listener::DownstreamTls {
         require_client_certificate: true,
         alpn: Vec::new(),
-        certificate: Some("default".into()),
-        roots: Some("ROOTCA".into()),
-        sans: vec![StringMatch::parse(&prefix).unwrap()],
-    }
+        certificate: Some(CertificateSource::Workload),
+        roots: Some(RootsSource::Workload),
+        sans: vec![SanMatch { kind: None, text: StringMatch::parse(&prefix).unwrap() }],
+        only_tls13: false,
+    })
 }
 
 fn chain(
