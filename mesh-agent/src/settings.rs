@@ -206,6 +206,9 @@ pub struct WorkloadSettings {
     /// What the orchestrator asks it in the open, from the node.
     #[serde(default)]
     pub probes: Vec<ProbeSettings>,
+    /// Directory in which files are looked for that TLS settings (DestinationRule, Sidecar) name; without it there are none.
+    #[serde(default)]
+    pub tls_files: Option<PathBuf>,
 }
 
 /// Which UDP may leave a workload. What stays on the host itself is never refused; DNS over TCP is TCP.

@@ -1,4 +1,4 @@
-//! Mutual TLS between agents: SPIFFE identities only, TLS 1.3 only.
+//! Mutual TLS between agents: SPIFFE identities only, TLS 1.3 only. TLS at ports of applications stands in [`ports`].
 //!
 //! In: a [`Credential`] (key, chain, roots) and, for a client, the identities that the server may have.
 //! Out: rustls configurations, and the verified [`SpiffeId`] of the peer of a finished handshake.
@@ -15,6 +15,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+pub mod ports;
+pub mod secrets;
 mod verify;
 
 #[cfg(test)]
@@ -67,6 +69,15 @@ pub enum TlsError {
     /// Nobody is expected: a tunnel without a known server identity is never opened.
     #[error("no server identity is expected, so none can be verified")]
     NobodyExpected,
+    /// A server has no certificate to show.
+    #[error("there is no certificate to show")]
+    NoCertificate,
+    /// Settings of TLS at a port of an application's do not fit together.
+    #[error("TLS settings: {0}")]
+    Settings(rustls::Error),
+    /// Clients cannot be verified, as a rule because there is no root certificate.
+    #[error("roots for clients: {0}")]
+    Verifier(String),
     /// The peer's certificate is missing or names no acceptable identity.
     #[error("peer certificate: {0}")]
     Peer(String),

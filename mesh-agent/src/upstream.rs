@@ -1,8 +1,11 @@
-//! Connections to destinations: plain from the source's namespace, or in a tunnel to the destination's agent.
+//! Connections to destinations: plain or by TLS from the source's namespace, or in a tunnel to the destination's agent.
 
 mod connect;
 mod errors;
+mod originate;
+pub mod peer_exchange;
 pub mod pipe;
+pub mod secure;
 pub mod shortcut;
 pub mod stream;
 pub mod tunnel;
@@ -10,4 +13,5 @@ pub mod wire;
 
 pub use connect::{BAGGAGE, CONNECT_TIMEOUT, Connected, Source};
 pub use errors::UpstreamError;
+pub use originate::{Originator, Wish, own_frame};
 pub use tunnel::HBONE_PORT;

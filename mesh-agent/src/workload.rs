@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use mesh_common::host;
@@ -49,6 +50,8 @@ pub struct Workload {
     pub shortcuts: Shortcuts,
     /// What the orchestrator asks it in the open, from the node.
     pub probes: Vec<Probe>,
+    /// Where the files are that its TLS settings name.
+    pub tls_files: Option<PathBuf>,
 }
 
 impl Workload {
@@ -81,6 +84,7 @@ impl Workload {
             shortcuts: settings.shortcuts,
             // All of them: the settings were checked.
             probes: settings.probes.iter().filter_map(|probe| probe.get().ok()).collect(),
+            tls_files: settings.tls_files.clone(),
         })
     }
 
@@ -140,6 +144,7 @@ mod tests {
             same_node: SameNode::Direct,
             udp: Udp::Allow,
             shortcuts: Shortcuts::Auto,
+            tls_files: None,
         };
         peer(&settings, &"c1".into(), &SpiffeId::new("cluster.local", "shop", "reviews").unwrap())
     }

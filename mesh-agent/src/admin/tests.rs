@@ -47,6 +47,7 @@ fn enrolled() -> Enrolled {
         same_node: Default::default(),
         udp: Default::default(),
         shortcuts: Default::default(),
+        tls_files: None,
         probes: Vec::new(),
     };
     let netns = Arc::new(NetNs::current().expect("a network namespace (these tests need root)"));

@@ -502,6 +502,7 @@ mod tests {
             same_node: Default::default(),
             udp: Default::default(),
             shortcuts: Default::default(),
+            tls_files: None,
             probes: Vec::new(),
         })
     }

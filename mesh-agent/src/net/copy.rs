@@ -37,6 +37,11 @@ pub trait Duplex: Unpin {
     /// Sends bytes from the front of `data` (not empty) and removes them from it; the number sent is never 0.
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<usize>>;
 
+    /// Pushes on what was sent and still waits in a buffer of the stream's own, if it has one.
+    fn poll_push(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
     /// Tells the peer that nothing more will come.
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
@@ -85,6 +90,10 @@ impl<S: Duplex> Duplex for &mut S {
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<usize>> {
         S::poll_send(self, cx, data)
+    }
+
+    fn poll_push(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        S::poll_push(self, cx)
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -241,6 +250,8 @@ fn take(error: &mut io::Error) -> io::Error {
 struct Direction {
     pending: Bytes,
     buffer: Buffer,
+    /// Something was sent that the sink may still hold.
+    pushing: bool,
     state: State,
 }
 
@@ -291,6 +302,10 @@ impl Direction {
     ) -> Poll<Result<(), State>> {
         match self.state {
             State::Open if self.pending.is_empty() => {
+                if self.pushing {
+                    ready!(sink.poll_push(cx)).map_err(State::SinkBroken)?;
+                    self.pushing = false;
+                }
                 let chunk = ready!(source.poll_recv(cx, &mut self.buffer)).map_err(State::SourceBroken)?;
                 if chunk.is_empty() {
                     self.buffer.give_back();
@@ -303,6 +318,7 @@ impl Direction {
             State::Open => {
                 let sent = ready!(sink.poll_send(cx, &mut self.pending)).map_err(State::SinkBroken)?;
                 count.set(count.get() + sent as u64);
+                self.pushing = true;
                 if self.pending.is_empty() {
                     // Let go of the chunk, so that its allocation can serve the next read.
                     self.pending = Bytes::new();

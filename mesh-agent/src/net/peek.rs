@@ -98,6 +98,10 @@ impl<S: Duplex> Duplex for Peeked<S> {
         self.inner.poll_send(cx, data)
     }
 
+    fn poll_push(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.poll_push(cx)
+    }
+
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.inner.poll_finish(cx)
     }

@@ -17,7 +17,6 @@ use mesh_core::authorization::{Matched, Policies, Verdict};
 use mesh_core::identity::SpiffeId;
 use mesh_core::resource::authorization::Connection;
 use mesh_core::resource::workload::Workload as Known;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
@@ -26,6 +25,7 @@ use super::plaintext::{self, Refusal};
 use super::pod::Pod;
 use super::tcp;
 use crate::live::Live;
+use crate::net::copy::Duplex;
 use crate::telemetry::{Budget, Kind, Text};
 use crate::workload::Workload;
 
@@ -265,14 +265,14 @@ pub(super) async fn forbidden(pod: &Pod, facts: &Facts) {
     tell(pod, facts, &denial, When::Open);
 }
 
-/// Tells of a tunnel's connection that is refused.
+/// Tells of a connection with an identity that is refused.
 pub(super) fn refused(pod: &Pod, flow: &Flow, denial: &Denial) {
     tell(pod, &Facts::of(flow), denial, When::New);
     tcp::report_refusal(pod, flow, &tcp::Failure::denied(denial), None);
 }
 
 /// Resets a client that may not come in.
-pub(super) fn refuse(pod: &Pod, flow: &Flow, accepted: TcpStream, denial: &Denial) {
+pub(super) fn refuse(pod: &Pod, flow: &Flow, accepted: impl Duplex, denial: &Denial) {
     if denial.is_strict() {
         return plaintext::refuse(pod, flow, accepted, Refusal::Strict);
     }

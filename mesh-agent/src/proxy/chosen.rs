@@ -8,12 +8,13 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use mesh_core::detect::Detect;
 use mesh_core::identity::SpiffeId;
-use mesh_core::resource::listener::{ConnFacts, FilterChain, Listener, Terminal};
+use mesh_core::resource::listener::{ConnFacts, DownstreamTls, FilterChain, Listener, Terminal};
 use tokio::time::Instant;
 
 use super::pod::Pod;
+use super::secured::Hello;
 use super::tcp::Upstream;
-use super::{http, tcp};
+use super::{http, secured, tcp};
 use crate::net::peek::Peeked;
 use crate::telemetry::Peer;
 use crate::upstream::Connected;
@@ -82,12 +83,17 @@ pub(super) struct Chosen {
 }
 
 impl Chosen {
-    /// The chain for a connection; `None` when no chain is for it. TLS towards the client has been the tunnel's: a chain
-    /// that wants it serves nobody else.
+    /// The chain for a connection; `None` when no chain is for it. TLS towards the client has been the tunnel's, or has still to
+    /// be ended ([`Chosen::tls`]): nobody is served before.
     pub(super) fn new(listener: &Arc<Listener>, flow: &Flow, detected: Option<&Detect>) -> Option<Self> {
         let chain = listener.chain(&flow.facts(detected))?;
-        if let Some(tls) = &chain.tls {
-            flow.identity.as_ref().filter(|identity| tls.admits(identity))?;
+        let fits = match (&chain.tls, flow.side, &flow.identity) {
+            (Some(tls), Side::Inbound, Some(identity)) => tls.admits(identity),
+            (Some(_), Side::Outbound, _) => false,
+            (Some(_), Side::Inbound, None) | (None, ..) => true,
+        };
+        if !fits {
+            return None;
         }
         let index = listener.chains.iter().position(|other| std::ptr::eq(other, chain));
         Some(Self { listener: listener.clone(), index })
@@ -101,6 +107,11 @@ impl Chosen {
         }
     }
 
+    /// TLS that has to be ended before the chain serves the connection.
+    pub(super) fn tls(&self, flow: &Flow) -> Option<Arc<DownstreamTls>> {
+        self.chain().filter(|_| !flow.proved()).and_then(|chain| chain.tls.clone())
+    }
+
     /// What becomes of the bytes.
     pub(super) fn terminal(&self) -> Option<&Terminal> {
         self.chain().map(|chain| &chain.terminal)
@@ -111,6 +122,8 @@ impl Chosen {
 pub(super) enum Served {
     Tcp(Box<Relay>),
     Http(Box<HttpConnection>),
+    /// Once its TLS is ended.
+    Tls(Box<Hello>),
 }
 
 /// An opaque connection with both its ends.
@@ -142,6 +155,7 @@ impl Served {
         match self {
             Self::Tcp(relay) => tcp::relay(&pod, relay).await,
             Self::Http(connection) => Box::pin(http::serve(pod, connection)).await,
+            Self::Tls(hello) => secured::serve(pod, hello).await,
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use mesh_core::Snapshot;
 use mesh_core::balance::{PickContext, pick};
-use mesh_core::resource::cluster::{Cluster, ClusterKind, DnsHost};
+use mesh_core::resource::cluster::{Cluster, ClusterKind, DnsHost, Transport};
 use mesh_core::resource::endpoint::{Endpoint, Health, LoadAssignment};
 use mesh_core::resource::listener::TcpProxy;
 
@@ -24,6 +24,42 @@ pub(super) struct Target {
     /// `None`: the connection's own destination.
     pub(super) endpoint: Option<Busy>,
     pub(super) address: SocketAddr,
+    /// The host that the request names, where the server shall hear of it by TLS.
+    pub(super) host: Option<Arc<str>>,
+}
+
+impl Target {
+    fn new(cluster: &Arc<Cluster>, endpoint: Option<Busy>, address: SocketAddr) -> Self {
+        Self { cluster: cluster.clone(), endpoint, address, host: None }
+    }
+
+    /// How it is reached.
+    fn transport(&self) -> &Transport {
+        match &self.endpoint {
+            Some(endpoint) => self.cluster.transport(endpoint),
+            None => self.cluster.transport_of_any(),
+        }
+    }
+
+    /// The target of a request that names this authority: its TLS may depend on it.
+    pub(super) fn named(self, authority: &str) -> Self {
+        let wanted = matches!(self.transport(), Transport::Tls(settings) if settings.auto_sni);
+        let host = wanted.then(|| host(authority).into());
+        Self { host, ..self }
+    }
+
+    /// Whether a connection to another target will do for this one.
+    pub(super) fn is_reached_by(&self, cluster: &str, address: SocketAddr, host: Option<&Arc<str>>) -> bool {
+        self.address == address && *self.cluster.name == *cluster && self.host.as_ref() == host
+    }
+}
+
+/// An authority without its port, and without the brackets of an IPv6 address.
+fn host(authority: &str) -> &str {
+    match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    }
 }
 
 /// Why there is no target.
@@ -76,7 +112,7 @@ pub(super) fn chosen(snapshot: &Snapshot, proxy: &TcpProxy, flow: &Flow) -> Opti
         let cluster = snapshot.cluster(&entry.name)?;
         let mut endpoints = snapshot.endpoints(cluster).endpoints();
         let endpoint = endpoints.find(|one| one.address == address && one.health == Health::Healthy)?;
-        Some(Target { cluster: cluster.clone(), endpoint: Some(Busy::new(endpoint.clone())), address })
+        Some(Target::new(cluster, Some(Busy::new(endpoint.clone())), address))
     })
 }
 
@@ -103,24 +139,23 @@ pub(super) fn choose_of(
 ) -> Result<Target, NoTarget> {
     // Inbound there is one application, at the address that the client dialled; only a black hole has none.
     if flow.side == Side::Inbound && !is_black_hole(snapshot, cluster) {
-        return Ok(Target { cluster: cluster.clone(), endpoint: None, address: flow.destination });
+        return Ok(Target::new(cluster, None, flow.destination));
     }
     match &cluster.kind {
         ClusterKind::Eds { .. } | ClusterKind::Static(_) => {
             let endpoint = pick(endpoints, &cluster.lb, context, &mut random::<u64>).ok_or(NoTarget::NoEndpoint)?;
             let address = endpoint.address;
-            Ok(Target { cluster: cluster.clone(), endpoint: Some(Busy::new(endpoint)), address })
+            Ok(Target::new(cluster, Some(Busy::new(endpoint)), address))
         }
         ClusterKind::OriginalDst { port_override } => {
             let port = port_override.unwrap_or(flow.destination.port());
             let address = SocketAddr::new(flow.destination.ip(), port);
             let endpoint = if cluster.external { None } else { known(address).map(Busy::new) };
-            Ok(Target { cluster: cluster.clone(), endpoint, address })
+            Ok(Target::new(cluster, endpoint, address))
         }
         // The application has resolved the name itself, and its answer is as good as ours would be.
         ClusterKind::StrictDns(hosts) | ClusterKind::LogicalDns(hosts) => {
-            let address = literal(hosts).unwrap_or(flow.destination);
-            Ok(Target { cluster: cluster.clone(), endpoint: None, address })
+            Ok(Target::new(cluster, None, literal(hosts).unwrap_or_else(|| resolved(hosts, flow))))
         }
         ClusterKind::Internal => Err(NoTarget::NoEndpoint),
     }
@@ -128,6 +163,12 @@ pub(super) fn choose_of(
 
 fn is_black_hole(snapshot: &Snapshot, cluster: &Cluster) -> bool {
     matches!(cluster.kind, ClusterKind::Static(_)) && snapshot.endpoints(cluster).endpoints().next().is_none()
+}
+
+/// Where the application has found the name, at the port that the cluster says: behind port 80 there may be TLS at 443.
+fn resolved(hosts: &[DnsHost], flow: &Flow) -> SocketAddr {
+    let port = hosts.first().map_or(flow.destination.port(), |host| host.port);
+    SocketAddr::new(flow.destination.ip(), port)
 }
 
 /// A host that is an address already. One of several is taken at random, by weight.
@@ -142,4 +183,23 @@ fn literal(hosts: &[DnsHost]) -> Option<SocketAddr> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::host;
+
+    #[test]
+    fn a_host_is_an_authority_without_its_port() {
+        for (authority, name) in [
+            ("a.b", "a.b"),
+            ("a.b:80", "a.b"),
+            ("10.0.0.1:80", "10.0.0.1"),
+            ("[::1]:80", "::1"),
+            ("[::1]", "::1"),
+            ("", ""),
+        ] {
+            assert_eq!(host(authority), name);
+        }
+    }
 }

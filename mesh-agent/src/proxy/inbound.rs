@@ -1,11 +1,12 @@
-//! Connections to a local workload: those that come in the open, where that is allowed, and from [`lead`] on also those
-//! from a tunnel.
+//! Connections to a local workload: those that come in the open, where that is allowed, or by TLS to a port ([`secured`]), and
+//! from [`lead`] on also those from a tunnel.
 //!
-//! The application is dialled before anything is read, at the address that the client dialled: it sees the connection as
-//! early as without the mesh, it may speak first, and its refusal is the client's refusal.
+//! For a client that may come in the open the application is dialled before anything is read, at the address that the client
+//! dialled: it sees the connection as early as without the mesh, it may speak first, and its refusal is the client's refusal.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use mesh_core::Snapshot;
@@ -19,7 +20,8 @@ use super::chosen::{Chosen, Flow, Served, Side, server_name};
 use super::cluster;
 use super::detect::{is_http2, spoken};
 use super::pod::Pod;
-use super::{authorize, plaintext, probe, tcp};
+use super::secured::Hello;
+use super::{authorize, plaintext, probe, secured, tcp};
 use crate::net::copy::Duplex;
 use crate::net::peek::Peeked;
 use crate::random::random;
@@ -27,8 +29,8 @@ use crate::settings::probes::Probe;
 use crate::upstream::Connected;
 use crate::upstream::stream::Stream;
 
-/// Serves one connection accepted in the open, for as long as plaintext may come in. Nobody dials the application for a
-/// client that may not.
+/// Serves one connection that does not come through a tunnel: by TLS where its chain ends that, else in the open, for as long as
+/// plaintext may come in. Nobody dials the application for a client that may not.
 pub(super) async fn serve(pod: Rc<Pod>, mut accepted: TcpStream) {
     let Some((facts, probes)) = enter(&pod, &accepted) else {
         accepted.reset();
@@ -39,12 +41,27 @@ pub(super) async fn serve(pod: Rc<Pod>, mut accepted: TcpStream) {
     }
     // Boxed as in `outbound`.
     let forbidden = Box::pin(forbidden(&pod, &facts));
-    if let Some(served) = Box::pin(admit_and_lead(&pod, &facts, accepted)).await {
-        tokio::select! {
+    match Box::pin(come_in(&pod, &facts, accepted)).await {
+        // By its identity it is judged anew.
+        Some(Served::Tls(hello)) => secured::serve(pod.clone(), hello).await,
+        Some(served) => tokio::select! {
             () = served.run(pod.clone()) => {}
             () = forbidden => {}
+        },
+        None => {}
+    }
+}
+
+async fn come_in(pod: &Pod, facts: &Facts, accepted: TcpStream) -> Option<Served> {
+    let mut downstream = Peeked::new(Stream::plain(accepted, pod.metrics.bytes()));
+    if let Some((snapped, detected)) = Box::pin(secured::only_tls(pod, facts, &mut downstream)).await {
+        let flow = Flow::new(Side::Inbound, facts.client, facts.destination);
+        match Hello::new(snapped, flow, &detected, downstream) {
+            Ok(hello) => return Some(Served::Tls(hello)),
+            Err(back) => downstream = back,
         }
     }
+    admit_and_lead(pod, facts, downstream).await
 }
 
 /// Who connected, and the probes that it may send if it may do nothing else. Boxed: a connection holds it all its life.
@@ -67,7 +84,7 @@ async fn forbidden(pod: &Pod, facts: &Facts) {
     }
 }
 
-async fn admit_and_lead(pod: &Pod, facts: &Facts, accepted: TcpStream) -> Option<Served> {
+async fn admit_and_lead(pod: &Pod, facts: &Facts, accepted: Peeked<Stream>) -> Option<Served> {
     let flow = Flow::new(Side::Inbound, facts.client, facts.destination);
     let snapshot = match plaintext::admit(pod, &flow).await {
         Ok(snapshot) => snapshot,
@@ -86,9 +103,14 @@ async fn admit_and_lead(pod: &Pod, facts: &Facts, accepted: TcpStream) -> Option
     }
 }
 
-async fn dial_and_lead(pod: &Pod, flow: Flow, snapshot: &Snapshot, mut accepted: TcpStream) -> Option<Served> {
+async fn dial_and_lead(
+    pod: &Pod,
+    flow: Flow,
+    snapshot: &Arc<Snapshot>,
+    mut accepted: Peeked<Stream>,
+) -> Option<Served> {
     match pod.dial_app(&flow).await {
-        Ok(app) => lead(pod, flow, snapshot, Stream::plain(accepted, pod.metrics.bytes()), app).await,
+        Ok(app) => lead(pod, flow, snapshot, accepted, app).await,
         Err(error) => {
             tracing::debug!(workload = pod.name, %error, "the application does not answer");
             accepted.reset();
@@ -110,8 +132,13 @@ fn ends(pod: &Pod, accepted: &TcpStream) -> Option<(SocketAddr, SocketAddr)> {
 }
 
 /// Leads a connection whose application is connected to the codec or relay that serves it. `None`: it was reset, and reported if there was anything to tell.
-pub(super) async fn lead(pod: &Pod, flow: Flow, snapshot: &Snapshot, stream: Stream, app: Connected) -> Option<Served> {
-    let mut downstream = Peeked::new(stream);
+pub(super) async fn lead(
+    pod: &Pod,
+    flow: Flow,
+    snapshot: &Arc<Snapshot>,
+    mut downstream: Peeked<Stream>,
+    app: Connected,
+) -> Option<Served> {
     let Some(listener) = snapshot.inbound() else {
         tcp::refuse_without_chain(pod, &flow, downstream, None);
         return None;
@@ -121,7 +148,9 @@ pub(super) async fn lead(pod: &Pod, flow: Flow, snapshot: &Snapshot, stream: Str
         Detection::Needed => first_to_speak(&mut downstream, &app.stream).await,
     };
     let detected = match first {
-        First::Unheard | First::Application => None,
+        First::Unheard => None,
+        First::Application if flow.proved() => None,
+        First::Application => secured::late_hello(listener, flow.destination, &mut downstream).await,
         First::Client(detected) => Some(detected),
         First::Broken => {
             downstream.reset();
@@ -133,6 +162,32 @@ pub(super) async fn lead(pod: &Pod, flow: Flow, snapshot: &Snapshot, stream: Str
         tcp::refuse_without_chain(pod, &flow, downstream, name);
         return None;
     };
+    if let Some(tls) = chosen.tls(&flow) {
+        let name = name.map(Into::into);
+        let (snapshot, app) = (snapshot.clone(), Some(app));
+        return Some(Served::Tls(Box::new(Hello { flow, snapshot, downstream, chosen, tls, name, app })));
+    }
+    let http2 = detected.as_ref().map(|detected| *detected == Detect::Http2);
+    serve_by(pod, Inside { flow, downstream, chosen, app }, snapshot, http2, name).await
+}
+
+/// A connection without any TLS of ours around it any more, the chain that serves it, and its application.
+pub(super) struct Inside {
+    pub(super) flow: Flow,
+    pub(super) downstream: Peeked<Stream>,
+    pub(super) chosen: Chosen,
+    pub(super) app: Connected,
+}
+
+/// Gives a connection to the codec or relay that its chain says. `http2`: whether it speaks that, if it is known already.
+pub(super) async fn serve_by(
+    pod: &Pod,
+    inside: Inside,
+    snapshot: &Snapshot,
+    http2: Option<bool>,
+    name: Option<&str>,
+) -> Option<Served> {
+    let Inside { flow, mut downstream, chosen, app } = inside;
     match chosen.terminal() {
         Some(Terminal::Tcp(proxy)) => {
             let cluster = &proxy.clusters.pick(random()).name;
@@ -148,8 +203,8 @@ pub(super) async fn lead(pod: &Pod, flow: Flow, snapshot: &Snapshot, stream: Str
             }
         }
         Some(Terminal::Http(manager)) => {
-            let http2 = match &detected {
-                Some(detected) => *detected == Detect::Http2,
+            let http2 = match http2 {
+                Some(http2) => http2,
                 None => is_http2(&mut downstream, manager.codec).await.ok()?,
             };
             Some(Served::http(flow, downstream, chosen, http2, Some(app)))

@@ -17,6 +17,7 @@ use super::authorize::{self, Facts};
 use super::chosen::{Flow, Side};
 use super::pod::{Place, Pod};
 use super::{inbound, tunnel};
+use crate::net::peek::Peeked;
 use crate::upstream::pipe::Pipe;
 use crate::upstream::stream::Stream;
 use crate::upstream::{Connected, UpstreamError};
@@ -48,7 +49,7 @@ pub(super) async fn connect(
     tokio::task::spawn_local(async move {
         let _held = held;
         let serving = async {
-            if let Some(served) = Box::pin(inbound::lead(&server, flow, &snapshot, far, app)).await {
+            if let Some(served) = Box::pin(inbound::lead(&server, flow, &snapshot, Peeked::new(far), app)).await {
                 served.run(server.clone()).await;
             }
         };

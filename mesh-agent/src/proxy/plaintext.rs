@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use mesh_core::Snapshot;
 use mesh_core::resource::listener::Listener;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::chosen::Flow;
 use super::pod::Pod;
+use super::secured::TlsRefusal;
 use super::tcp;
+use crate::net::copy::Duplex;
 use crate::telemetry::{Budget, Kind, Text};
 
 /// Why plaintext does not flow.
@@ -58,24 +59,46 @@ impl Refusal {
     }
 }
 
-/// Plaintext connections refused, on all workers, by reason.
+/// Connections in the open, or by TLS at ports, that were refused, on all workers, by reason.
 #[derive(Debug, Default)]
-pub struct Refused([AtomicU64; Refusal::ALL.len()]);
+pub struct Refused {
+    plaintext: [AtomicU64; Refusal::ALL.len()],
+    tls: [AtomicU64; TlsRefusal::ALL.len()],
+    /// Servers that have settled to say who they are, and have not.
+    peer_exchange: AtomicU64,
+}
 
 impl Refused {
     /// Writes them to the metrics page.
     pub fn write(&self, out: &mut Text) {
         let name = "mesh_agent_plaintext_refused_total";
         out.family(name, Kind::Counter, "Plaintext connections to local workloads refused or closed, by reason.");
-        for ((_, reason), count) in Refusal::ALL.iter().zip(&self.0) {
+        for ((_, reason), count) in Refusal::ALL.iter().zip(&self.plaintext) {
             out.name(name, "");
             out.label("reason", reason);
             out.value(count.load(Relaxed));
         }
+        let name = "mesh_agent_tls_refused_total";
+        out.family(name, Kind::Counter, "TLS connections to ports of local workloads that were refused, by reason.");
+        for ((_, reason), count) in TlsRefusal::ALL.iter().zip(&self.tls) {
+            out.name(name, "");
+            out.label("reason", reason);
+            out.value(count.load(Relaxed));
+        }
+        let help =
+            "TLS connections of local workloads that were closed because the server's peer exchange was malformed.";
+        out.single("mesh_agent_peer_exchange_malformed_total", Kind::Counter, help, self.peer_exchange.load(Relaxed));
     }
 
     fn count(&self, refusal: Refusal) {
-        let counters = Refusal::ALL.iter().zip(&self.0);
+        let counters = Refusal::ALL.iter().zip(&self.plaintext);
+        for (_, counter) in counters.filter(|((reason, _), _)| *reason == refusal) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn count_tls(&self, refusal: TlsRefusal) {
+        let counters = TlsRefusal::ALL.iter().zip(&self.tls);
         for (_, counter) in counters.filter(|((reason, _), _)| *reason == refusal) {
             counter.fetch_add(1, Relaxed);
         }
@@ -101,6 +124,27 @@ impl Teller {
             let workload = &pod.name;
             tracing::warn!(workload, %client, %destination, reason, remedy, skipped, "plaintext connection refused");
         }
+    }
+
+    /// As [`Teller::tell`], of TLS at a port.
+    pub(super) fn tell_tls(
+        &self,
+        pod: &Pod,
+        client: SocketAddr,
+        destination: SocketAddr,
+        refusal: TlsRefusal,
+        reason: &str,
+    ) {
+        self.refused.count_tls(refusal);
+        if let Some(skipped) = self.budget.borrow_mut().take(Instant::now()) {
+            let workload = &pod.name;
+            tracing::warn!(workload, %client, %destination, reason, skipped, "TLS connection refused");
+        }
+    }
+
+    /// Counts a server whose peer exchange is malformed; who wanted the connection hears why.
+    pub(super) fn count_peer_exchange(&self) {
+        self.refused.peer_exchange.fetch_add(1, Relaxed);
     }
 }
 
@@ -161,7 +205,7 @@ fn admits(snapshot: &Snapshot, client: SocketAddr, destination: SocketAddr) -> b
 }
 
 /// Resets a client that may not come in.
-pub(super) fn refuse(pod: &Pod, flow: &Flow, accepted: TcpStream, refusal: Refusal) {
+pub(super) fn refuse(pod: &Pod, flow: &Flow, accepted: impl Duplex, refusal: Refusal) {
     pod.teller.tell(pod, flow.client, flow.destination, refusal);
     tcp::refuse_without_chain(pod, flow, accepted, None);
 }

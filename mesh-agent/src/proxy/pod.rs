@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use mesh_core::Snapshot;
 use mesh_core::identity::SpiffeId;
+use mesh_core::resource::cluster::Carries;
 use mesh_core::resource::endpoint::Endpoint;
 use slab::Slab;
 use tokio::net::TcpStream;
@@ -23,6 +24,7 @@ use super::cluster::Target;
 use super::known;
 use super::plaintext::{Changes, Teller};
 use super::report::Reports;
+use super::secured::Terminator;
 use super::worker::Worker;
 use super::{authorize, neighbour};
 use crate::kernel::Redirected;
@@ -33,8 +35,9 @@ use crate::shutdown;
 use crate::telemetry::access_log::Log;
 use crate::telemetry::{Peer, WorkerMetrics};
 use crate::tls::Credential;
+use crate::tls::secrets::Secrets;
 use crate::upstream::stream::Stream;
-use crate::upstream::{CONNECT_TIMEOUT, Connected, Source, UpstreamError};
+use crate::upstream::{CONNECT_TIMEOUT, Connected, Originator, Source, UpstreamError, Wish, own_frame};
 use crate::workload::Workload;
 
 #[cfg(test)]
@@ -73,6 +76,8 @@ pub(super) struct Pod {
     connections: Rc<Cell<usize>>,
     tasks: Tasks,
     worker: Weak<Worker>,
+    /// Ends TLS that comes to its ports.
+    pub(super) terminator: Terminator,
     net: Net,
 }
 
@@ -89,8 +94,11 @@ impl Pod {
     pub(super) fn new(worker: &Rc<Worker>, workload: &Arc<Workload>, own_ports: &[u16]) -> Self {
         let context = &worker.context;
         let credential = context.identities.watch(&workload.identity);
+        let frame = own_frame(workload);
+        let secrets = || Secrets::new(credential.clone(), workload.tls_files.clone());
         let source = Source {
             credential: credential.clone(),
+            originator: Originator::new(secrets(), frame.clone(), context.metrics.bytes().clone()),
             workload: workload.clone(),
             sockets: context.sockets.clone(),
             tunnels: worker.tunnels.clone(),
@@ -102,6 +110,7 @@ impl Pod {
             name: workload.key(),
             identity: workload.identity.clone(),
             peer: workload.peer.clone(),
+            terminator: Terminator::new(secrets(), frame),
             credential,
             live: context.live.clone(),
             eye: Eye::new(context.live.clone(), workload.id),
@@ -245,7 +254,20 @@ impl Pod {
     }
 
     /// Connects to what was chosen, on behalf of the flow's client.
-    pub(super) async fn connect(&self, flow: &Flow, target: &Target) -> Result<Connected, UpstreamError> {
+    pub(super) async fn connect(
+        &self,
+        flow: &Flow,
+        target: &Target,
+        carries: Carries,
+    ) -> Result<Connected, UpstreamError> {
+        let connected = self.dial(flow, target, Wish { carries, host: target.host.as_deref() }).await;
+        if let Err(UpstreamError::PeerExchange { .. }) = &connected {
+            self.teller.count_peer_exchange();
+        }
+        connected
+    }
+
+    async fn dial(&self, flow: &Flow, target: &Target, wish: Wish<'_>) -> Result<Connected, UpstreamError> {
         match (&self.net, flow.side, &target.endpoint) {
             (_, Side::Inbound, _) => self.connect_app(flow, target.cluster.connect_timeout).await,
             (Net::Real(source), Side::Outbound, Some(endpoint)) => {
@@ -253,13 +275,11 @@ impl Pod {
                     let limit = target.cluster.connect_timeout;
                     return Box::pin(neighbour::connect(self, neighbour, endpoint.address, flow, limit)).await;
                 }
-                source.to_endpoint(&target.cluster, endpoint, flow.client).await
+                source.to_endpoint(&target.cluster, endpoint, flow.client, wish).await
             }
-            (Net::Real(source), Side::Outbound, None) => {
-                source.plain(target.address, target.cluster.connect_timeout).await
-            }
+            (Net::Real(source), Side::Outbound, None) => source.to_address(&target.cluster, target.address, wish).await,
             #[cfg(test)]
-            (Net::Test(net), Side::Outbound, _) => net.connect(target.address).await,
+            (Net::Test(net), Side::Outbound, _) => net.to_target(target, wish).await,
         }
     }
 

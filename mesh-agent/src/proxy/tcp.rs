@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use mesh_core::Snapshot;
 use mesh_core::balance::PickContext;
+use mesh_core::resource::cluster::Carries;
 use mesh_core::resource::listener::TcpProxy;
 use tokio::time::timeout;
 
@@ -28,6 +29,9 @@ use crate::upstream::stream::Stream;
 
 /// Envoy's response code detail for a connection that no filter chain is for.
 const NO_CHAIN: &str = "filter_chain_not_found";
+
+/// Response code detail for a client with whom there is no TLS.
+const DOWNSTREAM_TLS: &str = "downstream_tls_failed";
 
 /// An upstream connection that is ready to be relayed to.
 pub(super) struct Upstream {
@@ -58,6 +62,11 @@ impl Failure {
         Self { termination: Some(denial.details()), ..Self::of(Flags::DENY) }
     }
 
+    /// TLS with the client has come to nothing.
+    pub(super) fn downstream_tls(why: String) -> Self {
+        Self { details: Some(DOWNSTREAM_TLS), termination: Some(why), ..Self::of(Flags::DPE) }
+    }
+
     fn of(flags: Flags) -> Self {
         Self { flags, cluster: None, target: None, why: None, details: None, termination: None }
     }
@@ -79,7 +88,7 @@ pub(super) async fn connect(
                 .map_err(|none| Failure::no_target(none, name))?
         }
     };
-    match pod.connect(flow, &target).await {
+    match pod.connect(flow, &target, Carries::Bytes).await {
         Ok(connected) => Ok(Upstream { target, connected }),
         Err(error) => {
             tracing::debug!(workload = pod.name, %error, "no upstream connection");

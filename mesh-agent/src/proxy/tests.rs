@@ -17,6 +17,7 @@ mod policies;
 mod probe;
 mod switch;
 mod tcp;
+mod tls;
 mod told;
 mod world;
 

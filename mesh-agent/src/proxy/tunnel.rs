@@ -27,6 +27,7 @@ use super::chosen::{Flow, Served, Side};
 use super::inbound;
 use super::pod::Pod;
 use super::worker::Worker;
+use crate::net::peek::Peeked;
 use crate::shutdown;
 use crate::telemetry::Peer;
 use crate::tls::{Credential, PeerCertificate, peer_certificate};
@@ -238,7 +239,7 @@ async fn dial_and_lead(pod: &Pod, flow: Flow, body: RecvStream, mut respond: Sen
     };
     let send = respond.send_response(accepted(pod), false).ok()?;
     let stream = Stream::tunnel(TunnelStream::new(send, body, None), pod.metrics.bytes());
-    inbound::lead(pod, flow, &snapshot, stream, app).await
+    inbound::lead(pod, flow, &snapshot, Peeked::new(stream), app).await
 }
 
 /// As ztunnel answers: 401 for what a policy refuses. What cannot be judged yet may be tried again.

@@ -33,8 +33,13 @@ impl Authority {
         self.with(id, &[id], &[], Duration::from_secs(3600), self.roots())
     }
 
+    /// Its certificate, as a file.
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
     /// Any credential: its URI and DNS names, its end relative to now (an hour after its start), and the roots it trusts.
-    fn with(
+    pub(crate) fn with(
         &self,
         id: &str,
         uris: &[&str],

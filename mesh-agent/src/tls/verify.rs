@@ -4,7 +4,7 @@
 //! A leaf carries exactly one URI name, a SPIFFE id (SPIFFE X.509-SVID, section 2); anything else is refused.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use mesh_core::identity::SpiffeId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -17,9 +17,14 @@ use rustls::{
     CertificateError, CommonState, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
     SignatureScheme,
 };
-use x509_parser::extensions::GeneralName;
 
 use super::TlsError;
+use names::Name;
+pub(super) use names::Subject;
+pub(super) use ports::{AnyClient, NamedServer, reason};
+
+mod names;
+mod ports;
 
 /// What a verified peer certificate says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,22 +167,17 @@ impl ServerCertVerifier for ExpectServer {
 
 /// Reads identity and end of validity from a leaf. Says nothing about who signed it.
 fn read(leaf: &CertificateDer<'_>) -> Result<PeerCertificate, String> {
-    let (_, cert) = x509_parser::parse_x509_certificate(leaf).map_err(|error| format!("unreadable: {error}"))?;
-    let names = cert
-        .subject_alternative_name()
-        .map_err(|error| format!("subject alternative names: {error}"))?
-        .ok_or("no subject alternative name")?;
-    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
+    let Subject { names, not_after } = Subject::read(leaf)?;
+    let mut uris = names.iter().filter_map(|name| match name {
+        Name::Uri(uri) => Some(uri),
         _ => None,
     });
-    let uri = uris.next().ok_or("no URI name")?;
+    let uri = uris.next().ok_or(if names.is_empty() { "no subject alternative name" } else { "no URI name" })?;
     if uris.next().is_some() {
         return Err("more than one URI name".to_owned());
     }
     let identity = uri.parse::<SpiffeId>().map_err(|error| format!("URI name {uri:?}: {error}"))?;
-    let seconds = u64::try_from(cert.validity().not_after.timestamp()).map_err(|_| "expired before 1970")?;
-    Ok(PeerCertificate { identity, not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) })
+    Ok(PeerCertificate { identity, not_after })
 }
 
 fn refuse(why: String) -> Error {

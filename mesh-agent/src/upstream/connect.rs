@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use http::header::{FORWARDED, HeaderMap, HeaderName, HeaderValue};
 use mesh_core::identity::SpiffeId;
-use mesh_core::resource::cluster::{Cluster, Transport as ClusterTransport, TransportWhen};
+use mesh_core::resource::cluster::{Cluster, Transport as ClusterTransport};
 use mesh_core::resource::endpoint::Endpoint;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::errors::UpstreamError;
+use super::originate::{Originator, Wish};
 use super::stream::Stream;
 use super::tunnel::{ConnectHead, HBONE_PORT, Transport, TunnelKey, Tunnels};
 use crate::kernel::Sockets;
@@ -47,16 +48,8 @@ pub struct Source {
     pub own_ports: Vec<u16>,
     /// The worker's counts of bytes on the wire.
     pub bytes: Arc<PathBytes>,
-}
-
-/// How a cluster reaches an endpoint.
-fn transport<'a>(cluster: &'a Cluster, endpoint: &Endpoint) -> Option<&'a ClusterTransport> {
-    let found = cluster.transports.iter().find(|transport| match transport.when {
-        TransportWhen::Tunnel => endpoint.tunnel,
-        TransportWhen::IstioMtls => endpoint.istio_mtls,
-        TransportWhen::Always => true,
-    });
-    found.map(|transport| &transport.transport)
+    /// Speaks TLS to ports.
+    pub originator: Originator,
 }
 
 /// An open upstream connection.
@@ -81,6 +74,7 @@ impl Source {
         cluster: &Cluster,
         endpoint: &Endpoint,
         client: SocketAddr,
+        wish: Wish<'_>,
     ) -> Result<Connected, UpstreamError> {
         let to = endpoint.address;
         // The workload is its own endpoint: there is no wire to protect, and the kernel does not catch what stays inside.
@@ -90,18 +84,30 @@ impl Source {
         if endpoint.tunnel {
             return self.through_tunnel(cluster, endpoint, client).await;
         }
-        match transport(cluster, endpoint) {
-            Some(ClusterTransport::Tls(_)) => {
-                Err(UpstreamError::Tls { to, why: "TLS on the endpoint's own port is not supported yet".into() })
-            }
-            Some(ClusterTransport::Hbone) => self.through_tunnel(cluster, endpoint, client).await,
-            Some(ClusterTransport::Raw) | None => self.plain(to, cluster.connect_timeout).await,
+        match cluster.transport(endpoint) {
+            ClusterTransport::Tls(settings) => Box::pin(self.secure(to, cluster, settings, wish)).await,
+            ClusterTransport::Hbone => self.through_tunnel(cluster, endpoint, client).await,
+            ClusterTransport::Raw => self.plain(to, cluster.connect_timeout).await,
+        }
+    }
+
+    /// Connects to an address to which a cluster leads, and of which nothing else is known.
+    pub async fn to_address(
+        &self,
+        cluster: &Cluster,
+        to: SocketAddr,
+        wish: Wish<'_>,
+    ) -> Result<Connected, UpstreamError> {
+        match cluster.transport_of_any() {
+            ClusterTransport::Tls(settings) => Box::pin(self.secure(to, cluster, settings, wish)).await,
+            ClusterTransport::Hbone => Err(UpstreamError::NoIdentity { to }),
+            ClusterTransport::Raw => self.plain(to, cluster.connect_timeout).await,
         }
     }
 
     /// Whether an endpoint is reached through a tunnel, to which `identity` may answer.
     pub fn tunnels_to(&self, cluster: &Cluster, endpoint: &Endpoint, identity: &SpiffeId) -> bool {
-        let tunnel = endpoint.tunnel || matches!(transport(cluster, endpoint), Some(ClusterTransport::Hbone));
+        let tunnel = endpoint.tunnel || matches!(cluster.transport(endpoint), ClusterTransport::Hbone);
         let expected = match &endpoint.identity {
             Some(expected) => expected == identity,
             None => cluster.sans.contains(identity),
@@ -147,7 +153,7 @@ impl Source {
         here && self.own_ports.contains(&to.port())
     }
 
-    async fn tcp(
+    pub(super) async fn tcp(
         &self,
         to: SocketAddr,
         limit: Duration,

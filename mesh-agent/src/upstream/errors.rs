@@ -25,9 +25,17 @@ pub enum UpstreamError {
         /// What was waited for.
         stage: &'static str,
     },
-    /// The mutual TLS handshake failed: as a rule the server is not who it must be.
+    /// The TLS handshake failed: as a rule the server is not who it must be.
     #[error("TLS with {to}: {why}")]
     Tls {
+        /// Where to.
+        to: SocketAddr,
+        /// Why.
+        why: Arc<str>,
+    },
+    /// The server has settled to say who it is, and has not.
+    #[error("TLS with {to}: {why}")]
+    PeerExchange {
         /// Where to.
         to: SocketAddr,
         /// Why.

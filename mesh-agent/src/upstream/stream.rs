@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::pipe::Pipe;
+use super::secure::Secure;
 use super::shortcut::Shortcut;
 use super::wire::Wire;
 use crate::kernel::Sockets;
@@ -176,6 +177,8 @@ pub enum Stream {
     Tunnel(Box<Wire<TunnelStream>>),
     /// To another workload of this node.
     Neighbour(Wire<Pipe>),
+    /// TLS at a port of the application's.
+    Tls(Box<Wire<Secure>>),
 }
 
 impl Stream {
@@ -194,6 +197,11 @@ impl Stream {
         Stream::Neighbour(Wire::new(pipe, Path::Neighbour, bytes.clone()))
     }
 
+    /// TLS at a port of the application's; what is inside counts.
+    pub fn tls(secure: Secure, bytes: &Arc<PathBytes>) -> Stream {
+        Stream::Tls(Box::new(Wire::new(secure, Path::Tls, bytes.clone())))
+    }
+
     /// A connection with an application, just accepted or made, and the shortcut that it has. The kernel is to be asked for
     /// that, not the settings: they may have changed since the connection began.
     pub fn with_app(tcp: TcpStream, sockets: &Sockets, shortcut: Option<u64>) -> Stream {
@@ -203,13 +211,13 @@ impl Stream {
         }
     }
 
-    /// The socket, if it has one of its own.
+    /// The socket, if it has one of its own with the same bytes.
     pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Stream::Tcp(tcp) => Some(tcp),
             Stream::Shortcut(shortcut) => Some(shortcut.tcp()),
             Stream::Plain(wire) => Some(wire.get_ref()),
-            Stream::Tunnel(_) | Stream::Neighbour(_) => None,
+            Stream::Tunnel(_) | Stream::Neighbour(_) | Stream::Tls(_) => None,
         }
     }
 }
@@ -222,6 +230,7 @@ impl Duplex for Stream {
             Stream::Plain(stream) => stream.poll_recv(cx, buffer),
             Stream::Tunnel(stream) => stream.poll_recv(cx, buffer),
             Stream::Neighbour(stream) => stream.poll_recv(cx, buffer),
+            Stream::Tls(stream) => stream.poll_recv(cx, buffer),
         }
     }
 
@@ -232,6 +241,14 @@ impl Duplex for Stream {
             Stream::Plain(stream) => stream.poll_send(cx, data),
             Stream::Tunnel(stream) => stream.poll_send(cx, data),
             Stream::Neighbour(stream) => stream.poll_send(cx, data),
+            Stream::Tls(stream) => stream.poll_send(cx, data),
+        }
+    }
+
+    fn poll_push(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tls(stream) => stream.poll_push(cx),
+            _ => Poll::Ready(Ok(())),
         }
     }
 
@@ -242,6 +259,7 @@ impl Duplex for Stream {
             Stream::Plain(stream) => stream.poll_finish(cx),
             Stream::Tunnel(stream) => stream.poll_finish(cx),
             Stream::Neighbour(stream) => stream.poll_finish(cx),
+            Stream::Tls(stream) => stream.poll_finish(cx),
         }
     }
 
@@ -252,6 +270,7 @@ impl Duplex for Stream {
             Stream::Plain(stream) => stream.reset(),
             Stream::Tunnel(stream) => stream.reset(),
             Stream::Neighbour(stream) => stream.reset(),
+            Stream::Tls(stream) => stream.reset(),
         }
     }
 }
@@ -264,6 +283,7 @@ impl AsyncRead for Stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Neighbour(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
         }
     }
 }
@@ -276,6 +296,7 @@ impl AsyncWrite for Stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Neighbour(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, buf),
         }
     }
 
@@ -290,6 +311,7 @@ impl AsyncWrite for Stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Neighbour(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -300,6 +322,7 @@ impl AsyncWrite for Stream {
             Stream::Plain(stream) => stream.is_write_vectored(),
             Stream::Tunnel(stream) => stream.is_write_vectored(),
             Stream::Neighbour(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -310,6 +333,7 @@ impl AsyncWrite for Stream {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Neighbour(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
         }
     }
 
@@ -320,6 +344,7 @@ impl AsyncWrite for Stream {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Neighbour(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
         }
     }
 }

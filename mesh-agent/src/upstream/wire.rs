@@ -34,6 +34,11 @@ impl<S> Wire<S> {
         &self.inner
     }
 
+    /// The stream itself, whose bytes are counted no more.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+
     fn sent(&self, sent: usize) -> usize {
         self.bytes.sent(self.path, sent as u64);
         sent
@@ -49,6 +54,10 @@ impl<S: Duplex> Duplex for Wire<S> {
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<usize>> {
         self.inner.poll_send(cx, data).map_ok(|sent| self.sent(sent))
+    }
+
+    fn poll_push(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.poll_push(cx)
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

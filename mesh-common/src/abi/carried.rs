@@ -48,12 +48,19 @@ pub enum Path {
     Plain = 2,
     /// From one workload of the node to another, within the agent: it has no packets of its own.
     Neighbour = 3,
+    /// Between an agent and somebody who speaks TLS at a port of an application.
+    Tls = 4,
 }
 
 impl Path {
     /// Every path with its name in metrics.
-    pub const ALL: [(Path, &'static str); 4] =
-        [(Path::Direct, "direct"), (Path::Tunnel, "tunnel"), (Path::Plain, "plain"), (Path::Neighbour, "neighbour")];
+    pub const ALL: [(Path, &'static str); 5] = [
+        (Path::Direct, "direct"),
+        (Path::Tunnel, "tunnel"),
+        (Path::Plain, "plain"),
+        (Path::Neighbour, "neighbour"),
+        (Path::Tls, "tls"),
+    ];
     /// Those of which TCP tells something.
     pub const OF_PACKETS: [(Path, &'static str); 3] = [Path::ALL[0], Path::ALL[1], Path::ALL[2]];
 }

@@ -15,7 +15,7 @@ use ::http::header::{HeaderMap, HeaderName};
 use ::http::{StatusCode, Uri};
 use bytes::Bytes;
 use h2::Reason;
-use mesh_core::resource::cluster::{ClusterKind, HttpProtocol};
+use mesh_core::resource::cluster::{Carries, ClusterKind, HttpProtocol};
 use mesh_core::resource::listener::HttpManager;
 use mesh_core::resource::route::{RequestHead, RouteTable};
 use mesh_http::{Known, Refusal, is_target};
@@ -238,7 +238,7 @@ impl<C: Client> Wanted<'_, C> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let target = way.target(conn, &current, &tried, &mut self.record)?;
+            let target = way.target(conn, &current, &tried, &mut self.record)?.named(&self.authority);
             if way.route.include_attempt_count {
                 heads::set_number(&mut self.client.lines(), &X_ENVOY_ATTEMPT_COUNT, u64::from(attempt));
             }
@@ -355,7 +355,7 @@ impl<C: Client> Wanted<'_, C> {
         let connected = match first {
             Some(connected) => connected,
             None => {
-                let dialling = Box::pin(conn.pod.connect(&conn.flow, target));
+                let dialling = Box::pin(conn.pod.connect(&conn.flow, target, Carries::Http1));
                 match self.while_waiting(dialling).await? {
                     Ok(connected) => connected,
                     Err(error) => return Ok(Err(error)),

@@ -3,9 +3,12 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+use mesh_core::resource::cluster::Transport;
+
 use super::*;
 use crate::proxy::{Judged, Refused};
 use crate::telemetry::{Limits, Metrics};
+use crate::upstream::peer_exchange;
 use crate::upstream::stream::Stream;
 
 /// Where connections of a test's pod really go.
@@ -17,9 +20,28 @@ pub(crate) struct Net {
     pub(crate) routes: Rc<RefCell<HashMap<SocketAddr, SocketAddr>>>,
     /// Connections made so far.
     pub(crate) dials: Rc<Cell<usize>>,
+    pub(crate) originator: Originator,
 }
 
 impl Net {
+    /// By TLS, where the target's cluster says so.
+    pub(super) async fn to_target(&self, target: &Target, wish: Wish<'_>) -> Result<Connected, UpstreamError> {
+        let transport = match &target.endpoint {
+            Some(endpoint) => target.cluster.transport(endpoint),
+            None => target.cluster.transport_of_any(),
+        };
+        let Transport::Tls(settings) = transport else { return self.connect(target.address).await };
+        let tcp = async {
+            let connected = self.connect(target.address).await?;
+            match connected.stream {
+                Stream::Tcp(tcp) => Ok(tcp),
+                other => panic!("{other:?}"),
+            }
+        };
+        let deadline = tokio::time::Instant::now() + target.cluster.connect_timeout;
+        self.originator.connect(target.address, settings, wish, deadline, tcp).await
+    }
+
     pub(super) async fn connect(&self, to: SocketAddr) -> Result<Connected, UpstreamError> {
         self.dials.set(self.dials.get() + 1);
         let failed = |source: io::Error| UpstreamError::Connect { to, source: Arc::new(source) };
@@ -75,15 +97,22 @@ impl TestPod {
         let refused = Arc::default();
         let (routes, dials, chosen) = (Rc::default(), Rc::default(), Rc::default());
         let peer = Peer { workload: "client-v1".into(), namespace: "default".into(), ..Peer::default() };
+        let credential = watch::channel(credential).1;
+        let frame = peer_exchange::frame(&peer, "client", "10.0.0.2");
+        let secrets = || Secrets::new(credential.clone(), None);
+        let worker_metrics = metrics.worker(0);
+        let originator = Originator::new(secrets(), frame.clone(), worker_metrics.bytes().clone());
+        let terminator = Terminator::new(secrets(), frame);
         let pod = Pod {
             id: 1,
             name: "default/client".into(),
             identity: "spiffe://cluster.local/ns/default/sa/client".parse().unwrap(),
             peer: Arc::new(peer),
-            credential: watch::channel(credential).1,
+            credential,
+            terminator,
             live: live.clone(),
             eye: Eye::new(live.clone(), 1),
-            metrics: metrics.worker(0),
+            metrics: worker_metrics,
             log: Log::off(),
             reports: Reports::default(),
             teller: Teller::new(Arc::clone(&refused)),
@@ -101,6 +130,7 @@ impl TestPod {
                 chosen: Rc::clone(&chosen),
                 routes: Rc::clone(&routes),
                 dials: Rc::clone(&dials),
+                originator,
             }),
         };
         let counting = Arc::clone(&refused);

@@ -8,6 +8,10 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as listener;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CommonTlsContext, SdsSecretConfig, UpstreamTlsContext,
+};
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::{HttpProtocolOptions, http_protocol_options};
 use mesh_core::Snapshot;
 use mesh_core::resource::{CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE};
@@ -122,8 +126,65 @@ impl Config {
                 application_protocols: alpn.iter().map(ToString::to_string).collect(),
                 ..Default::default()
             });
-            chain.transport_socket = Some(mutual_tls(prefix));
+            chain.transport_socket = Some(mutual_tls(prefix, http));
         }
+        self
+    }
+
+    /// Anybody may come in, in the open or by mutual TLS, and applications' own TLS passes through; in istiod's shape.
+    pub(super) fn permissive(mut self, prefix: &str) -> Self {
+        let inbound = &mut self.listeners[1];
+        inbound.listener_filters.push(inspector("tls_inspector"));
+        let (http, tcp) = (inbound.filter_chains[0].clone(), inbound.filter_chains[1].clone());
+        for (of, is_http, alpn) in [
+            (&http, true, &["istio-http/1.0", "istio-http/1.1", "istio-h2"][..]),
+            (&tcp, false, &["istio-peer-exchange", "istio"]),
+        ] {
+            let mut mutual = of.clone();
+            mutual.filter_chain_match = Some(listener::FilterChainMatch {
+                transport_protocol: "tls".into(),
+                application_protocols: alpn.iter().map(ToString::to_string).collect(),
+                ..Default::default()
+            });
+            mutual.transport_socket = Some(mutual_tls(prefix, is_http));
+            inbound.filter_chains.push(mutual);
+        }
+        let tls = listener::FilterChainMatch { transport_protocol: "tls".into(), ..Default::default() };
+        inbound.filter_chains.push(listener::FilterChain { filter_chain_match: Some(tls), ..tcp });
+        self
+    }
+
+    /// [`SERVICE`] is reached by TLS; `change` says more of it than that any server will do that our roots vouch for.
+    pub(super) fn by_tls(mut self, change: impl FnOnce(&mut UpstreamTlsContext)) -> Self {
+        let secret = |name: &str| SdsSecretConfig { name: name.into(), ..Default::default() };
+        let mut context = UpstreamTlsContext {
+            sni: "outbound_.80_._.web.default.svc.cluster.local".into(),
+            common_tls_context: Some(CommonTlsContext {
+                alpn_protocols: vec!["istio-peer-exchange".into(), "istio".into()],
+                tls_certificate_sds_secret_configs: vec![secret("default")],
+                validation_context_type: Some(ValidationContextType::ValidationContextSdsSecretConfig(secret(
+                    "ROOTCA",
+                ))),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        change(&mut context);
+        self.clusters[0].transport_socket = Some(core::TransportSocket {
+            name: "envoy.transport_sockets.tls".into(),
+            config_type: Some(core::transport_socket::ConfigType::TypedConfig(packed(&context))),
+        });
+        self
+    }
+
+    /// The server name that [`SERVICE`] hears is the host of each request, and it must be its name.
+    pub(super) fn named_by_requests(mut self) -> Self {
+        let names =
+            core::UpstreamHttpProtocolOptions { auto_sni: true, auto_san_validation: true, ..Default::default() };
+        let options = HttpProtocolOptions { upstream_http_protocol_options: Some(names), ..Default::default() };
+        self.clusters[0]
+            .typed_extension_protocol_options
+            .insert("envoy.extensions.upstreams.http.v3.HttpProtocolOptions".into(), packed(&options));
         self
     }
 
@@ -165,7 +226,7 @@ pub(super) fn original_dst(name: &str) -> cluster::Cluster {
 }
 
 /// TLS towards clients, who must prove an identity that begins with `prefix`.
-fn mutual_tls(prefix: &str) -> core::TransportSocket {
+fn mutual_tls(prefix: &str, http: bool) -> core::TransportSocket {
     use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
     use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
     let names = matcher::StringMatcher {
@@ -186,9 +247,11 @@ fn mutual_tls(prefix: &str) -> core::TransportSocket {
         }),
         ..Default::default()
     };
+    let alpn: &[&str] = if http { &["h2", "http/1.1"] } else { &["istio-peer-exchange", "h2", "http/1.1"] };
     let context = tls::DownstreamTlsContext {
         require_client_certificate: flag(true),
         common_tls_context: Some(tls::CommonTlsContext {
+            alpn_protocols: alpn.iter().map(ToString::to_string).collect(),
             validation_context_type: Some(tls::common_tls_context::ValidationContextType::CombinedValidationContext(
                 validation,
             )),

@@ -9,12 +9,12 @@ use super::world::*;
 const REFUSED: &str = "mesh_agent_plaintext_refused_total{";
 const ANYBODY: &str = "spiffe://";
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn where_mutual_tls_is_asked_for_nobody_dials_the_application() {
-    run(async {
+    run_paused(async {
         let world = World::configured(Config::new().strict(ANYBODY).build());
         let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        for words in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", b"\0", b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03"] {
+        for words in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", b"\0", b"\x16\x03\x01\x00\x05\x02\x00\x00\x01\x03"] {
             let mut client = world.inbound_client(Some(&app)).await;
             // It may be reset already.
             let _ = client.write_all(words).await;

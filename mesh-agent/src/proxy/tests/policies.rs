@@ -18,9 +18,9 @@ use crate::upstream::UpstreamError;
 
 const REFUSED: &str = "mesh_agent_policy_refused_total{";
 /// The client of [`Pair`].
-const CLIENT: &str = "cluster.local/ns/default/sa/a";
+pub(super) const CLIENT: &str = "cluster.local/ns/default/sa/a";
 
-fn principal(name: &str) -> pb::Match {
+pub(super) fn principal(name: &str) -> pb::Match {
     let exact = pb::string_match::MatchType::Exact(name.into());
     pb::Match { principals: vec![pb::StringMatch { match_type: Some(exact) }], ..Default::default() }
 }
@@ -30,7 +30,7 @@ fn nobody() -> pb::Match {
     pb::Match { not_principals: vec![pb::StringMatch { match_type: Some(presence) }], ..Default::default() }
 }
 
-fn policy(name: &str, action: pb::Action, one: Option<pb::Match>) -> pb::Authorization {
+pub(super) fn policy(name: &str, action: pb::Action, one: Option<pb::Match>) -> pb::Authorization {
     let rule = |one| pb::Rule { clauses: vec![pb::Clause { matches: vec![one] }] };
     pb::Authorization {
         name: name.into(),
@@ -43,7 +43,7 @@ fn policy(name: &str, action: pb::Action, one: Option<pb::Match>) -> pb::Authori
 }
 
 /// The mesh with these policies and the pod under test, which names some more.
-fn mesh(policies: &[pb::Authorization], named: &[&str]) -> Arc<Ambient> {
+pub(super) fn mesh(policies: &[pb::Authorization], named: &[&str]) -> Arc<Ambient> {
     let mut store = Store::new();
     let upsert = |name: String, body: Vec<u8>| Upsert { name, version: "1".into(), body: body.into() };
     let all: Vec<Upsert> =

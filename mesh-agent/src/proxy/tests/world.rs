@@ -54,6 +54,11 @@ impl World {
         Self { test: TestPod::new(None, Some(credential)) }
     }
 
+    /// A pod with a certificate, for what it wants of [`super::config::SERVICE`].
+    pub(super) fn client_with(credential: Arc<Credential>, original: &str) -> Self {
+        Self { test: TestPod::new(Some(original.parse().unwrap()), Some(credential)) }
+    }
+
     /// A pod whose policies are enforced.
     pub(super) fn judged(credential: Option<Arc<Credential>>) -> Self {
         Self { test: TestPod::judged(credential) }

@@ -124,7 +124,7 @@ impl Link {
             ready!(self.stream.poll_send(cx, &mut self.pass))?;
         }
         self.pass = Bytes::new();
-        Poll::Ready(Ok(()))
+        self.stream.poll_push(cx)
     }
 }
 
@@ -138,6 +138,10 @@ impl Duplex for Link {
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<usize>> {
         self.stream.poll_send(cx, data)
+    }
+
+    fn poll_push(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_push(cx)
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -10,7 +10,6 @@ use std::task::Context;
 
 use super::super::record::Seen;
 use super::link::Link;
-use crate::live::same_name;
 use crate::net::copy::Duplex;
 use crate::proxy::cluster::Target;
 
@@ -21,6 +20,8 @@ const MAX_IDLE: usize = 8;
 pub(in super::super) struct Upstream {
     cluster: Arc<str>,
     address: SocketAddr,
+    /// The name that the server has heard.
+    host: Option<Arc<str>>,
     pub(in super::super) seen: Rc<Seen>,
     pub(super) link: Link,
     /// It was open before this request: the server may be about to close it.
@@ -29,7 +30,8 @@ pub(in super::super) struct Upstream {
 
 impl Upstream {
     pub(in super::super) fn new(target: &Target, seen: Rc<Seen>, link: Link, reused: bool) -> Self {
-        Self { cluster: target.cluster.name.clone(), address: target.address, seen, link, reused }
+        let (cluster, address, host) = (target.cluster.name.clone(), target.address, target.host.clone());
+        Self { cluster, address, host, seen, link, reused }
     }
 }
 
@@ -42,8 +44,7 @@ impl Pool {
     /// A connection to the target that is still good as far as is known.
     pub(in super::super) fn take(&mut self, cx: &mut Context<'_>, target: &Target) -> Option<Box<Upstream>> {
         loop {
-            let serves =
-                |one: &Box<Upstream>| one.address == target.address && same_name(&one.cluster, &target.cluster.name);
+            let serves = |one: &Box<Upstream>| target.is_reached_by(&one.cluster, one.address, one.host.as_ref());
             let mut upstream = self.0.swap_remove(self.0.iter().position(serves)?);
             if upstream.link.is_quiet(cx) {
                 return Some(upstream);

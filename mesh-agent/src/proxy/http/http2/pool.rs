@@ -16,6 +16,7 @@ use ::http::Request;
 use bytes::Bytes;
 use h2::client::{Connection, ResponseFuture, SendRequest};
 use h2::{Ping, PingPong, SendStream};
+use mesh_core::resource::cluster::Carries;
 use socket2::SockRef;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,8 @@ const MAX_SERVERS: usize = 8;
 pub(in super::super) struct Upstream {
     cluster: Arc<str>,
     address: SocketAddr,
+    /// The name that the server has heard.
+    host: Option<Arc<str>>,
     pub(super) seen: Rc<Seen>,
     sender: SendRequest<Bytes>,
     /// To ask whether the server's settings have come; gone once they have.
@@ -90,7 +93,7 @@ impl Upstreams {
     fn take(&self, target: &Target) -> Option<Upstream> {
         let mut open = self.open.borrow_mut();
         open.retain(|upstream| !upstream.retired.get());
-        let serves = |one: &&Upstream| one.address == target.address && one.cluster == target.cluster.name;
+        let serves = |one: &&Upstream| target.is_reached_by(&one.cluster, one.address, one.host.as_ref());
         open.iter().find(serves).map(|upstream| Upstream { reused: true, ..upstream.clone() })
     }
 
@@ -99,7 +102,7 @@ impl Upstreams {
         let reused = first.is_some();
         let connected = match first {
             Some(connected) => connected,
-            None => conn.pod.connect(&conn.flow, target).await?,
+            None => conn.pod.connect(&conn.flow, target, Carries::Http2).await?,
         };
         let Connected { stream, local, identity, peer, .. } = connected;
         let failed = |error: h2::Error| UpstreamError::Tunnel { to: target.address, why: error.to_string().into() };
@@ -119,8 +122,8 @@ impl Upstreams {
         let ends = [self.over.clone(), conn.pod.ended.clone()];
         tokio::task::spawn_local(drive(connection, ends, retired.clone()));
         let seen = Rc::new(Seen { local, identity, peer });
-        let (cluster, address) = (target.cluster.name.clone(), target.address);
-        let upstream = Upstream { cluster, address, seen, sender, ping, retired, reused };
+        let (cluster, address, host) = (target.cluster.name.clone(), target.address, target.host.clone());
+        let upstream = Upstream { cluster, address, host, seen, sender, ping, retired, reused };
         let mut open = self.open.borrow_mut();
         if open.len() >= MAX_SERVERS {
             open.remove(0);
