@@ -187,7 +187,7 @@ fn literal(hosts: &[DnsHost]) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    use super::host;
+    use super::*;
 
     #[test]
     fn a_host_is_an_authority_without_its_port() {
@@ -201,5 +201,13 @@ mod tests {
         ] {
             assert_eq!(host(authority), name);
         }
+    }
+
+    #[test]
+    fn a_name_that_the_application_has_resolved_leads_to_the_cluster_s_port() {
+        let flow = Flow::new(Side::Outbound, "10.0.0.1:4711".parse().unwrap(), "192.0.2.1:80".parse().unwrap());
+        let host = DnsHost { host: "example.com".into(), port: 443, weight: 1, priority: 0 };
+        assert_eq!(resolved(&[host], &flow), "192.0.2.1:443".parse().unwrap());
+        assert_eq!(resolved(&[], &flow), flow.destination);
     }
 }

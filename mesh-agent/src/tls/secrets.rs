@@ -104,6 +104,9 @@ struct Kept {
     materials: Materials,
 }
 
+/// Makes something of the texts of files; an error says which of them is wrong, and why.
+type Parse = fn(&[Vec<u8>]) -> Result<Materials, (usize, String)>;
+
 /// By what a change of a file shows: time of the last change, length, inode.
 type Stamp = (Option<SystemTime>, u64, u64);
 
@@ -165,11 +168,7 @@ impl Secrets {
     }
 
     /// What files hold, read again only when they have changed.
-    async fn read(
-        &self,
-        paths: Vec<PathBuf>,
-        parse: fn(&[Vec<u8>]) -> Result<Materials, (usize, String)>,
-    ) -> Result<Materials, SecretError> {
+    async fn read(&self, paths: Vec<PathBuf>, parse: Parse) -> Result<Materials, SecretError> {
         let kept = self.files.borrow().get(&paths).cloned();
         if let Some(kept) = &kept
             && kept.looked.elapsed() < FRESH
@@ -201,7 +200,7 @@ impl Secrets {
 fn changed(
     paths: &[PathBuf],
     seen: Option<&[Stamp]>,
-    parse: fn(&[Vec<u8>]) -> Result<Materials, (usize, String)>,
+    parse: Parse,
 ) -> Result<Option<(Vec<Stamp>, Materials)>, SecretError> {
     let failed = |path: &PathBuf, why: String| SecretError::File { path: path.clone(), why };
     let stamps: Result<Vec<Stamp>, _> =

@@ -98,7 +98,7 @@ pub fn frame(peer: &Peer, name: &str, address: &str) -> Arc<[u8]> {
 }
 
 /// What a frame without its header says.
-fn parse(body: &[u8]) -> Result<Peer, ExchangeError> {
+pub fn parse(body: &[u8]) -> Result<Peer, ExchangeError> {
     let malformed = |error: prost::DecodeError| ExchangeError::Malformed(error.to_string());
     let any = Any::decode(body).map_err(malformed)?;
     if any.type_url != STRUCT_TYPE {
@@ -223,6 +223,17 @@ mod tests {
         assert_eq!(kind(framed(b"")).await, "malformed");
         assert_eq!(kind(framed(&any("type.googleapis.com/x.Y", b""))).await, "malformed");
         assert_eq!(kind(framed(&any(STRUCT_TYPE, b"\xff\xff"))).await, "malformed");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_names_or_refused(body in proptest::collection::vec(proptest::num::u8::ANY, 0..200), at in 0..300_usize, byte: u8) {
+            let _ = parse(&body);
+            let mut spoiled = frame(&reviews(), "n", "10.0.0.1").to_vec();
+            let at = 8 + at % (spoiled.len() - 8);
+            spoiled[at] = byte;
+            let _ = parse(&spoiled[8..]);
+        }
     }
 
     #[tokio::test]
