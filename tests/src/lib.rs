@@ -23,6 +23,7 @@ pub mod pod;
 pub mod shared;
 pub mod state;
 pub mod sys;
+pub mod tools;
 pub mod topology;
 pub mod yaml;
 

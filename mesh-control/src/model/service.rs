@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mesh_core::identity::SpiffeId;
 
+use super::authentication::MtlsMode;
 use super::protocol::Protocol;
 use super::visibility::Visibility;
 use super::workload::Workload;
@@ -86,6 +87,18 @@ pub struct Endpoint {
     pub workload: Option<Arc<Workload>>,
     /// Whether a tunnel may be used: the address is one of the workload's own, and the port wants no plaintext (DISABLE).
     pub tunnel: bool,
+}
+
+/// Label by which Istio's injector says that a workload's sidecar takes mutual TLS at the workload's ports.
+const TLS_MODE: &str = "security.istio.io/tlsMode";
+
+impl Endpoint {
+    /// Whether a sidecar of Istio's takes its mutual TLS there, and the port does not forbid it (DISABLE).
+    pub fn has_sidecar(&self) -> bool {
+        let labelled = self.labels.get(TLS_MODE).is_some_and(|mode| mode == "istio");
+        let open = |workload: &Arc<Workload>| workload.mtls.of_port(self.port) != MtlsMode::Disable;
+        !self.tunnel && labelled && self.workload.as_ref().is_some_and(open)
+    }
 }
 
 impl Service {

@@ -121,7 +121,7 @@ fn one(
 /// Identities that any endpoint of the port may have, in order.
 fn identities(service: &Service, port: &Port) -> BTreeSet<String> {
     let workloads =
-        port.endpoints.iter().filter(|endpoint| endpoint.tunnel).filter_map(|endpoint| endpoint.workload.as_ref());
+        port.endpoints.iter().filter(|one| one.tunnel || one.has_sidecar()).filter_map(|one| one.workload.as_ref());
     let own = workloads.filter_map(|workload| workload.identity.as_ref());
     own.chain(&service.sans).map(ToString::to_string).collect()
 }

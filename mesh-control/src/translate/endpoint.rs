@@ -1,6 +1,6 @@
 //! Endpoints of a cluster as a ClusterLoadAssignment.
 //!
-//! In: endpoints of a service port. Out: the message, with Istio's signal for a tunnel and what telemetry and TLS want to
+//! In: endpoints of a service port. Out: the message, with Istio's signals for a tunnel or for a sidecar's mutual TLS, and what telemetry and TLS want to
 //! know of the workload behind each.
 
 use std::hash::{Hash, Hasher};
@@ -73,6 +73,10 @@ fn about(options: &MeshOptions, endpoint: &Endpoint) -> Option<core::Metadata> {
         let tunnel = structure([("tunnel", text("http"))]);
         message.filter_metadata.insert("envoy.transport_socket_match".to_owned(), tunnel);
     }
+    if endpoint.has_sidecar() {
+        let mode = structure([("tlsMode", text("istio"))]);
+        message.filter_metadata.insert("envoy.transport_socket_match".to_owned(), mode);
+    }
     Some(message)
 }
 
@@ -83,7 +87,7 @@ impl Hash for Content<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.0.len().hash(state);
         for endpoint in self.0 {
-            (&endpoint.address, endpoint.port, endpoint.weight, endpoint.tunnel).hash(state);
+            (&endpoint.address, endpoint.port, endpoint.weight, endpoint.tunnel, endpoint.has_sidecar()).hash(state);
             endpoint.workload.is_some().hash(state);
             if let Some(workload) = &endpoint.workload {
                 (&workload.workload_name, &workload.namespace, &workload.canonical_name).hash(state);

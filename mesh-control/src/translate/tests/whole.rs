@@ -115,6 +115,32 @@ fn unenrolled_and_external_endpoints_have_no_tunnel() {
 }
 
 #[test]
+fn a_pod_with_a_sidecar_of_istios_is_reached_by_mutual_tls_at_its_ports() {
+    let (enabled, label) = ("redirection: enabled", "labels: {security.istio.io/tlsMode: istio, ");
+    let pod = |more: &str| pod("v1", "reviews", "", "10.1.0.1").replace("labels: {", more);
+    let service = service("reviews", "10.96.0.1", "[{name: http, port: 9080}]");
+    let off = istio("PeerAuthentication", "off", "  mtls: {mode: DISABLE}").replace("networking.", "security.");
+    for (objects, by_tunnel, by_tls) in [
+        (vec![pod(label).replace(enabled, "redirection: disabled")], false, true),
+        // A tunnel goes before it.
+        (vec![pod(label)], true, false),
+        (vec![pod("labels: {").replace(enabled, "redirection: disabled")], false, false),
+        (vec![pod(label).replace(enabled, "redirection: disabled"), off], false, false),
+    ] {
+        let told = Told::new(&[service.clone(), objects.concat()].concat());
+        let name = format!("outbound|9080||{REVIEWS}");
+        let body = |kind| told.resources(kind)[name.as_str()].body.value.clone();
+        let parsed = mesh_core::resource::endpoint::LoadAssignment::parse(&name, &body(Kind::Endpoint), None).unwrap();
+        let one = parsed.endpoints().next().unwrap();
+        assert_eq!((one.tunnel, one.istio_mtls), (by_tunnel, by_tls), "{objects:?}");
+        let cluster = mesh_core::resource::cluster::Cluster::parse(&name, &body(Kind::Cluster), None).unwrap();
+        let sans: Vec<_> = cluster.sans.iter().map(ToString::to_string).collect();
+        let expected = ["spiffe://cluster.local/ns/default/sa/reviews"];
+        assert_eq!(sans, expected[..usize::from(by_tunnel || by_tls)], "{objects:?}");
+    }
+}
+
+#[test]
 fn other_resolutions() {
     let entry = |name: &str, resolution: &str| {
         istio(

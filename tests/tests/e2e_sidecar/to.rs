@@ -1,0 +1,77 @@
+//! From a pod of ours to one with a sidecar.
+
+use anyhow::ensure;
+
+use crate::{LAB, curl, header, identity, refused, websocket};
+
+#[test]
+fn requests_come_with_our_pod_s_identity_in_either_version() {
+    LAB.test(|lab| {
+        for (port, version, hop) in
+            [(80, "--http1.1", "HTTP/1.1"), (81, "--http2-prior-knowledge", "HTTP/2"), (81, "--http1.1", "HTTP/2")]
+        {
+            let seen = curl(lab, "client", &format!("http://sidecar:{port}/x"), &[version])?;
+            ensure!(header(&seen, "x-hop") == hop, "{seen}");
+            let told = header(&seen, "x-forwarded-client-cert");
+            ensure!(told.contains(&format!("URI={}", identity("client"))), "{seen}");
+            // Nothing has been said in the open to make it so.
+            ensure!(told.contains(&format!("By={}", identity("sidecar"))), "{seen}");
+        }
+        let metrics = lab.node("a")?.agent().metrics()?;
+        let labels = [
+            ("reporter", "source"),
+            ("destination_service_name", "sidecar"),
+            ("destination_principal", &identity("sidecar")),
+            ("destination_workload", "sidecar"),
+        ];
+        ensure!(metrics.sum("istio_requests_total", &labels) >= 3.0);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn bytes_go_both_ways_and_each_half_ends() {
+    LAB.test(|lab| {
+        let talk =
+            ["mesh-lab-app", "talk", "--to", "sidecar:9000", "--say", "count", "--bytes", "300000", "--half-close"];
+        let told: serde_json::Value = serde_json::from_str(&lab.pod("client")?.run(&talk)?.text())?;
+        ensure!(told["received"].as_str().is_some_and(|text| text.starts_with("300000 ")), "{told}");
+        let hash = told["hash"].as_str().unwrap_or("?");
+        ensure!(told["received"].as_str().is_some_and(|text| text.contains(hash)), "{told}");
+        ensure!(told["end"] == "eof", "{told}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn websockets_open() {
+    LAB.test(|lab| {
+        let server = websocket::serve(lab, "sidecar")?;
+        let said = websocket::talk(lab, "client", "sidecar", 80)?;
+        ensure!(said.starts_with("HTTP/1.1 101") && said.ends_with("hello"), "{said}");
+        let head = server.join().unwrap()?;
+        ensure!(head.contains(&identity("client").to_lowercase()), "{head}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_server_that_is_not_the_right_one_gets_nothing() {
+    LAB.test(|lab| {
+        for (port, why) in [
+            (8081, "none of the trusted roots has signed the server's certificate"),
+            (8082, "it is made out to spiffe://cluster.local/ns/default/sa/another"),
+            (8083, "the server"),
+        ] {
+            let (status, body) = refused(lab, "client", &format!("http://sidecar:{port}/x"))?;
+            ensure!(status == "503", "{port}: {status} {body}");
+            let log = lab.node("a")?.agent().access_log();
+            ensure!(log.contains(why), "{port}: {body}\n{log}");
+        }
+        Ok(())
+    })
+    .unwrap();
+}
