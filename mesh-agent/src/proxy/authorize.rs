@@ -230,15 +230,25 @@ pub(super) async fn admit(pod: &Pod, facts: &Facts) -> Result<(), Denial> {
     if pod.door.whose.is_none() {
         return Ok(());
     }
-    let policies = match pod.door.look(&pod.live) {
-        Ok(policies) => policies,
-        Err(_) => match timeout(POLICY_WAIT, known(pod)).await {
-            Ok(policies) => policies,
-            Err(_) => pod.door.look(&pod.live).map_err(Denial::Unknown)?,
-        },
-    };
+    let policies = once_known(pod).await.map_err(Denial::Unknown)?;
     rehearse(pod, facts, &policies);
     judged(facts, &policies)
+}
+
+/// Whether a connection may come in, without a word about it. It waits as [`admit`] does.
+pub(super) async fn opens(pod: &Pod, facts: &Facts) -> bool {
+    pod.door.whose.is_none() || once_known(pod).await.is_ok_and(|policies| judged(facts, &policies).is_ok())
+}
+
+/// The policies, for which it waits, but not for ever.
+async fn once_known(pod: &Pod) -> Result<Arc<Policies>, Missing> {
+    match pod.door.look(&pod.live) {
+        Ok(policies) => Ok(policies),
+        Err(_) => match timeout(POLICY_WAIT, known(pod)).await {
+            Ok(policies) => Ok(policies),
+            Err(_) => pod.door.look(&pod.live),
+        },
+    }
 }
 
 /// Whether a connection may come in now, whoever it is from.

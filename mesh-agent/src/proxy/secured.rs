@@ -95,7 +95,7 @@ pub(super) async fn only_tls(pod: &Pod, facts: &Facts, downstream: &mut Peeked<S
     let listener = snapshot.inbound()?.clone();
     let (client, destination) = (facts.client, facts.destination);
     if !listener.terminates_tls(destination)
-        || plaintext::is_open(pod, client, destination) && authorize::is_open(pod, facts)
+        || plaintext::is_open(pod, client, destination) && authorize::opens(pod, facts).await
     {
         return None;
     }
