@@ -233,16 +233,16 @@ async fn secure(
     let mut said = None;
     if exchanges {
         let told = timeout_at(deadline, exchange(&mut secure, frame)).await.map_err(late("the peer exchange"))?;
-        said = Some(told.map_err(|error| (refusal_of(&error), error.to_string()))?);
+        said = Some(told.map_err(refusal_of)?);
     }
     Ok(Secured { secure, identity, said })
 }
 
-fn refusal_of(error: &ExchangeError) -> TlsRefusal {
+fn refusal_of(error: ExchangeError) -> (TlsRefusal, String) {
     match error {
         // In TLS 1.3 this is where a server hears that its certificate is refused.
-        ExchangeError::Io(_) => TlsRefusal::Handshake,
-        _ => TlsRefusal::PeerExchange,
+        ExchangeError::Io(error) => (TlsRefusal::Handshake, explain(&error, "client")),
+        other => (TlsRefusal::PeerExchange, other.to_string()),
     }
 }
 

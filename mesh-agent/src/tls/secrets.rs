@@ -175,14 +175,23 @@ impl Secrets {
         {
             return Ok(kept.materials.clone());
         }
+        // One looks for all who come meanwhile.
+        if let Some(kept) = self.files.borrow_mut().get_mut(&paths) {
+            kept.looked = Instant::now();
+        }
         let (seen, asked) = (kept.as_ref().map(|kept| kept.stamps.clone()), paths.clone());
         let changed = tokio::task::spawn_blocking(move || changed(&asked, seen.as_deref(), parse)).await;
-        let changed =
-            changed.map_err(|error| SecretError::File { path: paths[0].clone(), why: error.to_string() })??;
+        let changed = changed.map_err(|error| SecretError::File { path: paths[0].clone(), why: error.to_string() })?;
         let (stamps, materials) = match (changed, kept) {
-            (Some(changed), _) => changed,
-            (None, Some(kept)) => (kept.stamps, kept.materials),
-            (None, None) => return Ok(Materials::default()),
+            (Ok(Some(changed)), _) => changed,
+            (Ok(None), Some(kept)) => (kept.stamps, kept.materials),
+            (Ok(None), None) => return Ok(Materials::default()),
+            // What was good stays in force.
+            (Err(error), Some(kept)) => {
+                tracing::warn!(%error, "a file of TLS settings is no longer good: what it held before stays in force");
+                (kept.stamps, kept.materials)
+            }
+            (Err(error), None) => return Err(error),
         };
         let mut files = self.files.borrow_mut();
         if files.len() >= MAX_FILES

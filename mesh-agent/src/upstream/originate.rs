@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 
 use super::connect::{Connected, Source};
 use super::errors::UpstreamError;
-use super::peer_exchange::{self, exchange};
+use super::peer_exchange::{self, ExchangeError, exchange};
 use super::secure::Secure;
 use super::stream::Stream;
 use crate::net::peek::Peeked;
@@ -78,7 +78,11 @@ impl Originator {
         if exchanges {
             let told = timeout_at(deadline, exchange(&mut secure, &self.frame)).await;
             let told = told.map_err(late("peer exchange"))?;
-            peer = Some(told.map_err(|error| UpstreamError::PeerExchange { to, why: error.to_string().into() })?);
+            peer = Some(told.map_err(|error| match error {
+                // Here, in TLS 1.3, we hear that our certificate is refused.
+                ExchangeError::Io(error) => refused(explain(&error, "server")),
+                other => UpstreamError::PeerExchange { to, why: other.to_string().into() },
+            })?);
         }
         Ok(Connected { stream: Stream::tls(secure, &self.bytes), local, remote: to, identity, peer })
     }

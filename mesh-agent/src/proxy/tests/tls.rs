@@ -404,6 +404,12 @@ async fn bytes_go_to_a_sidecar_which_says_who_it_is() {
         assert!(is_reset(&mut client).await);
         let labels = ["destination_workload=\"reviews-v1\"", &format!("destination_principal=\"{A}\""), "} 1"];
         world.reported("istio_tcp_connections_opened_total{", &labels).await;
+        // One that does not know us: no word of its own is malformed.
+        let theirs = ca.with(A, &[A], &[], Duration::from_secs(3600), Authority::new("other").roots());
+        let stranger = sidecar_server(&theirs, &["istio-peer-exchange"]);
+        let mut client = world.client().await;
+        assert!(accept(&server, &stranger).await.is_err());
+        assert!(is_reset(&mut client).await);
         // Something else than a frame.
         let mut client = world.client().await;
         let mut tls = accept(&server, &acceptor).await.unwrap();
@@ -411,7 +417,7 @@ async fn bytes_go_to_a_sidecar_which_says_who_it_is() {
         assert!(is_reset(&mut client).await);
         let page = world.metric("mesh_agent_peer_exchange_malformed_total");
         assert_eq!(page, ["mesh_agent_peer_exchange_malformed_total 1"]);
-        world.reported("istio_tcp_connections_closed_total{", &["response_flags=\"UF\"", "} 1"]).await;
+        world.reported("istio_tcp_connections_closed_total{", &["response_flags=\"UF\"", "} 2"]).await;
         // The end of a connection that nobody has announced is no end of the bytes.
         let mut client = world.client().await;
         let mut tls = accept(&server, &acceptor).await.unwrap();
