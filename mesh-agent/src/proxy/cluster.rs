@@ -15,6 +15,7 @@ use mesh_core::resource::listener::TcpProxy;
 
 use super::chosen::{Flow, Side};
 use crate::errors::Flags;
+use crate::live::same_name;
 use crate::random::random;
 
 /// A place to connect to.
@@ -49,8 +50,8 @@ impl Target {
     }
 
     /// Whether a connection to another target will do for this one.
-    pub(super) fn is_reached_by(&self, cluster: &str, address: SocketAddr, host: Option<&Arc<str>>) -> bool {
-        self.address == address && *self.cluster.name == *cluster && self.host.as_ref() == host
+    pub(super) fn is_reached_by(&self, cluster: &Arc<str>, address: SocketAddr, host: Option<&Arc<str>>) -> bool {
+        self.address == address && same_name(&self.cluster.name, cluster) && self.host.as_ref() == host
     }
 }
 
