@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&str] = &[
     "settings",
     "errors",
+    "random",
     "shutdown",
     "telemetry",
     "net",
