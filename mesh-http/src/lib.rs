@@ -1,4 +1,4 @@
-//! HTTP/1 as bytes (RFC 9112): heads, bodies and paths.
+//! HTTP/1 as bytes (RFC 9112): heads, bodies and paths. And the text of gRPC-Web, which is base64.
 //!
 //! In: bytes as they were read, in whatever pieces. Out: where in them the parts of a head are, which of them belong to a
 //! body, and a head as it goes on. What two programs might read in two ways is refused, with a status and a name for the log.
@@ -7,6 +7,7 @@
 //! A head is parsed once it is whole, by `httparse`; what that lets pass and this crate does not is judged afterwards, so that
 //! the answer is the same however the bytes were split.
 
+mod base64;
 mod body;
 mod chunked;
 mod fields;
@@ -17,6 +18,7 @@ mod refusal;
 mod request;
 mod response;
 
+pub use base64::Groups;
 pub use body::{Body, Step};
 pub use chunked::{MAX_CHUNK_LINE, MAX_TRAILERS, each_trailer};
 pub use fields::{Field, Fields, Span};

@@ -5,6 +5,7 @@ mod build_ebpf;
 mod cargo;
 mod check;
 mod demo;
+mod fuzz;
 mod lab;
 mod packages;
 mod steps;
@@ -50,6 +51,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Throws made-up bytes at every parser of what comes from outside.
+    Fuzz(fuzz::Options),
     /// Tries the kernel programs on Debian's packaged kernels, in emulated machines.
     Vm(vm::Options),
     /// A mesh of network namespaces to try things in: up, exec, pods, logs, apply, down.
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Demo { arguments } => demo::run(&arguments),
         Command::Bench { arguments } => bench::run(&arguments),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Vm(options) => vm::run(&options),
         Command::Lab { arguments } => lab::run(&arguments),
     };

@@ -22,10 +22,12 @@ pub enum Use {
     Bench,
     /// Machines with other kernels.
     Vm,
+    /// Fuzzing.
+    Fuzz,
 }
 
 /// Program or file that shows that the package is there, the package, and what needs it.
-const PACKAGES: [(&str, &str, &[Use]); 20] = [
+const PACKAGES: [(&str, &str, &[Use]); 21] = [
     ("ip", "iproute2", &[Use::Lab, Use::Demo, Use::Test, Use::Bench, Use::Vm]),
     ("setpriv", "util-linux", &[Use::Test]),
     ("systemd-analyze", "systemd", &[Use::Test]),
@@ -44,6 +46,7 @@ const PACKAGES: [(&str, &str, &[Use]); 20] = [
     ("psql", "postgresql-client", &[Use::Test]),
     ("/usr/lib/postgresql", "postgresql", &[Use::Test]),
     ("qemu-system-x86_64", "qemu-system-x86", &[Use::Vm]),
+    ("g++", "g++", &[Use::Fuzz]),
     ("xz", "xz-utils", &[Use::Vm]),
     ("strip", "binutils", &[Use::Vm]),
 ];

@@ -7,8 +7,8 @@ use ::http::HeaderMap;
 use ::http::header::{ACCEPT, HeaderName};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::{Bytes, BytesMut};
-use mesh_http::{Known, Refusal};
+use bytes::Bytes;
+use mesh_http::{Groups, Known, Refusal};
 
 use super::heads::Lines;
 
@@ -26,9 +26,8 @@ pub(super) struct Web {
     asks_text: bool,
     /// The response's shall be.
     wants_text: bool,
-    /// Characters of the request that are no whole group yet.
-    rest: [u8; 4],
-    length: usize,
+    /// The request's, so far.
+    text: Groups,
 }
 
 impl Web {
@@ -40,7 +39,7 @@ impl Web {
         lines.remove_known(Known::ContentLength);
         lines.set(&CONTENT_TYPE, b"application/grpc");
         lines.set(&TE, b"trailers");
-        Some(Self { asks_text, wants_text, rest: [0; 4], length: 0 })
+        Some(Self { asks_text, wants_text, text: Groups::default() })
     }
 
     /// What the response's content is.
@@ -59,24 +58,14 @@ impl Web {
         if !self.asks_text {
             return Ok(data);
         }
-        let mut out = BytesMut::with_capacity(data.len() / 4 * 3 + 3);
-        for byte in data {
-            self.rest[self.length] = byte;
-            self.length += 1;
-            if self.length == self.rest.len() {
-                self.length = 0;
-                let mut group = [0; 3];
-                // Every group stands for itself: a client may end a piece with padding and go on.
-                let length = STANDARD.decode_slice(self.rest, &mut group).map_err(|_| Refusal::Encoding)?;
-                out.extend_from_slice(&group[..length]);
-            }
-        }
-        Ok(out.freeze())
+        let mut out = Vec::new();
+        self.text.decode(&data, &mut out)?;
+        Ok(out.into())
     }
 
     /// The end of the request's body.
     pub(super) fn end(&self) -> Result<(), Refusal> {
-        if self.length == 0 { Ok(()) } else { Err(Refusal::Encoding) }
+        self.text.end()
     }
 
     /// A piece of the response's body as its client has it.
