@@ -137,8 +137,16 @@ pub struct Current {
     version: u64,
     /// The configuration.
     pub snapshot: Arc<Snapshot>,
-    tables: RefCell<Vec<(Arc<str>, Rc<Arc<RouteTable>>)>>,
+    tables: RefCell<Vec<Rc<FoundTable>>>,
     clusters: RefCell<Vec<Rc<Found>>>,
+}
+
+/// A route table.
+pub struct FoundTable {
+    /// The table.
+    pub table: Arc<RouteTable>,
+    /// The name that it was asked for by.
+    name: Arc<str>,
 }
 
 /// A cluster with its endpoints.
@@ -162,14 +170,14 @@ impl Current {
     }
 
     /// A route table from RDS.
-    pub fn routes(&self, name: &Arc<str>) -> Option<Rc<Arc<RouteTable>>> {
+    pub fn routes(&self, name: &Arc<str>) -> Option<Rc<FoundTable>> {
         let mut tables = self.tables.borrow_mut();
-        if let Some((_, table)) = tables.iter().find(|(known, _)| same_name(known, name)) {
-            return Some(table.clone());
+        if let Some(found) = tables.iter().find(|known| same_name(&known.name, name)) {
+            return Some(found.clone());
         }
-        let table = Rc::new(self.snapshot.routes(name)?.clone());
-        keep(&mut tables, (name.clone(), table.clone()));
-        Some(table)
+        let found = Rc::new(FoundTable { table: self.snapshot.routes(name)?.clone(), name: name.clone() });
+        keep(&mut tables, found.clone());
+        Some(found)
     }
 
     /// A cluster.

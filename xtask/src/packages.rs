@@ -27,7 +27,7 @@ pub enum Use {
 }
 
 /// Program or file that shows that the package is there, the package, and what needs it.
-const PACKAGES: [(&str, &str, &[Use]); 21] = [
+const PACKAGES: [(&str, &str, &[Use]); 22] = [
     ("ip", "iproute2", &[Use::Lab, Use::Demo, Use::Test, Use::Bench, Use::Vm]),
     ("setpriv", "util-linux", &[Use::Test]),
     ("systemd-analyze", "systemd", &[Use::Test]),
@@ -47,6 +47,7 @@ const PACKAGES: [(&str, &str, &[Use]); 21] = [
     ("/usr/lib/postgresql", "postgresql", &[Use::Test]),
     ("qemu-system-x86_64", "qemu-system-x86", &[Use::Vm]),
     ("g++", "g++", &[Use::Fuzz]),
+    ("pip3", "python3-pip", &[Use::Test, Use::Bench]),
     ("xz", "xz-utils", &[Use::Vm]),
     ("strip", "binutils", &[Use::Vm]),
 ];

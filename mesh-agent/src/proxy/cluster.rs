@@ -49,10 +49,57 @@ impl Target {
         Self { host, ..self }
     }
 
-    /// Whether a connection to another target will do for this one.
-    pub(super) fn is_reached_by(&self, cluster: &Arc<str>, address: SocketAddr, host: Option<&Arc<str>>) -> bool {
-        self.address == address && same_name(&self.cluster.name, cluster) && self.host.as_ref() == host
+    /// What a connection to it leads to.
+    pub(super) fn end(&self) -> End {
+        let (cluster, address, host) = (self.cluster.clone(), self.address, self.host.clone());
+        let endpoint = self.endpoint.as_ref().map(|busy| busy.0.clone());
+        End { cluster, endpoint, address, host }
     }
+
+    /// What a connection is to this target that leads to `end`.
+    pub(super) fn fit(&self, end: &End) -> Fit {
+        let same_place =
+            self.address == end.address && same_name(&self.cluster.name, &end.cluster.name) && self.host == end.host;
+        if !same_place {
+            return Fit::Other;
+        }
+        let same_objects = Arc::ptr_eq(&self.cluster, &end.cluster)
+            && self.endpoint.as_ref().map(|one| Arc::as_ptr(&one.0)) == end.endpoint.as_ref().map(Arc::as_ptr);
+        if same_objects || self.is_reached_as(end) { Fit::Same } else { Fit::Outdated }
+    }
+
+    /// Whether what was verified, and how, is what would be now.
+    fn is_reached_as(&self, end: &End) -> bool {
+        let then = match &end.endpoint {
+            Some(endpoint) => end.cluster.transport(endpoint),
+            None => end.cluster.transport_of_any(),
+        };
+        let tunnel = |endpoint: &Endpoint| (endpoint.tunnel, endpoint.identity.clone());
+        self.transport() == then
+            && self.cluster.sans == end.cluster.sans
+            && self.endpoint.as_deref().map(tunnel) == end.endpoint.as_deref().map(tunnel)
+    }
+}
+
+/// What a connection leads to that is kept for further requests.
+#[derive(Debug, Clone)]
+pub(super) struct End {
+    cluster: Arc<Cluster>,
+    endpoint: Option<Arc<Endpoint>>,
+    address: SocketAddr,
+    /// The name that the server has heard.
+    host: Option<Arc<str>>,
+}
+
+/// What a connection is to a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// It leads there, as one made now would.
+    Same,
+    /// It leads there as the configuration said before: in the open, or with another identity.
+    Outdated,
+    /// It leads elsewhere.
+    Other,
 }
 
 /// An authority without its port, and without the brackets of an IPv6 address.
@@ -207,7 +254,7 @@ mod tests {
     #[test]
     fn a_name_that_the_application_has_resolved_leads_to_the_cluster_s_port() {
         let flow = Flow::new(Side::Outbound, "10.0.0.1:4711".parse().unwrap(), "192.0.2.1:80".parse().unwrap());
-        let host = DnsHost { host: "example.com".into(), port: 443, weight: 1, priority: 0 };
+        let host = DnsHost { host: "example.com".into(), port: 443, weight: 1, priority: 0, istio_mtls: false };
         assert_eq!(resolved(&[host], &flow), "192.0.2.1:443".parse().unwrap());
         assert_eq!(resolved(&[], &flow), flow.destination);
     }

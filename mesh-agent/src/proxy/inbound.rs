@@ -165,7 +165,7 @@ pub(super) async fn lead(
     if let Some(tls) = chosen.tls(&flow) {
         let name = name.map(Into::into);
         let (snapshot, app) = (snapshot.clone(), Some(app));
-        return Some(Served::Tls(Box::new(Hello { flow, snapshot, downstream, chosen, tls, name, app })));
+        return Some(Served::Tls(Box::new(Hello { flow, snapshot, downstream, chosen, tls, detected, name, app })));
     }
     let http2 = detected.as_ref().map(|detected| *detected == Detect::Http2);
     serve_by(pod, Inside { flow, downstream, chosen, app }, snapshot, http2, name).await

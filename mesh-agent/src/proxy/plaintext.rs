@@ -161,6 +161,11 @@ impl Default for Changes {
 }
 
 impl Changes {
+    /// Notices of changes from now on.
+    pub(super) fn subscribe(&self) -> watch::Receiver<()> {
+        self.sender.subscribe()
+    }
+
     /// Looks whether the listener is another one than last time.
     pub(super) fn look(&self, snapshot: Option<&Snapshot>) {
         let listener = snapshot.and_then(Snapshot::inbound);
@@ -186,7 +191,7 @@ pub(super) async fn admit(pod: &Pod, flow: &Flow) -> Result<Arc<Snapshot>, Refus
 /// Resolves, having told of it, when a connection may no longer be there.
 pub(super) async fn forbidden(pod: &Pod, client: SocketAddr, destination: SocketAddr) {
     // Before the first look, so that no change is missed.
-    let mut changes = pod.inbound_changes.sender.subscribe();
+    let mut changes = pod.inbound_changes.subscribe();
     // Without a configuration the workload is on its way out, and its connections with it.
     while pod.snapshot().is_none_or(|snapshot| admits(&snapshot, client, destination)) {
         // The pod holds the sender.

@@ -10,10 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use mesh_core::Snapshot;
 use mesh_core::detect::Detect;
-use mesh_core::resource::CertificateSource;
 use mesh_core::resource::listener::{DownstreamTls, Listener};
+use mesh_core::resource::{CertificateSource, RootsSource};
+use mesh_core::{Snapshot, SpiffeId};
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -50,14 +50,17 @@ pub(super) enum TlsRefusal {
     Secrets,
     /// What the client says of itself is malformed.
     PeerExchange,
+    /// The port's settings have changed, and the open connection does not fit them.
+    Changed,
 }
 
 impl TlsRefusal {
-    pub(super) const ALL: [(TlsRefusal, &'static str); 4] = [
+    pub(super) const ALL: [(TlsRefusal, &'static str); 5] = [
         (TlsRefusal::Handshake, "handshake"),
         (TlsRefusal::Timeout, "timeout"),
         (TlsRefusal::Secrets, "secrets"),
         (TlsRefusal::PeerExchange, "peer_exchange"),
+        (TlsRefusal::Changed, "changed"),
     ];
 }
 
@@ -82,6 +85,8 @@ pub(super) struct Hello {
     pub(super) downstream: Peeked<Stream>,
     pub(super) chosen: Chosen,
     pub(super) tls: Arc<DownstreamTls>,
+    /// What the chain was chosen by.
+    pub(super) detected: Option<Detect>,
     /// The name that the client asks for.
     pub(super) name: Option<Box<str>>,
     /// The application, if it is connected already.
@@ -132,7 +137,16 @@ impl Hello {
             return Err(downstream);
         };
         let name = super::chosen::server_name(Some(detected)).map(Into::into);
-        Ok(Box::new(Self { flow, snapshot, downstream, chosen, tls, name, app: None }))
+        Ok(Box::new(Self {
+            flow,
+            snapshot,
+            downstream,
+            chosen,
+            tls,
+            detected: Some(detected.clone()),
+            name,
+            app: None,
+        }))
     }
 }
 
@@ -140,17 +154,54 @@ impl Hello {
 pub(super) fn serve(pod: Rc<Pod>, hello: Box<Hello>) -> Pin<Box<dyn Future<Output = ()>>> {
     // Boxed, and here: what it serves is served as any other connection is, which may be one of these.
     Box::pin(async move {
-        let Some((served, facts)) = Box::pin(open(&pod, hello)).await else { return };
+        let before =
+            Before { flow: hello.flow.clone(), detected: hello.detected.clone(), roots: hello.tls.roots.clone() };
+        let Some((served, facts, identity)) = Box::pin(open(&pod, hello)).await else { return };
         tokio::select! {
             () = served.run(pod.clone()) => {}
             () = authorize::forbidden(&pod, &facts) => {}
+            () = Box::pin(before.outdated(&pod, identity.as_ref())) => {}
         }
     })
 }
 
+/// A connection as it was chosen for its chain, and who was trusted then.
+struct Before {
+    flow: Flow,
+    detected: Option<Detect>,
+    roots: Option<RootsSource>,
+}
+
+impl Before {
+    /// Resolves once the port would not take this client any more, as the configuration is now.
+    async fn outdated(self, pod: &Pod, identity: Option<&SpiffeId>) {
+        // Before the first look, so that no change is missed.
+        let mut changes = pod.inbound_changes.subscribe();
+        // Without a configuration the workload is on its way out, and its connections with it.
+        while pod.snapshot().is_none_or(|snapshot| self.fits(&snapshot, identity)) {
+            // The pod holds the sender.
+            let _ = changes.changed().await;
+        }
+        tell(
+            pod,
+            &self.flow,
+            TlsRefusal::Changed,
+            "the port's settings have changed, and the client does not fit them",
+        );
+    }
+
+    fn fits(&self, snapshot: &Snapshot, identity: Option<&SpiffeId>) -> bool {
+        let chosen = snapshot.inbound().and_then(|listener| Chosen::new(listener, &self.flow, self.detected.as_ref()));
+        let Some(chosen) = chosen else { return false };
+        // A port that takes plaintext takes this too.
+        let Some(tls) = chosen.tls(&self.flow) else { return true };
+        tls.roots == self.roots && identity.map_or(!tls.require_client_certificate, |identity| tls.admits(identity))
+    }
+}
+
 /// Handshake, policies, application. `None`: it was refused, and told.
-async fn open(pod: &Pod, hello: Box<Hello>) -> Option<(Served, Facts)> {
-    let Hello { mut flow, snapshot, downstream, chosen, tls, name, app } = *hello;
+async fn open(pod: &Pod, hello: Box<Hello>) -> Option<(Served, Facts, Option<SpiffeId>)> {
+    let Hello { mut flow, snapshot, downstream, chosen, tls, name, app, detected: _ } = *hello;
     let (stream, seen) = downstream.into_parts();
     let Stream::Plain(wire) = stream else {
         // What comes in by another way has been secured there.
@@ -172,7 +223,7 @@ async fn open(pod: &Pod, hello: Box<Hello>) -> Option<(Served, Facts)> {
         source.namespace = identity.namespace().into();
         flow.source = Some(Arc::new(source));
     }
-    flow.identity = identity;
+    flow.identity = identity.clone();
     let mut stream = Stream::tls(secure, pod.metrics.bytes());
     let facts = Facts::of(&flow);
     if let Err(denial) = authorize::admit(pod, &facts).await {
@@ -193,13 +244,13 @@ async fn open(pod: &Pod, hello: Box<Hello>) -> Option<(Served, Facts)> {
     };
     let inside = inbound::Inside { flow, downstream: Peeked::new(stream), chosen, app };
     let served = inbound::serve_by(pod, inside, &snapshot, None, name.as_deref()).await?;
-    Some((served, facts))
+    Some((served, facts, identity))
 }
 
 /// A finished handshake.
 struct Secured {
     secure: Secure,
-    identity: Option<mesh_core::SpiffeId>,
+    identity: Option<SpiffeId>,
     /// What the client says of itself.
     said: Option<Peer>,
 }
@@ -226,7 +277,7 @@ async fn secure(
     };
     let tls = timeout_at(deadline, handshake).await.map_err(late("the handshake"))??;
     let state = tls.get_ref().1;
-    let proved = Proved::of(state, materials.roots.is_some(), SystemTime::now());
+    let proved = Proved::of(state, settings.roots == Some(RootsSource::Workload), SystemTime::now());
     let identity = proved.map_err(|error| (TlsRefusal::Handshake, error.to_string()))?.identity;
     let exchanges = state.alpn_protocol() == Some(ALPN_PEER_EXCHANGE);
     let mut secure = Secure::new(tls);

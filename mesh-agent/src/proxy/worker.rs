@@ -135,6 +135,8 @@ impl Worker {
         while changes.changed().await.is_ok() {
             for (id, pod) in &*self.pods.borrow() {
                 pod.inbound_changes.look(live.workload(*id).as_deref());
+                // So that one that serves nobody holds nothing old.
+                let _ = pod.current();
                 // Who waits for them looks by itself.
                 let _ = pod.door.look(&live);
             }

@@ -39,8 +39,8 @@ pub struct Proved {
 }
 
 impl Proved {
-    /// Of a finished handshake. `verified`: its certificate, if any, had to be signed by one of our roots. A resumed session does
-    /// not verify the chain anew, so that its validity is looked at again.
+    /// Of a finished handshake. `verified`: its certificate, if any, had to be signed by a root of the mesh; nobody else can vouch for
+    /// an identity in it. A resumed session does not verify the chain anew, so that its validity is looked at again.
     pub fn of(state: &CommonState, verified: bool, now: SystemTime) -> Result<Self, TlsError> {
         let leaf = state.peer_certificates().and_then(|chain| chain.first());
         let Some(leaf) = leaf.filter(|_| verified) else { return Ok(Self { identity: None }) };
@@ -85,6 +85,13 @@ impl<S, V: Copy + Eq + std::hash::Hash, C> Cache<S, V, C> {
             return Ok(entry.config.clone());
         }
         let config = Arc::new(make()?);
+        // What is gone from the configuration goes here too: its keys, its sessions.
+        let mut variants: HashMap<usize, usize> = HashMap::new();
+        entries.keys().for_each(|(place, _)| *variants.entry(*place).or_default() += 1);
+        // An entry holds its settings, and so does the verifier of its configuration.
+        entries.retain(|(place, _), entry| {
+            Arc::strong_count(&entry.settings) > 2 * variants.get(place).copied().unwrap_or_default()
+        });
         if entries.len() >= MAX_CONFIGS
             && !entries.contains_key(&key)
             && let Some(other) = entries.keys().next().copied()

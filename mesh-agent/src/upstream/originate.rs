@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use mesh_core::resource::RootsSource;
 use mesh_core::resource::cluster::{Carries, Cluster, UpstreamTls};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -70,7 +71,7 @@ impl Originator {
         let tls = timeout_at(deadline, connecting).await.map_err(late("TLS"))?;
         let tls = tls.map_err(|error| refused(explain(&error, "server")))?;
         let state = tls.get_ref().1;
-        let proved = Proved::of(state, materials.roots.is_some(), SystemTime::now());
+        let proved = Proved::of(state, settings.roots == Some(RootsSource::Workload), SystemTime::now());
         let identity = proved.map_err(|error| refused(error.to_string()))?.identity;
         let exchanges = wish.carries == Carries::Bytes && state.alpn_protocol() == Some(ALPN_PEER_EXCHANGE);
         let mut secure = Secure::new(tls);

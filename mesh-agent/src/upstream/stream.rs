@@ -87,23 +87,6 @@ impl TunnelStream {
         }
     }
 
-    /// Waits for room for at least one byte; at most `want`.
-    fn poll_room(&mut self, cx: &mut Context<'_>, want: usize) -> Poll<io::Result<usize>> {
-        self.send.reserve_capacity(want);
-        loop {
-            // Room assigned earlier is not announced again, so look before waiting.
-            let room = self.send.capacity();
-            if room > 0 {
-                return Poll::Ready(Ok(room.min(want)));
-            }
-            match ready!(self.send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(as_io(error))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            }
-        }
-    }
-
     fn poll_end(&mut self) -> Poll<io::Result<()>> {
         if self.finished {
             return Poll::Ready(Ok(()));
@@ -119,7 +102,7 @@ impl Duplex for TunnelStream {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<usize>> {
-        let room = ready!(self.poll_room(cx, data.len()))?;
+        let room = ready!(poll_room(&mut self.send, cx, data.len())).map_err(as_io)?;
         self.send.send_data(data.split_to(room), false).map_err(as_io)?;
         Poll::Ready(Ok(room))
     }
@@ -149,7 +132,7 @@ impl AsyncWrite for TunnelStream {
         if buf.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let room = ready!(self.poll_room(cx, buf.len().min(WRITE_PIECE)))?;
+        let room = ready!(poll_room(&mut self.send, cx, buf.len().min(WRITE_PIECE))).map_err(as_io)?;
         self.send.send_data(Bytes::copy_from_slice(&buf[..room]), false).map_err(as_io)?;
         Poll::Ready(Ok(room))
     }
@@ -345,6 +328,26 @@ impl AsyncWrite for Stream {
             Stream::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Neighbour(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// Waits until a stream may send at least one byte of `want`; how many it may.
+///
+/// # Errors
+/// The stream has ended, or its connection.
+pub fn poll_room(send: &mut SendStream<Bytes>, cx: &mut Context<'_>, want: usize) -> Poll<Result<usize, h2::Error>> {
+    send.reserve_capacity(want);
+    loop {
+        // Room assigned earlier is not announced again, so look before waiting.
+        let room = send.capacity();
+        if room > 0 {
+            return Poll::Ready(Ok(room.min(want)));
+        }
+        match ready!(send.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Poll::Ready(Err(error)),
+            None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
         }
     }
 }

@@ -63,7 +63,16 @@ impl Cluster {
 
     /// How an address is reached of which nothing is known but that this cluster leads there.
     pub fn transport_of_any(&self) -> &Transport {
-        let mut any = self.transports.iter().filter(|entry| entry.when == TransportWhen::Always);
+        // Which of several hosts an address is of nobody knows here: one that wants TLS speaks for all.
+        let istio_mtls = match &self.kind {
+            ClusterKind::StrictDns(hosts) | ClusterKind::LogicalDns(hosts) => hosts.iter().any(|host| host.istio_mtls),
+            _ => false,
+        };
+        let mut any = self.transports.iter().filter(|entry| match entry.when {
+            TransportWhen::Always => true,
+            TransportWhen::IstioMtls => istio_mtls,
+            TransportWhen::Tunnel => false,
+        });
         any.next().map_or(&Transport::Raw, |entry| &entry.transport)
     }
 }
@@ -102,6 +111,8 @@ pub struct DnsHost {
     pub weight: u32,
     /// Priority; 0 is used first.
     pub priority: u32,
+    /// It takes Istio's mutual TLS (label `tlsMode: istio`).
+    pub istio_mtls: bool,
 }
 
 /// A service, as metrics name it.

@@ -33,6 +33,9 @@ macro_rules! refuse {
 }
 pub(crate) use refuse;
 
+/// Metadata of endpoints by which a cluster chooses how to reach them (Envoy documentation, `transport_socket_matches`).
+pub(crate) const MATCH_METADATA: &str = "envoy.transport_socket_match";
+
 /// Whether a field holds anything but its default.
 pub(crate) fn is_set<T: Default + PartialEq>(field: &T) -> bool {
     *field != T::default()

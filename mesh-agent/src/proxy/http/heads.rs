@@ -285,6 +285,37 @@ mod tests {
     }
 
     #[test]
+    fn changes_of_headers_in_their_order() {
+        let name = HeaderName::from_static;
+        let value = HeaderValue::from_static;
+        let ops: HeaderOps = [
+            HeaderOp::Remove(name("gone")),
+            HeaderOp::Append(name("x"), value("1")),
+            HeaderOp::Append(name("x"), value("2")),
+            HeaderOp::Set(name("y"), value("new")),
+            HeaderOp::SetIfPresent(name("z"), value("no")),
+            HeaderOp::AddIfAbsent(name("y"), value("late")),
+            HeaderOp::AddIfAbsent(name("w"), value("first")),
+            HeaderOp::SetIfPresent(name("w"), value("second")),
+        ]
+        .into_iter()
+        .collect();
+        let mut map = HeaderMap::new();
+        let mut fields = Fields::default();
+        for (name, value) in [("gone", "1"), ("y", "old"), ("y", "older")] {
+            map.append(name, HeaderValue::from_static(value));
+            View { fields: &mut fields, buf: b"" }.append(&HeaderName::from_static(name), value.as_bytes());
+        }
+        apply(&ops, &mut Map(&mut map));
+        apply(&ops, &mut View { fields: &mut fields, buf: b"" });
+        for (name, wanted) in [("gone", &[][..]), ("x", &["1", "2"]), ("y", &["new"]), ("z", &[]), ("w", &["second"])] {
+            assert_eq!(map.get_all(name).iter().collect::<Vec<_>>(), wanted, "{name}");
+            let all: Vec<_> = fields.all(b"", name).collect();
+            assert_eq!(all, wanted.iter().map(|one| one.as_bytes()).collect::<Vec<_>>(), "{name}");
+        }
+    }
+
+    #[test]
     fn request_ids_are_uuids_of_version_4() {
         let id = |random| String::from_utf8(request_id(random).to_vec()).unwrap();
         assert_eq!(id(0), "00000000-0000-4000-8000-000000000000");

@@ -3,6 +3,7 @@
 //! In: the head as routing sees it, and the configuration of the moment. Out: the route and its cluster, or the agent's own answer.
 //! No I/O.
 
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use super::Conn;
 use super::exchange::Failed;
 use super::record::Record;
 use super::reply::Reply;
-use crate::live::Current;
+use crate::live::{Current, FoundTable};
 use crate::proxy::cluster::{self, NoTarget, Target};
 use crate::random::random;
 
@@ -32,10 +33,27 @@ pub(super) struct Way<'a> {
 }
 
 /// The routes of the connection's listener.
-pub(super) fn table(conn: &Conn, current: &Current) -> Option<Rc<Arc<RouteTable>>> {
+pub(super) fn table(conn: &Conn, current: &Current) -> Option<Table> {
     match &conn.manager()?.routes {
-        Routes::Inline(table) => Some(Rc::new(table.clone())),
-        Routes::Rds(name) => current.routes(name),
+        Routes::Inline(table) => Some(Table::Inline(table.clone())),
+        Routes::Rds(name) => current.routes(name).map(Table::Found),
+    }
+}
+
+/// The table that a request is routed by.
+pub(super) enum Table {
+    Inline(Arc<RouteTable>),
+    Found(Rc<FoundTable>),
+}
+
+impl Deref for Table {
+    type Target = RouteTable;
+
+    fn deref(&self) -> &RouteTable {
+        match self {
+            Self::Inline(table) => table,
+            Self::Found(found) => &found.table,
+        }
     }
 }
 

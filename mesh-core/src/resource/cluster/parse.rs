@@ -18,7 +18,9 @@ use crate::resource::cluster::{
 use crate::resource::endpoint::LoadAssignment;
 use crate::resource::fault::{At, Fault};
 use crate::resource::filters;
-use crate::resource::wire::{decode, duration, host_port, is_set, member, metadata, name, port, refuse, text, timeout};
+use crate::resource::wire::{
+    MATCH_METADATA, decode, duration, host_port, is_set, member, metadata, name, port, refuse, text, timeout,
+};
 use crate::resource::{Rejection, cluster};
 
 /// Envoy's default connect timeout.
@@ -175,6 +177,7 @@ fn dns_hosts(message: Option<&endpoint::ClusterLoadAssignment>) -> Result<Vec<Dn
                     port,
                     weight: lb.load_balancing_weight.as_ref().map_or(1, |w| w.value).max(1),
                     priority,
+                    istio_mtls: text(metadata(lb.metadata.as_ref(), MATCH_METADATA, "tlsMode")) == Some("istio"),
                 })
             }
             _ => Err(Fault::new("only socket addresses are supported")),

@@ -18,14 +18,13 @@ use crate::resource::endpoint::{
     DEFAULT_OVERPROVISIONING, Endpoint, Health, LoadAssignment, Locality, LocalityEndpoints, WorkloadRef,
 };
 use crate::resource::fault::{At, Fault};
-use crate::resource::wire::{decode, member, metadata, refuse, socket_address, text};
+use crate::resource::wire::{MATCH_METADATA, decode, member, metadata, refuse, socket_address, text};
 
 /// Most endpoints in one assignment; more are refused.
 pub const MAX_ENDPOINTS: usize = 100_000;
 /// Highest priority number (Envoy's limit).
 const MAX_PRIORITY: u32 = 128;
 
-const MATCH_METADATA: &str = "envoy.transport_socket_match";
 const TUNNEL_METADATA: &str = "envoy.filters.listener.original_dst";
 const OWN_METADATA: &str = "io.mesh.workload";
 

@@ -1,10 +1,10 @@
 //! Changes to headers (`request_headers_to_add`, `…_to_remove` and their response twins).
 //!
-//! In: the lists of one level. Out: [`HeaderOps`], applied to a header map in order. Values with
+//! In: the lists of one level. Out: [`HeaderOps`], which a codec applies in order. Values with
 //! Envoy's command operators (`%…%`) are refused rather than sent as they stand.
 
 use envoy_types::pb::envoy::config::core::v3 as core;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue};
 
 use crate::resource::fault::{At, Fault};
 use crate::resource::wire::refuse;
@@ -31,37 +31,12 @@ pub enum HeaderOp {
 }
 
 impl HeaderOps {
-    /// Applies every change, in order.
-    pub fn apply(&self, headers: &mut HeaderMap) {
-        for op in &self.ops {
-            match op {
-                HeaderOp::Append(name, value) => {
-                    headers.append(name, value.clone());
-                }
-                HeaderOp::AddIfAbsent(name, value) => {
-                    headers.entry(name).or_insert_with(|| value.clone());
-                }
-                HeaderOp::Set(name, value) => {
-                    headers.insert(name, value.clone());
-                }
-                HeaderOp::SetIfPresent(name, value) => {
-                    if headers.contains_key(name) {
-                        headers.insert(name, value.clone());
-                    }
-                }
-                HeaderOp::Remove(name) => {
-                    headers.remove(name);
-                }
-            }
-        }
-    }
-
     /// True when there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
 
-    /// The changes in order, for codecs that do not use [`HeaderMap`].
+    /// The changes in order.
     pub fn iter(&self) -> impl Iterator<Item = &HeaderOp> {
         self.ops.iter()
     }
@@ -82,7 +57,13 @@ impl HeaderOps {
 
     /// One level after another.
     pub(crate) fn concat<'a>(levels: impl IntoIterator<Item = &'a HeaderOps>) -> Self {
-        HeaderOps { ops: levels.into_iter().flat_map(|level| level.ops.iter().cloned()).collect() }
+        levels.into_iter().flat_map(HeaderOps::iter).cloned().collect()
+    }
+}
+
+impl FromIterator<HeaderOp> for HeaderOps {
+    fn from_iter<I: IntoIterator<Item = HeaderOp>>(ops: I) -> Self {
+        HeaderOps { ops: ops.into_iter().collect() }
     }
 }
 

@@ -279,19 +279,21 @@ fn header_changes_go_from_route_to_table() {
     }]);
     message.virtual_hosts[0].request_headers_to_add = vec![add("x", "host", AppendIfExistsOrAdd)];
     message.request_headers_to_add = vec![add("x", "table", AppendIfExistsOrAdd), add("y", "late", AddIfAbsent)];
-    let apply = |message: &pb::RouteConfiguration| {
-        let mut headers = http::HeaderMap::new();
-        headers.insert("x-gone", HeaderValue::from_static("1"));
-        headers.insert("y", HeaderValue::from_static("old"));
-        parse(message).unwrap().virtual_hosts[0].routes[0].request_headers.apply(&mut headers);
-        let mut all: Vec<String> =
-            headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
-        all.sort_by_key(|pair| pair.split('=').next().map(str::to_owned));
-        all.join(" ")
+    let changes = |message: &pb::RouteConfiguration| {
+        let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
+        let table = parse(message).unwrap();
+        let each = table.virtual_hosts[0].routes[0].request_headers.iter().map(|op| match op {
+            HeaderOp::Append(name, value) => format!("{name}+{}", text(value)),
+            HeaderOp::AddIfAbsent(name, value) => format!("{name}?{}", text(value)),
+            HeaderOp::Set(name, value) => format!("{name}={}", text(value)),
+            HeaderOp::SetIfPresent(name, value) => format!("{name}~{}", text(value)),
+            HeaderOp::Remove(name) => format!("{name}-"),
+        });
+        each.collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(apply(&message), "x=route x=host x=table y=50%");
+    assert_eq!(changes(&message), "x-gone- x+route y=50% z~no x+host x+table y?late");
     message.most_specific_header_mutations_wins = true;
-    assert_eq!(apply(&message), "x=table x=host x=route y=50%");
+    assert_eq!(changes(&message), "x+table y?late x+host x-gone- x+route y=50% z~no");
 }
 
 #[test]

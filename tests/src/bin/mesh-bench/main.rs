@@ -15,6 +15,7 @@ mod held;
 mod hooks;
 mod instructions;
 mod measure;
+mod pairs;
 mod peers;
 mod scale;
 mod table;
@@ -25,7 +26,7 @@ use table::{Figure, Results};
 use ways::{ECHO, HTTP, ONCE, SINK, TABLES, Table, Way};
 
 #[derive(Parser)]
-#[command(about = "Measures the mesh against no mesh, nginx, HAProxy and iptables (release builds, root)")]
+#[command(about = "Measures the mesh against no mesh, nginx, HAProxy, Envoy and iptables (release builds, root)")]
 struct Args {
     /// Rounds of every measurement on every path.
     #[arg(long, default_value_t = 5)]

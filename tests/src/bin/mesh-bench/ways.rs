@@ -10,7 +10,7 @@ use mesh_tests::topology::PodSpec;
 use mesh_tests::{Lab, Process, Topology, sys};
 
 use crate::measure::family;
-use crate::peers;
+use crate::{pairs, peers};
 
 /// HTTP/1.1 with a small reply.
 pub const HTTP: u16 = 8080;
@@ -151,7 +151,7 @@ pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
     // HTTP never goes without an agent.
     let mut directly = all(NEAR)?;
     directly.remove(&HTTP);
-    let ways = vec![
+    let mut ways = vec![
         Way {
             name: "direct",
             pod: "plain-client",
@@ -235,6 +235,7 @@ pub fn start(lab: &Lab) -> Result<(Vec<Way>, Vec<Process>)> {
             table: Some(Table::SameNode),
         },
     ];
+    ways.extend(pairs::start(lab, &mut processes)?);
     processes.extend([nginx, haproxy]);
     Ok((ways, processes))
 }

@@ -29,13 +29,27 @@ pub(in super::super) struct Link {
     sent: usize,
     /// Goes after `out`.
     pass: Bytes,
+    /// What was written may not have left the stream's own buffers.
+    pushing: bool,
+    /// It is to end as a failure, so nothing says that it has ended well.
+    cut: bool,
 }
 
 impl Link {
     /// A stream from which `seen` has been read.
     pub(in super::super) fn new(stream: Stream, seen: Bytes) -> Self {
         let buffer = Buffer::default();
-        Self { stream, seen, buffer, finished: false, out: Vec::new(), sent: 0, pass: Bytes::new() }
+        Self {
+            stream,
+            seen,
+            buffer,
+            finished: false,
+            out: Vec::new(),
+            sent: 0,
+            pass: Bytes::new(),
+            pushing: false,
+            cut: false,
+        }
     }
 
     /// Reads once. Afterwards there is more in `seen`, or the peer has finished.
@@ -102,9 +116,9 @@ impl Link {
         self.pass.is_empty() && self.out.len() - self.sent < TOGETHER
     }
 
-    /// Whether everything has been written.
+    /// Whether everything has left.
     pub(super) fn is_flushed(&self) -> bool {
-        self.sent == self.out.len() && self.pass.is_empty()
+        self.sent == self.out.len() && self.pass.is_empty() && !self.pushing
     }
 
     /// Whether not a byte of what was put since [`Link::refill`] has been written.
@@ -114,6 +128,10 @@ impl Link {
 
     /// Writes what waits.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_flushed() {
+            return Poll::Ready(Ok(()));
+        }
+        self.pushing = true;
         while self.sent < self.out.len() {
             match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out[self.sent..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -124,7 +142,9 @@ impl Link {
             ready!(self.stream.poll_send(cx, &mut self.pass))?;
         }
         self.pass = Bytes::new();
-        self.stream.poll_push(cx)
+        ready!(self.stream.poll_push(cx))?;
+        self.pushing = false;
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -145,10 +165,15 @@ impl Duplex for Link {
     }
 
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // After a FIN the peer would take what it has for all of it, whatever comes behind.
+        if self.cut {
+            return Poll::Ready(Ok(()));
+        }
         self.stream.poll_finish(cx)
     }
 
     fn reset(&mut self) {
+        self.cut = true;
         self.stream.reset();
     }
 }

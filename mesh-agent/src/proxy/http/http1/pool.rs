@@ -3,25 +3,20 @@
 //! In: those whose last response has been read to its end. Out: one for the same endpoint, if it is still good. Bounded; the oldest goes.
 //! Never: serves two clients with one connection.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Context;
 
 use super::super::record::Seen;
 use super::link::Link;
 use crate::net::copy::Duplex;
-use crate::proxy::cluster::Target;
+use crate::proxy::cluster::{End, Fit, Target};
 
 /// Connections that wait.
 const MAX_IDLE: usize = 8;
 
 /// One connection to a server.
 pub(in super::super) struct Upstream {
-    cluster: Arc<str>,
-    address: SocketAddr,
-    /// The name that the server has heard.
-    host: Option<Arc<str>>,
+    end: End,
     pub(in super::super) seen: Rc<Seen>,
     pub(super) link: Link,
     /// It was open before this request: the server may be about to close it.
@@ -30,8 +25,7 @@ pub(in super::super) struct Upstream {
 
 impl Upstream {
     pub(in super::super) fn new(target: &Target, seen: Rc<Seen>, link: Link, reused: bool) -> Self {
-        let (cluster, address, host) = (target.cluster.name.clone(), target.address, target.host.clone());
-        Self { cluster, address, host, seen, link, reused }
+        Self { end: target.end(), seen, link, reused }
     }
 }
 
@@ -44,8 +38,17 @@ impl Pool {
     /// A connection to the target that is still good as far as is known.
     pub(in super::super) fn take(&mut self, cx: &mut Context<'_>, target: &Target) -> Option<Box<Upstream>> {
         loop {
-            let serves = |one: &Box<Upstream>| target.is_reached_by(&one.cluster, one.address, one.host.as_ref());
-            let mut upstream = self.0.swap_remove(self.0.iter().position(serves)?);
+            let mut outdated = false;
+            let found = self.0.iter().position(|one| {
+                let fit = target.fit(&one.end);
+                outdated |= fit == Fit::Outdated;
+                fit == Fit::Same
+            });
+            if outdated {
+                self.0.retain(|one| target.fit(&one.end) != Fit::Outdated);
+                continue;
+            }
+            let mut upstream = self.0.swap_remove(found?);
             if upstream.link.is_quiet(cx) {
                 return Some(upstream);
             }

@@ -13,6 +13,9 @@ use super::super::exchange::{Broken, Client};
 use super::client::Http1;
 use super::link::Link;
 
+/// Pieces of a response that are passed on before somebody else has a turn: the request, and the clock.
+const PIECES_PER_TURN: usize = 16;
+
 /// How the response's body goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
@@ -139,7 +142,7 @@ impl<'a, 'b> Relay<'a, 'b> {
         form: Form,
         over: &mut bool,
     ) -> Result<Poll<()>, Broken> {
-        loop {
+        for _ in 0..PIECES_PER_TURN {
             while !*over && self.client.link.has_room() {
                 let step = self.take(body, form)?;
                 *over = step.done;
@@ -170,6 +173,8 @@ impl<'a, 'b> Relay<'a, 'b> {
                 }
             }
         }
+        cx.waker().wake_by_ref();
+        Ok(Poll::Pending)
     }
 
     /// Takes what there is of the response's body.

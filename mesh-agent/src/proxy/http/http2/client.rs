@@ -19,7 +19,7 @@ use super::super::route::Way;
 use super::super::timer::{Alarm, Alarms, Bounds};
 use crate::net::copy::Traffic;
 use crate::proxy::cluster::Target;
-use crate::upstream::stream::TunnelStream;
+use crate::upstream::stream::{TunnelStream, poll_room};
 
 /// The client's side of an exchange.
 pub(super) struct Http2 {
@@ -258,27 +258,6 @@ impl Client for Http2 {
         way: &Way<'_>,
     ) -> Result<Result<After, Failed>, Ended> {
         Box::pin(http1::forward(wanted, target, way)).await
-    }
-}
-
-/// Waits for room for at least one byte of `want`.
-pub(super) fn poll_room(
-    send: &mut SendStream<Bytes>,
-    cx: &mut Context<'_>,
-    want: usize,
-) -> Poll<Result<usize, h2::Error>> {
-    send.reserve_capacity(want);
-    loop {
-        // Room assigned earlier is not announced again, so look before waiting.
-        let room = send.capacity();
-        if room > 0 {
-            return Poll::Ready(Ok(room.min(want)));
-        }
-        match ready!(send.poll_capacity(cx)) {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Poll::Ready(Err(error)),
-            None => return Poll::Ready(Err(Reason::STREAM_CLOSED.into())),
-        }
     }
 }
 

@@ -22,9 +22,8 @@ use super::super::http1::is_idempotent;
 use super::super::reply::Reply;
 use super::super::route::Way;
 use super::super::web::Web;
-use super::client::poll_room;
 use crate::proxy::cluster::Target;
-use crate::upstream::stream::TunnelStream;
+use crate::upstream::stream::{TunnelStream, poll_room};
 
 const WEBSOCKET_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 

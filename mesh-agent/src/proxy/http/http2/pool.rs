@@ -6,10 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::Request;
@@ -24,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::Conn;
 use super::super::record::Seen;
 use super::{CONNECTION_WINDOW, GOAWAY_TIMEOUT, MAX_HEAD, SEND_BUFFER, STREAM_WINDOW};
-use crate::proxy::cluster::Target;
+use crate::proxy::cluster::{End, Fit, Target};
 use crate::upstream::stream::Stream;
 use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME};
 use crate::upstream::{Connected, UpstreamError};
@@ -37,10 +35,7 @@ const MAX_SERVERS: usize = 8;
 /// One upstream connection.
 #[derive(Clone)]
 pub(in super::super) struct Upstream {
-    cluster: Arc<str>,
-    address: SocketAddr,
-    /// The name that the server has heard.
-    host: Option<Arc<str>>,
+    end: End,
     pub(super) seen: Rc<Seen>,
     sender: SendRequest<Bytes>,
     /// To ask whether the server's settings have come; gone once they have.
@@ -92,8 +87,9 @@ impl Upstreams {
 
     fn take(&self, target: &Target) -> Option<Upstream> {
         let mut open = self.open.borrow_mut();
-        open.retain(|upstream| !upstream.retired.get());
-        let serves = |one: &&Upstream| target.is_reached_by(&one.cluster, one.address, one.host.as_ref());
+        // Streams that are open go on.
+        open.retain(|upstream| !upstream.retired.get() && target.fit(&upstream.end) != Fit::Outdated);
+        let serves = |one: &&Upstream| target.fit(&one.end) == Fit::Same;
         open.iter().find(serves).map(|upstream| Upstream { reused: true, ..upstream.clone() })
     }
 
@@ -122,8 +118,7 @@ impl Upstreams {
         let ends = [self.over.clone(), conn.pod.ended.clone()];
         tokio::task::spawn_local(drive(connection, ends, retired.clone()));
         let seen = Rc::new(Seen { local, identity, peer });
-        let (cluster, address, host) = (target.cluster.name.clone(), target.address, target.host.clone());
-        let upstream = Upstream { cluster, address, host, seen, sender, ping, retired, reused };
+        let upstream = Upstream { end: target.end(), seen, sender, ping, retired, reused };
         let mut open = self.open.borrow_mut();
         if open.len() >= MAX_SERVERS {
             open.remove(0);
