@@ -468,3 +468,25 @@ async fn header_rules_see_and_change_every_line() {
     })
     .await;
 }
+
+/// Its end is the only sign that the answer is whole, so a cut must not look like one (RFC 9112, 8).
+#[tokio::test]
+async fn an_answer_until_the_end_that_is_cut_is_cut_for_the_client_too() {
+    run(async {
+        let world = World::configured(Config::new().build());
+        let server = world.server("10.0.0.1:80").await;
+        let mut client = world.client().await;
+        client.write_all(b"GET / HTTP/1.0\r\nHost: web\r\n\r\n").await.unwrap();
+        let (mut stream, _) = server.accept().await.unwrap();
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nnot all").await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"not all") {
+            client.read_buf(&mut seen).await.unwrap();
+        }
+        crate::net::copy::Duplex::reset(&mut stream);
+        drop(stream);
+        client.read_buf(&mut seen).await.unwrap_err();
+    })
+    .await;
+}

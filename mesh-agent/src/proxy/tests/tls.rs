@@ -375,6 +375,103 @@ async fn requests_go_to_a_sidecar_as_its_clients_send_them() {
     .await;
 }
 
+/// More than the socket and the TLS session take at once: the last of it must leave without anybody writing more.
+#[tokio::test]
+async fn the_whole_of_a_long_request_reaches_a_sidecar_that_reads_slowly() {
+    run(async {
+        let ca = Authority::new("root");
+        let world = client_of(&ca, "10.0.0.1:80", Config::new().by_tls(|_| {}));
+        let server = world.server("10.0.0.1:80").await;
+        let acceptor = sidecar_server(&ca.credential(A), &["http/1.1"]);
+        let mut client = world.client().await;
+        let body = vec![b'x'; 6 << 20];
+        let request = format!("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: {}\r\n\r\n", body.len());
+        let ask = async {
+            client.write_all(&[request.as_bytes(), &body].concat()).await.unwrap();
+            read_head(&mut client).await
+        };
+        let serve = async {
+            let mut tls = accept(&server, &acceptor).await.unwrap();
+            // All that can be on its way is.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let (mut seen, mut piece) = (Vec::new(), vec![0; 256 << 10]);
+            while !seen.ends_with(b"x") || seen.len() < body.len() + 100 {
+                let n = tls.read(&mut piece).await.unwrap();
+                seen.extend_from_slice(&piece[..n]);
+            }
+            let head = seen.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+            while seen.len() < head + body.len() {
+                let n = tls.read(&mut piece).await.unwrap();
+                seen.extend_from_slice(&piece[..n]);
+            }
+            assert!(seen[head..] == body);
+            tls.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            tls
+        };
+        let (answer, _tls) = tokio::join!(ask, serve);
+        assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+    })
+    .await;
+}
+
+/// Nor does a kept connection to a server whose expected names are others now.
+#[tokio::test]
+async fn a_kept_connection_in_the_open_is_not_used_once_tls_is_wanted() {
+    run(async {
+        let ca = Authority::new("root");
+        let world = client_of(&ca, "10.0.0.1:80", Config::new());
+        let server = world.server("10.0.0.1:80").await;
+        let mut client = world.client().await;
+        let ask = b"GET /x HTTP/1.1\r\nHost: web\r\n\r\n";
+        client.write_all(ask).await.unwrap();
+        let (mut kept, _) = answer_once(&server).await;
+        read_head(&mut client).await;
+        client.write_all(ask).await.unwrap();
+        answer_on(&mut kept).await;
+        read_head(&mut client).await;
+        assert_eq!(world.dials(), 1);
+        world.configure(Config::new().by_tls(|_| {}).build());
+        client.write_all(ask).await.unwrap();
+        let mut tls = accept(&server, &sidecar_server(&ca.credential(A), &["http/1.1"])).await.unwrap();
+        let mut head = vec![0; 2048];
+        let n = tls.read(&mut head).await.unwrap();
+        assert!(head[..n].starts_with(b"GET /x HTTP/1.1\r\n"));
+        assert_eq!(kept.read(&mut head).await.unwrap_or(0), 0, "it is closed");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_open_connection_ends_once_its_client_would_not_be_let_in() {
+    run(async {
+        let ca = Authority::new("root");
+        let world = World::with_credential(ca.credential(POD));
+        for (first, then, stays) in [
+            (Config::new().strict(OURS), Config::new().strict("spiffe://cluster.local/ns/other/"), false),
+            (Config::new().permissive(OURS), Config::new().strict("spiffe://cluster.local/ns/other/"), false),
+            (Config::new().permissive(OURS), Config::new().strict(OURS), true),
+            (Config::new().strict(OURS), Config::new().permissive(OURS), true),
+        ] {
+            world.reconfigure(first.build());
+            let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let tcp = world.inbound_client(Some(&app)).await;
+            let mut tls = meet(&sidecar_client(Some(&ca.credential(A)), ca.roots(), &["istio"]), tcp).await.unwrap();
+            let (mut upstream, _) = app.accept().await.unwrap();
+            upstream.write_all(b"!").await.unwrap();
+            tls.read_exact(&mut [0]).await.unwrap();
+            world.reconfigure(then.build());
+            if stays {
+                upstream.write_all(b"?").await.unwrap();
+                tls.read_exact(&mut [0]).await.unwrap();
+            } else {
+                assert!(is_over(&mut tls).await);
+            }
+        }
+        world.reported(REFUSED, &["reason=\"changed\"", "} 2"]).await;
+    })
+    .await;
+}
+
 fn ca_leaf(world: &World) -> rustls::pki_types::CertificateDer<'static> {
     world.pod().credential.borrow().as_ref().unwrap().chain[0].clone()
 }

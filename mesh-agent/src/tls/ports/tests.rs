@@ -269,14 +269,22 @@ async fn sessions_go_on_under_the_same_settings_and_certificate_only() {
 }
 
 #[test]
-fn configurations_are_bounded() {
+fn configurations_are_bounded_and_go_with_their_settings() {
     let ca = Authority::new("root");
     let (clients, own) = (Clients::default(), all(&ca.credential(A)));
     let first = Arc::new(upstream(vec![]));
     let config = |settings: &Arc<UpstreamTls>| clients.config(settings, Carries::Bytes, false, &own).unwrap();
     assert!(Arc::ptr_eq(&config(&first), &config(&first)));
-    for _ in 0..MAX_CONFIGS + 10 {
+    let kept = || clients.0.0.borrow().len();
+    for _ in 0..10 {
         config(&Arc::new(upstream(vec![])));
     }
-    assert_eq!(clients.0.0.borrow().len(), MAX_CONFIGS);
+    // The first, and the one whose settings nobody has any more but that was asked for last.
+    assert_eq!(kept(), 2);
+    let many: Vec<_> = (0..MAX_CONFIGS + 10).map(|_| Arc::new(upstream(vec![]))).collect();
+    many.iter().for_each(|settings| drop(config(settings)));
+    assert_eq!(kept(), MAX_CONFIGS);
+    drop(many);
+    config(&Arc::new(upstream(vec![])));
+    assert!(kept() <= 2, "{}", kept());
 }
