@@ -138,3 +138,29 @@ impl TestPod {
         Self { pod: Rc::new(pod), live, metrics, routes, dials, chosen, trigger, _guard: guard }
     }
 }
+
+#[tokio::test]
+async fn tasks_end_with_their_workload_and_leave_no_trace() {
+    let set = tokio::task::LocalSet::new();
+    set.run_until(async {
+        let pod = TestPod::new(None, None).pod;
+        let alive = Rc::new(());
+        let held = || {
+            let alive = alive.clone();
+            async move {
+                let _alive = alive;
+                std::future::pending::<()>().await;
+            }
+        };
+        pod.spawn(held());
+        pod.spawn(async {});
+        pod.spawn(held());
+        tokio::task::yield_now().await;
+        assert_eq!((Rc::strong_count(&alive), pod.tasks.borrow().len()), (3, 2));
+        pod.end();
+        pod.spawn(held());
+        tokio::task::yield_now().await;
+        assert_eq!((Rc::strong_count(&alive), pod.tasks.borrow().len()), (1, 0));
+    })
+    .await;
+}

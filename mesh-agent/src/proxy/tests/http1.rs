@@ -490,3 +490,24 @@ async fn an_answer_until_the_end_that_is_cut_is_cut_for_the_client_too() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_request_goes_on_while_its_answer_comes() {
+    run(async {
+        let world = World::configured(Config::new().build());
+        let server = world.server("10.0.0.1:80").await;
+        let mut client = world.client().await;
+        client.write_all(b"PUT / HTTP/1.1\r\nHost: web\r\nContent-Length: 10\r\n\r\nfirst").await.unwrap();
+        let (mut stream, _) = server.accept().await.unwrap();
+        read_head(&mut stream).await;
+        assert_eq!(read_text(&mut stream, 5).await, "first");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhe").await.unwrap();
+        read_head(&mut client).await;
+        assert_eq!(read_text(&mut client, 2).await, "he");
+        client.write_all(b"later").await.unwrap();
+        assert_eq!(read_text(&mut stream, 5).await, "later");
+        stream.write_all(b"re").await.unwrap();
+        assert_eq!(read_text(&mut client, 2).await, "re");
+    })
+    .await;
+}

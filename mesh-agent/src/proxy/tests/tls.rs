@@ -384,7 +384,8 @@ async fn the_whole_of_a_long_request_reaches_a_sidecar_that_reads_slowly() {
         let server = world.server("10.0.0.1:80").await;
         let acceptor = sidecar_server(&ca.credential(A), &["http/1.1"]);
         let mut client = world.client().await;
-        let body = vec![b'x'; 6 << 20];
+        // More than both ends' sockets take.
+        let body = vec![b'x'; 48 << 20];
         let request = format!("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: {}\r\n\r\n", body.len());
         let ask = async {
             client.write_all(&[request.as_bytes(), &body].concat()).await.unwrap();
