@@ -7,7 +7,7 @@
 //!
 //! Outbound: `accept → original destination → listener → first bytes → chain → (route →) cluster → endpoint → upstream → copy or forward`.
 //! Inbound: `accept (→ TLS → CONNECT, or plaintext admitted) → policies → application → listener → first bytes → chain → copy or forward`.
-//! TLS at an application's own port ([`secured`]): `accept → first bytes → chain → TLS → policies → application → copy or forward`.
+//! TLS at an application's own port (`secured`): `accept → first bytes → chain → TLS → policies → application → copy or forward`.
 
 mod authorize;
 mod chosen;

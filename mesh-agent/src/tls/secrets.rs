@@ -2,7 +2,7 @@
 //!
 //! In: where they come from. Out: rustls' forms of them, the same ones as long as nothing has changed. Files are looked for in the
 //! directory that the workload's settings name, and nowhere else: whoever writes configuration reads no other file of the node.
-//! They are looked at again after [`FRESH`]. Never: blocks the worker, or shows a key in a message.
+//! They are looked at again after five seconds. Never: blocks the worker, or shows a key in a message.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
