@@ -1,8 +1,14 @@
 //! From a pod of ours to one with a sidecar.
 
+use std::time::Duration;
+
 use anyhow::ensure;
+use mesh_tests::sys::wait_for;
 
 use crate::{LAB, curl, header, identity, refused, websocket};
+
+/// For a line of the access log, whose writer lets lines gather.
+const LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
 fn requests_come_with_our_pod_s_identity_in_either_version() {
@@ -68,8 +74,9 @@ fn a_server_that_is_not_the_right_one_gets_nothing() {
         ] {
             let (status, body) = refused(lab, "client", &format!("http://sidecar:{port}/x"))?;
             ensure!(status == "503", "{port}: {status} {body}");
-            let log = lab.node("a")?.agent().access_log();
-            ensure!(log.contains(why), "{port}: {body}\n{log}");
+            let agent = lab.node("a")?.agent();
+            let told = || Ok(agent.access_log().contains(why).then_some(()));
+            wait_for(LIMIT, &format!("{why:?} in the access log ({port}: {body})"), told)?;
         }
         Ok(())
     })

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::Lab;
+use mesh_tests::sys::wait_for;
 
 use crate::authority::{Authority, Shown};
 use crate::tls::{Verdict, receive};
 use crate::{IMPOSTOR, LAB};
 
+/// For a line of the access log.
+const LIMIT: Duration = Duration::from_secs(10);
 const TRUSTED: &str = "spiffe://cluster.local/ns/default/sa/trusted";
 
 /// Lets the client ask `trusted` while we, at its address, show a certificate. Returns how the client's agent took it
@@ -60,11 +63,9 @@ fn an_endpoint_of_another_identity_gets_nothing() -> Result<()> {
             ensure!(!verdicts.contains(&Verdict::Accepted), "{what} was accepted");
             ensure!(status == "503", "{what}: curl got `{status}`, expected 503");
         }
-        let log = lab.node("a")?.agent().access_log();
-        ensure!(
-            log.lines().any(|l| l.contains(" 503 UF ") && l.contains("trusted")),
-            "no 503 UF in the access log: {log}"
-        );
+        let agent = lab.node("a")?.agent();
+        let told = |line: &str| line.contains(" 503 UF ") && line.contains("trusted");
+        wait_for(LIMIT, "503 UF in the access log", || Ok(agent.access_log().lines().any(told).then_some(())))?;
         // The same question with the right certificate goes on to HTTP/2: the refusals above are for the certificates.
         let (verdicts, _) = ask(lab, &listener, &ours.issue(Some(TRUSTED), false)?)?;
         ensure!(verdicts.contains(&Verdict::Accepted), "the right certificate: {verdicts:?}");
