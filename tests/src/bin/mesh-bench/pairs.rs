@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use mesh_tests::{Lab, Process, tools};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use serde_json::{Value, json};
 
 use crate::measure::family;
@@ -90,6 +90,8 @@ fn loopback(port: u16) -> SocketAddr {
 fn certificates(client: &Path, server: &Path) -> Result<[Files; 2]> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // Another name than the leaves', which would seem to be signed by themselves.
+    params.distinguished_name.push(DnType::CommonName, "bench root");
     let key = KeyPair::generate()?;
     let root = params.self_signed(&key)?.pem();
     let issuer = Issuer::new(params, key);
