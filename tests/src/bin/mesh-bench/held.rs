@@ -2,7 +2,8 @@
 //!
 //! In: the ways between two nodes. Out: a table, JSON. Each way holds so many connections, each after one exchange; what the proxies
 //! have more than before, of their own and shared with others by halves (Pss), is divided by them. What the kernel has for sockets
-//! is not in it. Fails for no figure.
+//! is not in it, nor what a proxy has kept of memory from a way before: of ways through one proxy the first says most. Fails for no
+//! figure.
 
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ pub fn measure(lab: &Lab, ways: &[Way], load: &str) -> Result<Value> {
         let counted =
             |way: &&Way| way.table == Some(Table::Nodes) && way.to.contains_key(&port) && !way.proxies.is_empty();
         println!("\nMemory of the proxies for idle {title} connections: KiB a connection, MiB in all");
+        println!(
+            "  (of ways through one proxy the first says most: memory that it has kept since is not counted again)"
+        );
         println!("  {:<34} {:>18} {:>18}", "path", COUNTS[0], COUNTS[1]);
         for way in ways.iter().filter(counted) {
             print!("  {:<34}", way.name);
