@@ -17,4 +17,6 @@ pub use histogram::BUCKETS;
 pub use labels::{ConnLabels, Protocol, Reporter, Security};
 pub use paths::{PathBytes, write_tcp};
 pub use peer::Peer;
+#[cfg(test)]
+pub use peer::tests::reviews;
 pub use registry::{HttpSeries, Limits, Metrics, TcpSeries, WorkerMetrics};

@@ -7,12 +7,14 @@
 //! namespaces, one cgroup subtree, one directory under `/run/mesh-lab` and pins under the BPF file system.
 //!
 //! Modules, low to high: `yaml`, `sys`, `metrics` → `confine` → `topology`, `place` → `network`, `names`, `config` → `state` →
-//! `capture`, `pod`, `node`, `control` → `lab` → `shared`.
+//! `capture`, `pod`, `node`, `control` → `lab` → `shared`. Beside them peers: `tools`, `certificates`, `envoy`.
 
 pub mod capture;
+pub mod certificates;
 pub mod config;
 pub mod confine;
 pub mod control;
+pub mod envoy;
 pub mod lab;
 pub mod metrics;
 pub mod names;

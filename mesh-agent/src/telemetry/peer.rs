@@ -139,10 +139,11 @@ fn percent_decode(value: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn reviews() -> Peer {
+    /// A peer with all its names.
+    pub fn reviews() -> Peer {
         Peer {
             workload: "reviews-v1".into(),
             namespace: "shop".into(),

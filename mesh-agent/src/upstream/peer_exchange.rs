@@ -146,19 +146,7 @@ fn text<'s>(message: &'s Struct, key: &str) -> Option<&'s str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn reviews() -> Peer {
-        Peer {
-            workload: "reviews-v1".into(),
-            namespace: "shop".into(),
-            principal: "".into(),
-            app: "reviews".into(),
-            version: "v1".into(),
-            canonical_service: "reviews".into(),
-            canonical_revision: "v1".into(),
-            cluster: "Kubernetes".into(),
-        }
-    }
+    use crate::telemetry::reviews;
 
     async fn said(bytes: &[u8]) -> Result<Peer, ExchangeError> {
         let (mut near, mut far) = tokio::io::duplex(256 << 10);

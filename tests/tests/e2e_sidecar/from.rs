@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use mesh_tests::Lab;
 
-use crate::envoy::{FOREIGN, HTTP1, HTTP2, TCP, WEBSOCKET, WITHOUT};
+use crate::configuration::{FOREIGN, HTTP1, HTTP2, TCP, WEBSOCKET, WITHOUT};
 use crate::{LAB, curl, header, identity, refused, websocket};
 
 #[test]

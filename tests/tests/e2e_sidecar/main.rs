@@ -4,11 +4,10 @@
 
 use anyhow::{Context, Result};
 use mesh_tests::topology::PodSpec;
-use mesh_tests::{Lab, LabBuilder, Process, Shared, Topology, tools};
+use mesh_tests::{Lab, LabBuilder, Shared, Topology, envoy, tools};
 use serde_json::Value;
 
-mod certificates;
-mod envoy;
+mod configuration;
 mod from;
 mod to;
 mod websocket;
@@ -30,8 +29,8 @@ fn build() -> Result<Lab> {
                 .command(&["sh", "-c", apps], &[8083, 9100]),
         );
     let lab = LabBuilder::for_test("sidecar", topology).config("objects.yaml", OBJECTS).up()?;
-    for (pod, configuration) in [("sidecar", envoy::sidecar(&lab)?), ("server", envoy::application(&lab)?)] {
-        envoy::start(&lab, pod, &configuration)?.leave();
+    for (pod, settings) in [("sidecar", configuration::sidecar(&lab)?), ("server", configuration::application())] {
+        envoy::start(&lab.pod(pod)?, &settings, 1, 8080)?.leave();
     }
     Ok(lab)
 }
@@ -95,6 +94,3 @@ pub fn refused(lab: &Lab, pod: &str, url: &str) -> Result<(String, String)> {
 pub fn header<'s>(seen: &'s Value, name: &str) -> &'s str {
     seen["headers"][name].as_str().unwrap_or_default()
 }
-
-/// Keeps what a test started going until it ends.
-pub type Running = Process;

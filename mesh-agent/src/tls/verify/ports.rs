@@ -64,33 +64,14 @@ impl ServerCertVerifier for NamedServer {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    signatures!();
 }
 
 /// Server side.
 #[derive(Debug)]
 pub(in super::super) struct AnyClient {
     chain: Arc<dyn ClientCertVerifier>,
+    algorithms: WebPkiSupportedAlgorithms,
     settings: Arc<DownstreamTls>,
 }
 
@@ -102,7 +83,8 @@ impl AnyClient {
     ) -> Result<Self, String> {
         let builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
         let builder = if settings.require_client_certificate { builder } else { builder.allow_unauthenticated() };
-        Ok(Self { chain: builder.build().map_err(|error| error.to_string())?, settings })
+        let chain = builder.build().map_err(|error| error.to_string())?;
+        Ok(Self { chain, algorithms: provider.signature_verification_algorithms, settings })
     }
 }
 
@@ -127,27 +109,7 @@ impl ClientCertVerifier for AnyClient {
         Ok(verified)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
+    signatures!();
 }
 
 fn check_names(subject: &Subject, rules: &[SanMatch]) -> Result<(), String> {

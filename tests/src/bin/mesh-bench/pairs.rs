@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use mesh_tests::{Lab, Process, tools};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use anyhow::Result;
+use mesh_tests::certificates::Issuer;
+use mesh_tests::envoy::{self, bootstrap, cluster, extension, listener, tcp};
+use mesh_tests::{Lab, Pod, Process};
 use serde_json::{Value, json};
 
 use crate::measure::family;
@@ -26,27 +27,24 @@ const ALONE: u16 = 19_090;
 const CLIENT: &str = "plain-client";
 const SERVER: &str = "plain-server";
 
-/// Certificate, key, both in one file, and the root.
+/// What one end shows and whom it trusts.
 struct Files {
-    chain: PathBuf,
-    key: PathBuf,
-    both: PathBuf,
+    own: mesh_tests::certificates::Files,
     root: PathBuf,
 }
 
 /// Starts them all, and lists the ways through them.
 pub fn start(lab: &Lab, processes: &mut Vec<Process>) -> Result<Vec<Way>> {
     let (client, server) = (lab.pod(CLIENT)?, lab.pod(SERVER)?);
-    let [own, other] = certificates(&client.scratch()?, &server.scratch()?)?;
-    let to = server.address();
-    let program = tools::envoy()?.display().to_string();
-    let envoy = |pod: &str, config: &Value, port: u16| -> Result<Process> {
-        let pod = lab.pod(pod)?;
-        let file = pod.scratch()?.join(format!("envoy-{port}.json"));
-        std::fs::write(&file, serde_json::to_vec(config)?)?;
-        let file = file.display().to_string();
-        pod.serve(&[&program, "-c", &file, "--concurrency", "2", "--disable-hot-restart", "-l", "error"], port)
+    let issuer = Issuer::new("bench root")?;
+    let files = |pod: &Pod, name: &str| -> Result<Files> {
+        let dir = pod.scratch()?;
+        let own = issuer.sign(&dir, "pair", &format!("spiffe://bench/ns/default/sa/{name}"))?;
+        Ok(Files { own, root: issuer.write_root(&dir, "pair-root.pem")? })
     };
+    let (own, other) = (files(&client, "client")?, files(&server, "server")?);
+    let to = server.address();
+    let envoy = |pod: &str, config: &Value, port: u16| envoy::start(&lab.pod(pod)?, config, 2, port);
     let haproxy = |pod: &str, config: &str, port: u16| -> Result<Process> {
         let pod = lab.pod(pod)?;
         let file = pod.scratch()?.join("haproxy-pair.cfg");
@@ -86,40 +84,9 @@ fn loopback(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
-/// Certificates for client and server, each in its pod's directory.
-fn certificates(client: &Path, server: &Path) -> Result<[Files; 2]> {
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    // Another name than the leaves', which would seem to be signed by themselves.
-    params.distinguished_name.push(DnType::CommonName, "bench root");
-    let key = KeyPair::generate()?;
-    let root = params.self_signed(&key)?.pem();
-    let issuer = Issuer::new(params, key);
-    let one = |dir: &Path, name: &str| -> Result<Files> {
-        let mut params = CertificateParams::default();
-        let identity = format!("spiffe://bench/ns/default/sa/{name}");
-        params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into()?)];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate()?;
-        let leaf = params.signed_by(&key, &issuer)?.pem();
-        let write = |file: &str, text: &str| {
-            let path = dir.join(file);
-            std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-            anyhow::Ok(path)
-        };
-        Ok(Files {
-            chain: write("pair.pem", &leaf)?,
-            key: write("pair-key.pem", &key.serialize_pem())?,
-            both: write("pair-both.pem", &format!("{leaf}{}", key.serialize_pem()))?,
-            root: write("pair-root.pem", &root)?,
-        })
-    };
-    Ok([one(client, "client")?, one(server, "server")?])
-}
-
 /// HAProxy at one end.
 fn haproxies(server: IpAddr, files: &Files, at_server: bool) -> String {
-    let (both, root) = (files.both.display(), files.root.display());
+    let (both, root) = (files.own.both.display(), files.root.display());
     let mut text = String::from(
         "global\n  maxconn 9000\n  nbthread 2\ndefaults\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n",
     );
@@ -140,11 +107,8 @@ fn haproxies(server: IpAddr, files: &Files, at_server: bool) -> String {
 
 /// Envoy in the client's pod, without another at the server.
 fn alone(server: IpAddr) -> Value {
-    let listener = listener("alone", "127.0.0.1", ALONE, manager("alone", false), None);
-    json!({"static_resources": {
-        "listeners": [listener],
-        "clusters": [cluster("alone", server, HTTP, false, None)],
-    }})
+    let listener = listener("alone", "127.0.0.1", ALONE, &manager("alone", false), None);
+    bootstrap(&[listener], &[cluster("alone", server, HTTP, false, None)])
 }
 
 /// Envoy at one end: HTTP, and unless HTTP/2 is between, TCP too.
@@ -154,97 +118,47 @@ fn envoys(server: IpAddr, files: &Files, offset: u16, at_server: bool) -> Value 
     let (mut listeners, mut clusters) = (Vec::new(), Vec::new());
     for port in ports {
         let name = format!("p{port}");
-        let filter = if *port == HTTP { manager(&name, at_server) } else { tcp(&name) };
+        let filter = if *port == HTTP { manager(&name, at_server) } else { tcp(&name, &name) };
         if at_server {
-            listeners.push(listener(&name, "0.0.0.0", port + offset, filter, Some(downstream(files))));
+            listeners.push(listener(
+                &name,
+                "0.0.0.0",
+                port + offset,
+                &filter,
+                Some(envoy::downstream(common(files, &["h2", "http/1.1"]))),
+            ));
             clusters.push(cluster(&name, IpAddr::from([127, 0, 0, 1]), *port, false, None));
         } else {
             let alpn: &[&str] = if http2 { &["h2"] } else { &["http/1.1"] };
-            listeners.push(listener(&name, "127.0.0.1", port + offset, filter, None));
-            clusters.push(cluster(&name, server, port + offset, http2, Some(upstream(files, alpn))));
+            listeners.push(listener(&name, "127.0.0.1", port + offset, &filter, None));
+            clusters.push(cluster(
+                &name,
+                server,
+                port + offset,
+                http2,
+                Some(envoy::upstream(json!({}), common(files, alpn))),
+            ));
         }
     }
-    json!({"static_resources": {"listeners": listeners, "clusters": clusters}})
-}
-
-fn typed(name: &str, kind: &str, mut config: Value) -> Value {
-    config["@type"] = format!("type.googleapis.com/envoy.extensions.{kind}").into();
-    json!({"name": name, "typed_config": config})
-}
-
-fn listener(name: &str, host: &str, port: u16, filter: Value, tls: Option<Value>) -> Value {
-    let mut chain = json!({"filters": [filter]});
-    if let Some(tls) = tls {
-        chain["transport_socket"] = tls;
-    }
-    json!({
-        "name": name,
-        "address": {"socket_address": {"address": host, "port_value": port}},
-        "filter_chains": [chain],
-        "enable_reuse_port": true,
-    })
+    bootstrap(&listeners, &clusters)
 }
 
 /// With a policy where the client has a name.
 fn manager(name: &str, judge: bool) -> Value {
-    let router = typed("envoy.filters.http.router", "filters.http.router.v3.Router", json!({}));
     let who = json!({"authenticated": {"principal_name": {"prefix": "spiffe://bench/ns/default/"}}});
     let rules =
         json!({"action": "ALLOW", "policies": {"clients": {"permissions": [{"any": true}], "principals": [who]}}});
-    let policy = typed("envoy.filters.http.rbac", "filters.http.rbac.v3.RBAC", json!({"rules": rules}));
+    let policy = extension("envoy.filters.http.rbac", "filters.http.rbac.v3.RBAC", json!({"rules": rules}));
     let route = json!({"match": {"prefix": "/"}, "route": {"cluster": name, "timeout": "0s"}});
-    typed(
-        "envoy.filters.network.http_connection_manager",
-        "filters.network.http_connection_manager.v3.HttpConnectionManager",
-        json!({
-            "stat_prefix": name,
-            "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
-            "http_filters": if judge { vec![policy, router] } else { vec![router] },
-        }),
-    )
-}
-
-fn tcp(name: &str) -> Value {
-    let config = json!({"stat_prefix": name, "cluster": name});
-    typed("envoy.filters.network.tcp_proxy", "filters.network.tcp_proxy.v3.TcpProxy", config)
-}
-
-fn cluster(name: &str, host: IpAddr, port: u16, http2: bool, tls: Option<Value>) -> Value {
-    let endpoint = json!({"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}});
-    let most = json!({"max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000});
-    let mut cluster = json!({
-        "name": name,
-        "type": "STATIC",
-        "connect_timeout": "5s",
-        "circuit_breakers": {"thresholds": [most]},
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
-    });
-    if http2 {
-        cluster["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": {"http2_protocol_options": {}},
-        }});
-    }
-    if let Some(tls) = tls {
-        cluster["transport_socket"] = tls;
-    }
-    cluster
+    let routes = json!({"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]});
+    envoy::http(name, json!({"route_config": routes}), if judge { std::slice::from_ref(&policy) } else { &[] })
 }
 
 fn common(files: &Files, alpn: &[&str]) -> Value {
+    let Files { own, root } = files;
     json!({
-        "tls_certificates": [{"certificate_chain": {"filename": files.chain}, "private_key": {"filename": files.key}}],
-        "validation_context": {"trusted_ca": {"filename": files.root}},
+        "tls_certificates": [{"certificate_chain": {"filename": own.chain}, "private_key": {"filename": own.key}}],
+        "validation_context": {"trusted_ca": {"filename": root}},
         "alpn_protocols": alpn,
     })
-}
-
-fn downstream(files: &Files) -> Value {
-    let config = json!({"require_client_certificate": true, "common_tls_context": common(files, &["h2", "http/1.1"])});
-    typed("envoy.transport_sockets.tls", "transport_sockets.tls.v3.DownstreamTlsContext", config)
-}
-
-fn upstream(files: &Files, alpn: &[&str]) -> Value {
-    let config = json!({"common_tls_context": common(files, alpn)});
-    typed("envoy.transport_sockets.tls", "transport_sockets.tls.v3.UpstreamTlsContext", config)
 }
