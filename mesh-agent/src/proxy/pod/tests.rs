@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::path::Path;
 
 use mesh_core::resource::cluster::Transport;
 
@@ -83,6 +84,16 @@ impl TestPod {
             pod.door = authorize::Door::new(Some(whose), authorize::Judge::new(judged.clone()));
         }
         test.metrics.add_source(move |out| Judged::write(&judged, out));
+        test
+    }
+
+    /// What comes in by TLS may be settled by files in a directory.
+    pub(crate) fn with_files(credential: Arc<Credential>, dir: &Path) -> Self {
+        let mut test = Self::new(None, Some(credential));
+        if let Some(pod) = Rc::get_mut(&mut test.pod) {
+            let secrets = Secrets::new(pod.credential.clone(), Some(dir.to_owned()));
+            pod.terminator = Terminator::new(secrets, peer_exchange::frame(&pod.peer, "client", "10.0.0.2"));
+        }
         test
     }
 

@@ -115,7 +115,12 @@ impl Config {
     }
 
     /// Only mutual TLS may come in, from identities that begin with `prefix`.
-    pub(super) fn strict(mut self, prefix: &str) -> Self {
+    pub(super) fn strict(self, prefix: &str) -> Self {
+        self.strict_by("ROOTCA", prefix)
+    }
+
+    /// As [`Config::strict`], by other roots than the mesh's.
+    pub(super) fn strict_by(mut self, roots: &str, prefix: &str) -> Self {
         let inbound = &mut self.listeners[1];
         inbound.listener_filters.push(inspector("tls_inspector"));
         for chain in &mut inbound.filter_chains {
@@ -126,7 +131,7 @@ impl Config {
                 application_protocols: alpn.iter().map(ToString::to_string).collect(),
                 ..Default::default()
             });
-            chain.transport_socket = Some(mutual_tls(prefix, http));
+            chain.transport_socket = Some(mutual_tls(roots, prefix, http));
         }
         self
     }
@@ -146,7 +151,7 @@ impl Config {
                 application_protocols: alpn.iter().map(ToString::to_string).collect(),
                 ..Default::default()
             });
-            mutual.transport_socket = Some(mutual_tls(prefix, is_http));
+            mutual.transport_socket = Some(mutual_tls("ROOTCA", prefix, is_http));
             inbound.filter_chains.push(mutual);
         }
         let tls = listener::FilterChainMatch { transport_protocol: "tls".into(), ..Default::default() };
@@ -225,8 +230,8 @@ pub(super) fn original_dst(name: &str) -> cluster::Cluster {
     }
 }
 
-/// TLS towards clients, who must prove an identity that begins with `prefix`.
-fn mutual_tls(prefix: &str, http: bool) -> core::TransportSocket {
+/// TLS towards clients, who must prove by these roots an identity that begins with `prefix`.
+fn mutual_tls(roots: &str, prefix: &str, http: bool) -> core::TransportSocket {
     use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3 as tls;
     use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
     let names = matcher::StringMatcher {
@@ -241,10 +246,7 @@ fn mutual_tls(prefix: &str, http: bool) -> core::TransportSocket {
             }],
             ..Default::default()
         }),
-        validation_context_sds_secret_config: Some(tls::SdsSecretConfig {
-            name: "ROOTCA".into(),
-            ..Default::default()
-        }),
+        validation_context_sds_secret_config: Some(tls::SdsSecretConfig { name: roots.into(), ..Default::default() }),
         ..Default::default()
     };
     let alpn: &[&str] = if http { &["h2", "http/1.1"] } else { &["istio-peer-exchange", "h2", "http/1.1"] };

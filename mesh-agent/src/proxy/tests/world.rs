@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -52,6 +53,11 @@ impl World {
     /// A pod with a certificate, for what comes to it.
     pub(super) fn with_credential(credential: Arc<Credential>) -> Self {
         Self { test: TestPod::new(None, Some(credential)) }
+    }
+
+    /// As [`World::with_credential`], and files of TLS settings are looked for there.
+    pub(super) fn with_files(credential: Arc<Credential>, dir: &Path) -> Self {
+        Self { test: TestPod::with_files(credential, dir) }
     }
 
     /// A pod with a certificate, for what it wants of [`super::config::SERVICE`].
@@ -141,7 +147,7 @@ impl World {
 }
 
 /// Reads up to and with the end of a head.
-pub(super) async fn read_head(stream: &mut TcpStream) -> String {
+pub(super) async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {

@@ -182,6 +182,27 @@ fn the_name_of_a_server_may_follow_its_requests() {
 }
 
 #[test]
+fn one_host_that_wants_tls_speaks_for_all_of_a_name() {
+    let cluster = |wants: &[bool]| {
+        let mut message = istio_cluster();
+        message.cluster_discovery_type =
+            Some(pb::cluster::ClusterDiscoveryType::Type(pb::cluster::DiscoveryType::StrictDns as i32));
+        message.eds_cluster_config = None;
+        let hosts = wants.iter().map(|wants| {
+            let mut host = lb_endpoint("example.com", 443);
+            if *wants {
+                host.metadata = metadata(&[("envoy.transport_socket_match", fields(&[("tlsMode", text("istio"))]))]);
+            }
+            host
+        });
+        message.load_assignment = Some(assignment("c", hosts.collect()));
+        parse(&message).unwrap()
+    };
+    assert_eq!(cluster(&[false, false]).transport_of_any(), &Transport::Raw);
+    assert!(matches!(cluster(&[false, true]).transport_of_any(), Transport::Tls(_)));
+}
+
+#[test]
 fn special_clusters() {
     use pb::cluster::{ClusterDiscoveryType, DiscoveryType};
     let of = |kind: DiscoveryType| pb::Cluster {
