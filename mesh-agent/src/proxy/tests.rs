@@ -1,6 +1,7 @@
 //! Connections through the proxy, on loopback, with configuration as a control plane sends it.
 
 mod config;
+mod cost;
 mod grpc;
 mod h2;
 mod http;

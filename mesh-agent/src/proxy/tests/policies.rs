@@ -25,7 +25,7 @@ pub(super) fn principal(name: &str) -> pb::Match {
     pb::Match { principals: vec![pb::StringMatch { match_type: Some(exact) }], ..Default::default() }
 }
 
-fn nobody() -> pb::Match {
+pub(super) fn nobody() -> pb::Match {
     let presence = pb::string_match::MatchType::Presence(());
     pb::Match { not_principals: vec![pb::StringMatch { match_type: Some(presence) }], ..Default::default() }
 }
