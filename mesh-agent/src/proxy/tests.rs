@@ -7,6 +7,7 @@ mod http;
 mod http1;
 mod http2;
 mod http2_faults;
+mod limits;
 /// The builders that mesh-core's tests use too: two copies would part.
 #[path = "../../../mesh-core/src/testing.rs"]
 pub(crate) mod messages;
@@ -15,6 +16,7 @@ mod pair;
 mod plaintext;
 mod policies;
 mod probe;
+mod slow;
 mod switch;
 mod tcp;
 mod tls;
