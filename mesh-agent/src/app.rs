@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use mesh_common::abi::{MAX_NODE_ADDRESSES, Tuple};
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -41,6 +42,9 @@ const SWEEP: Duration = Duration::from_secs(30);
 
 /// How often the cgroups of the host's workloads are looked after: one system call each.
 const FOLLOW: Duration = Duration::from_millis(50);
+
+/// Connections of all workloads where neither settings nor descriptors bound them.
+const MOST_CONNECTIONS: usize = 10_000_000;
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -148,7 +152,7 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
     let judged = Arc::new(Judged::default());
     let counting = judged.clone();
     metrics.add_source(move |out| counting.write(out));
-    let workers = Workers::start(settings.worker_count(), |index| Context {
+    let workers = Workers::start(settings.worker_count(), most_connections(&settings), |index| Context {
         live: live.clone(),
         sockets: lock(&kernel).sockets(),
         identities: identities.clone(),
@@ -162,6 +166,8 @@ pub async fn run(path: &Path, settings: Settings, take_over: bool) -> Result<End
         shutdown: watch.clone(),
     })
     .map_err(|source| AppError::Start { what: "a worker", source })?;
+    let ledgers = workers.ledgers();
+    metrics.add_source(move |out| ledgers.write(out));
 
     let node_stream = follow_node(&settings, &client, &node, &live, &watch);
 
@@ -293,6 +299,16 @@ pub fn own_cgroup() -> Option<PathBuf> {
     text.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from)
 }
 
+/// Connections that all workloads together may have. Most of them need two descriptors.
+fn most_connections(settings: &Settings) -> usize {
+    match settings.limits.connections {
+        0 => getrlimit(Resource::RLIMIT_NOFILE)
+            .map_or(MOST_CONNECTIONS, |(now, _)| usize::try_from(now / 2).unwrap_or(MOST_CONNECTIONS))
+            .min(MOST_CONNECTIONS),
+        most => most,
+    }
+}
+
 /// Begins the node's own stream, if it is wanted; its status.
 fn follow_node(
     settings: &Arc<Settings>,
@@ -373,7 +389,7 @@ fn start_access_log(settings: &Settings, metrics: &Metrics) -> Result<Option<Acc
         Some(AccessLogSink::Stdout) => None,
         Some(AccessLogSink::File(path)) => Some(path.as_path()),
     };
-    let log = AccessLog::start(path).map_err(AppError::AccessLog)?;
+    let log = AccessLog::start(path, settings.limits.access_log_bytes).map_err(AppError::AccessLog)?;
     let dropped = log.dropped();
     metrics.add_source(move |out| {
         let dropped = dropped.load(std::sync::atomic::Ordering::Relaxed);

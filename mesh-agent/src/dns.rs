@@ -29,8 +29,6 @@ use crate::net::datagram;
 use crate::shutdown;
 use crate::workload::Workload;
 
-/// Questions of one workload that wait for an answer; further ones are dropped, as a busy server would.
-const MAX_IN_FLIGHT: usize = 512;
 /// How long a question waits for its answer. Resolvers ask again after a few seconds, with a new question.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// Questions taken from one socket before others have their turn.
@@ -52,6 +50,8 @@ pub struct Forwarder {
     net: Net,
     counters: Arc<Counters>,
     in_flight: Cell<usize>,
+    /// Of these at most; further questions are dropped, as a busy server would.
+    most: usize,
     shutdown: shutdown::Watch,
     /// The workload was withdrawn, or the worker ends.
     ended: CancellationToken,
@@ -83,17 +83,18 @@ struct Question {
 }
 
 impl Forwarder {
-    /// A forwarder for one workload.
+    /// A forwarder for one workload, `most` of whose questions may wait for an answer.
     pub fn new(
         workload: Arc<Workload>,
         sockets: Sockets,
         counters: Arc<Counters>,
         shutdown: shutdown::Watch,
         ended: CancellationToken,
+        most: usize,
     ) -> Rc<Forwarder> {
         let name = workload.key();
         let in_flight = Cell::new(0);
-        Rc::new(Forwarder { name, net: Net::Real(workload, sockets), counters, in_flight, shutdown, ended })
+        Rc::new(Forwarder { name, net: Net::Real(workload, sockets), counters, in_flight, most, shutdown, ended })
     }
 
     /// Takes questions from one of the agent's sockets until the workload is withdrawn or the agent drains. Those that
@@ -149,7 +150,7 @@ impl Forwarder {
                 return self.counters.drop_for(Reason::Failed);
             }
         };
-        if self.in_flight.get() >= MAX_IN_FLIGHT {
+        if self.in_flight.get() >= self.most {
             return self.counters.drop_for(Reason::Overload);
         }
         let question = Question { client, at, id: id(bytes) };

@@ -111,7 +111,7 @@ fn raise_descriptors() {
     match raised {
         Ok(most) if most < WANTED_DESCRIPTORS => tracing::warn!(
             most,
-            "few descriptors (RLIMIT_NOFILE): connections beyond a third of that fail; raise the hard limit (LimitNOFILE)"
+            "few descriptors (RLIMIT_NOFILE): connections beyond half of that are refused (settings: limits.connections); raise the hard limit (LimitNOFILE)"
         ),
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "cannot raise the limit of descriptors (RLIMIT_NOFILE)"),

@@ -8,4 +8,5 @@ pub mod netlink;
 pub mod netns;
 pub mod peek;
 pub mod process;
+pub mod share;
 pub mod tcp_info;

@@ -10,6 +10,7 @@
 //! TLS at an application's own port (`secured`): `accept → first bytes → chain → TLS → policies → application → copy or forward`.
 
 mod authorize;
+mod budget;
 mod chosen;
 mod cluster;
 mod detect;
@@ -50,6 +51,7 @@ use crate::telemetry::access_log::Log;
 use crate::workload::Workload;
 
 pub use authorize::Judged;
+pub use budget::Ledgers;
 pub use direct::{DirectEnd, direct_labels};
 pub use plaintext::Refused;
 
@@ -88,6 +90,7 @@ pub struct Workers {
     workers: Vec<WorkerHandle>,
     loads: Arc<[AtomicUsize]>,
     residents: Arc<residents::Residents>,
+    ledgers: Arc<Ledgers>,
 }
 
 /// One worker thread.
@@ -122,25 +125,31 @@ enum Door {
 }
 
 impl Workers {
-    /// Starts `count` (at least one) workers; `context` is called once for each, with its index.
-    pub fn start(count: usize, context: impl Fn(usize) -> Context) -> std::io::Result<Workers> {
+    /// Starts `count` (at least one) workers for at most `connections`; `context` is called once for each, with its index.
+    pub fn start(count: usize, connections: usize, context: impl Fn(usize) -> Context) -> std::io::Result<Workers> {
         let count = count.max(1);
         let loads: Arc<[AtomicUsize]> = (0..count).map(|_| AtomicUsize::new(0)).collect();
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(MAX_COMMANDS)).unzip();
         let residents = Arc::new(residents::Residents::default());
-        let siblings =
-            worker::Siblings { senders: senders.clone().into(), loads: loads.clone(), residents: residents.clone() };
+        let ledgers = Arc::new(Ledgers::new(count, connections));
+        let siblings = worker::Siblings {
+            senders: senders.clone().into(),
+            loads: loads.clone(),
+            residents: residents.clone(),
+            ledgers: ledgers.clone(),
+        };
         let mut workers = Vec::with_capacity(count);
         for (index, (commands, receiver)) in senders.into_iter().zip(receivers).enumerate() {
             let thread = worker::spawn(index, context(index), receiver, siblings.clone())?;
             workers.push(WorkerHandle { commands, thread });
         }
-        Ok(Workers { workers, loads, residents })
+        Ok(Workers { workers, loads, residents, ledgers })
     }
 
     /// Gives a workload to a worker, which serves its listeners until [`Workers::withdraw`].
     pub async fn enrol(&self, workload: Arc<Workload>, listeners: Listeners) {
         let index = workload.id as usize % self.workers.len();
+        self.ledgers.enrol(&workload);
         self.residents.add(&workload, &residents::own_ports(&listeners));
         self.tell(index, Command::Enrol { workload, listeners }).await;
     }
@@ -148,6 +157,7 @@ impl Workers {
     /// Closes a workload's listeners and its connections on every worker.
     pub async fn withdraw(&self, id: u32) {
         self.residents.remove(id);
+        self.ledgers.withdraw(id);
         for index in 0..self.workers.len() {
             self.tell(index, Command::Withdraw { id }).await;
         }
@@ -156,6 +166,11 @@ impl Workers {
     /// Connections open on each worker, to be read at any time.
     pub fn connections(&self) -> Arc<[AtomicUsize]> {
         self.loads.clone()
+    }
+
+    /// Connections of each workload, to be written to the metrics page at any time.
+    pub fn ledgers(&self) -> Arc<Ledgers> {
+        self.ledgers.clone()
     }
 
     /// Resolves when a thread has ended: before the shutdown has stopped, that is one that panicked.

@@ -2,6 +2,7 @@
 //! to do. Reads no other file and touches no network.
 
 pub mod host;
+pub mod limits;
 pub mod probes;
 mod yaml;
 
@@ -15,6 +16,7 @@ use mesh_common::abi::MAX_NODE_ADDRESSES;
 use mesh_core::identity::SpiffeId;
 use serde::Deserialize;
 
+use limits::Limits;
 use probes::ProbeSettings;
 use yaml::Located;
 
@@ -70,6 +72,9 @@ pub struct Settings {
     /// Label sets of Istio's metrics kept, for HTTP and TCP each, at least 1; further ones count as `overflow`.
     #[serde(default = "default_metric_series")]
     pub metric_series: usize,
+    /// What connections, workloads and the node may have at most.
+    #[serde(default)]
+    pub limits: Limits,
     /// The local workloads.
     #[serde(default)]
     pub workloads: Vec<WorkloadSettings>,
@@ -375,6 +380,7 @@ impl Settings {
         if self.node_addresses.len() > MAX_NODE_ADDRESSES as usize {
             return fail("nodeAddresses", format!("at most {MAX_NODE_ADDRESSES}"));
         }
+        self.limits.check(at)?;
         self.control_plane.check(at)?;
         if self.workloads.len() > MAX_WORKLOADS {
             return fail("workloads", format!("at most {MAX_WORKLOADS} workloads on one node"));

@@ -6,6 +6,7 @@ mod budget;
 mod exposition;
 mod histogram;
 mod labels;
+mod limits;
 pub mod logs;
 mod paths;
 mod peer;
@@ -15,6 +16,7 @@ pub use budget::{Budget, MAX_LINES, WINDOW};
 pub use exposition::{Kind, Text};
 pub use histogram::BUCKETS;
 pub use labels::{ConnLabels, Protocol, Reporter, Security};
+pub use limits::{Limit, LimitCounts};
 pub use paths::{PathBytes, write_tcp};
 pub use peer::Peer;
 #[cfg(test)]

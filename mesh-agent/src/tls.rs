@@ -17,6 +17,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 pub mod ports;
 pub mod secrets;
+pub mod turns;
 mod verify;
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!
 //! Low to high: [`identity`] → [`resource`] (xDS parsed into types that cannot be wrong) →
 //! [`snapshot`] (what is in force) → [`store`] (the stream's state that yields snapshots);
-//! beside them [`detect`] (first bytes), [`balance`] (endpoint choice), [`authorization`] (who may connect) and
+//! beside them [`detect`] (first bytes), [`balance`] (endpoint choice), [`authorization`] (who may connect), [`rate`] (how often) and
 //! [`ambient`] (what the node knows of the whole mesh, with a store of its own). Below all, [`shards`] is the map that tells
 //! what has changed between two copies.
 
@@ -17,6 +17,7 @@ pub mod balance;
 pub mod detect;
 pub mod direct;
 pub mod identity;
+pub mod rate;
 pub mod resource;
 pub mod shards;
 pub mod snapshot;

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,13 +17,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::share::{STEPS, Share};
+
 #[cfg(test)]
 mod tests;
 
-/// Sizes of the read buffer in bytes. It steps up when a read fills it and down when a read leaves most of it empty.
-const STEPS: [usize; 3] = [1 << 10, 16 << 10, 64 << 10];
-
-/// Chunks that one direction moves before it lets other tasks of the worker run.
+/// Chunks that one direction moves before it lets other tasks of the worker run, where nobody says less.
 const CHUNKS_PER_TURN: usize = 16;
 
 /// Turns of the worker that data already written gets to leave before a reset is sent after it.
@@ -105,14 +105,26 @@ impl<S: Duplex> Duplex for &mut S {
     }
 }
 
-/// A read buffer that grows with the traffic and costs nothing between reads.
+/// A read buffer that grows with the traffic and costs nothing between reads. Its size steps up when a read fills it and down when a
+/// read leaves most of it empty.
 #[derive(Debug, Default)]
 pub struct Buffer {
     spare: BytesMut,
     step: u8,
+    share: Option<Rc<Share>>,
 }
 
 impl Buffer {
+    /// One that grows no further than its workload's share lets it.
+    pub fn within(share: &Rc<Share>) -> Self {
+        Self { share: Some(share.clone()), ..Self::default() }
+    }
+
+    /// Chunks that are moved in one turn.
+    fn chunks(&self) -> usize {
+        self.share.as_ref().map_or(CHUNKS_PER_TURN, |share| share.pieces())
+    }
+
     /// Frees the memory; the size learnt so far is kept.
     pub(crate) fn give_back(&mut self) {
         self.spare = BytesMut::new();
@@ -124,7 +136,8 @@ impl Buffer {
         from: &mut R,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Bytes>> {
-        let step = usize::from(self.step);
+        let most = self.share.as_ref().map_or(STEPS.len() - 1, |share| share.step());
+        let step = usize::from(self.step).min(most);
         let size = STEPS[step];
         // One allocation serves several small reads; it is reclaimed when nobody holds what was split off.
         self.spare.reserve(size);
@@ -133,10 +146,10 @@ impl Buffer {
             self.give_back();
             return outcome.map_ok(|_| Bytes::new());
         };
-        if read == size && step + 1 < STEPS.len() {
+        if read == size && step < most {
             self.step += 1;
         } else if step > 0 && read <= STEPS[step - 1] / 2 {
-            self.step -= 1;
+            self.step = step as u8 - 1;
         }
         Poll::Ready(Ok(self.spare.split().freeze()))
     }
@@ -169,6 +182,15 @@ pub enum End {
 pub fn copy<A: Duplex, B: Duplex>(first: A, second: B, traffic: &Traffic, idle: Option<Duration>) -> Copy<'_, A, B> {
     let relay = Relay { first, second, forward: Direction::default(), back: Direction::default() };
     Copy { relay, traffic, watch: idle.map(IdleWatch::new).map(Box::new), ending: None }
+}
+
+impl<A, B> Copy<'_, A, B> {
+    /// Reads no more at once, and no more often in a turn, than the workload's share lets it.
+    pub fn within(mut self, share: &Rc<Share>) -> Self {
+        self.relay.forward.buffer = Buffer::within(share);
+        self.relay.back.buffer = Buffer::within(share);
+        self
+    }
 }
 
 /// A relay under way; see [`copy`].
@@ -275,7 +297,7 @@ impl State {
 impl Direction {
     /// Moves what can be moved now. The outcome stands in `state`.
     fn poll<S: Duplex, D: Duplex>(&mut self, cx: &mut Context<'_>, source: &mut S, sink: &mut D, count: &Cell<u64>) {
-        for _ in 0..CHUNKS_PER_TURN {
+        for _ in 0..self.buffer.chunks() {
             match self.poll_step(cx, source, sink, count) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(broken)) => {

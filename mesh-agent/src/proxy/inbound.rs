@@ -119,6 +119,12 @@ async fn dial_and_lead(
     }
 }
 
+/// What is known of a connection that nobody serves.
+pub(super) fn flow(pod: &Pod, accepted: &TcpStream) -> Option<Flow> {
+    let (client, destination) = ends(pod, accepted)?;
+    Some(Flow::new(Side::Inbound, client, destination))
+}
+
 /// Who connected, and to what: the accepted socket's own address is the one that the client dialled.
 fn ends(pod: &Pod, accepted: &TcpStream) -> Option<(SocketAddr, SocketAddr)> {
     let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());

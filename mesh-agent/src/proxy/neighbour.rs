@@ -14,8 +14,9 @@ use http::StatusCode;
 use tokio::time::timeout;
 
 use super::authorize::{self, Facts};
+use super::budget::Place;
 use super::chosen::{Flow, Side};
-use super::pod::{Place, Pod};
+use super::pod::Pod;
 use super::{inbound, tunnel};
 use crate::net::peek::Peeked;
 use crate::upstream::pipe::Pipe;

@@ -95,6 +95,12 @@ async fn lead(pod: Rc<Pod>, mut accepted: TcpStream) -> Option<Served> {
     }
 }
 
+/// What is known of a connection that nobody serves.
+pub(super) fn flow(pod: &Pod, stream: &TcpStream) -> Option<Flow> {
+    let (client, Redirected { to, .. }) = ends(pod, stream)?;
+    Some(Flow::new(Side::Outbound, client, to))
+}
+
 /// Who connected, and where to before the kernel redirected it. `None` for a connection that was not redirected: somebody
 /// dialled the listener by hand, or means the agent itself.
 fn ends(pod: &Pod, stream: &TcpStream) -> Option<(SocketAddr, Redirected)> {

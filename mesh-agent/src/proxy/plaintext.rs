@@ -142,6 +142,14 @@ impl Teller {
         }
     }
 
+    /// Tells of a connection that was refused because its workload, or the node, has as many as it may have.
+    pub(super) fn tell_full(&self, workload: &str) {
+        if let Some(skipped) = self.budget.borrow_mut().take(Instant::now()) {
+            let remedy = "see mesh_agent_workload_connections for who has them; settings: limits.connections, limits.connectionsPerWorkload";
+            tracing::warn!(workload, remedy, skipped, "too many connections: one was refused");
+        }
+    }
+
     /// Counts a server whose peer exchange is malformed; who wanted the connection hears why.
     pub(super) fn count_peer_exchange(&self) {
         self.refused.peer_exchange.fetch_add(1, Relaxed);

@@ -1,6 +1,6 @@
 //! One enrolled workload as one worker knows it: everything its connections share.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::budget::{Budget, Place, Request};
 use super::chosen::{Flow, Side};
 use super::cluster::Target;
 use super::known;
@@ -29,6 +30,7 @@ use super::worker::Worker;
 use super::{authorize, neighbour};
 use crate::kernel::Redirected;
 use crate::live::{Current, Eye, Live};
+use crate::net::share::Share;
 use crate::settings::SameNode;
 use crate::settings::probes::Probe;
 use crate::shutdown;
@@ -36,15 +38,13 @@ use crate::telemetry::access_log::Log;
 use crate::telemetry::{Peer, WorkerMetrics};
 use crate::tls::Credential;
 use crate::tls::secrets::Secrets;
+use crate::tls::turns::Turns;
 use crate::upstream::stream::Stream;
 use crate::upstream::{CONNECT_TIMEOUT, Connected, Originator, Source, UpstreamError, Wish, own_frame};
 use crate::workload::Workload;
 
 #[cfg(test)]
 pub(super) mod tests;
-
-/// Connections of one workload on one worker; further ones are reset.
-const MAX_CONNECTIONS: usize = 65_536;
 
 /// How long a connection waits for its workload's first configuration before it is reset.
 const CONFIG_WAIT: Duration = Duration::from_secs(10);
@@ -73,7 +73,10 @@ pub(super) struct Pod {
     pub(super) shutdown: shutdown::Watch,
     /// The workload was withdrawn, or the worker ends: everything about it is dropped.
     pub(super) ended: CancellationToken,
-    connections: Rc<Cell<usize>>,
+    /// What it may have.
+    pub(super) budget: Rc<Budget>,
+    /// TLS that it is asked for.
+    pub(super) handshakes: Turns,
     tasks: Tasks,
     worker: Weak<Worker>,
     /// Ends TLS that comes to its ports.
@@ -95,10 +98,15 @@ impl Pod {
         let context = &worker.context;
         let credential = context.identities.watch(&workload.identity);
         let frame = own_frame(workload);
+        let budget = worker.budget(workload.id);
+        let (limits, counts) = (&context.settings.limits, context.metrics.limits());
+        let asking = Rc::new(Turns::new(limits, counts.clone()));
         let secrets = || Secrets::new(credential.clone(), workload.tls_files.clone());
         let source = Source {
             credential: credential.clone(),
-            originator: Originator::new(secrets(), frame.clone(), context.metrics.bytes().clone()),
+            originator: Originator::new(secrets(), frame.clone(), context.metrics.bytes().clone(), asking.clone()),
+            handshakes: asking,
+            share: budget.share.clone(),
             workload: workload.clone(),
             sockets: context.sockets.clone(),
             tunnels: worker.tunnels.clone(),
@@ -127,7 +135,8 @@ impl Pod {
             node: context.node.clone(),
             shutdown: context.shutdown.clone(),
             ended: CancellationToken::new(),
-            connections: Rc::default(),
+            budget,
+            handshakes: Turns::new(limits, counts.clone()),
             tasks: Tasks::default(),
             worker: Rc::downgrade(worker),
             net: Net::Real(source),
@@ -136,11 +145,17 @@ impl Pod {
 
     /// A place for one more connection, given back when dropped.
     pub(super) fn admit(&self) -> Option<Place> {
-        if self.connections.get() >= MAX_CONNECTIONS {
-            return None;
-        }
-        self.connections.set(self.connections.get() + 1);
-        Some(Place(self.connections.clone()))
+        self.budget.admit()
+    }
+
+    /// A place for one more request of HTTP/2, given back when dropped.
+    pub(super) fn admit_request(&self) -> Option<Request> {
+        self.budget.request()
+    }
+
+    /// What its connections share out among themselves.
+    pub(super) fn share(&self) -> &Rc<Share> {
+        &self.budget.share
     }
 
     /// Runs a task that ends with the workload at the latest. Nothing is asked for that while it runs.
@@ -335,14 +350,5 @@ struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.tasks.borrow_mut().try_remove(self.key);
-    }
-}
-
-/// A connection's place in its workload's budget.
-pub(super) struct Place(Rc<Cell<usize>>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }

@@ -273,6 +273,7 @@ async fn secure(
         let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await.map_err(failed)?;
         let config = servers.config(settings, start.client_hello().alpn().into_iter().flatten(), &materials);
         let config = config.map_err(|error| (TlsRefusal::Secrets, error.to_string()))?;
+        let _turn = pod.handshakes.turn().await;
         start.into_stream(config).await.map_err(failed)
     };
     let tls = timeout_at(deadline, handshake).await.map_err(late("the handshake"))??;

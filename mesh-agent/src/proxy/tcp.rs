@@ -33,6 +33,9 @@ const NO_CHAIN: &str = "filter_chain_not_found";
 /// Response code detail for a client with whom there is no TLS.
 const DOWNSTREAM_TLS: &str = "downstream_tls_failed";
 
+/// Response code detail for a connection beyond a limit.
+const FULL: &str = "too_many_connections";
+
 /// An upstream connection that is ready to be relayed to.
 pub(super) struct Upstream {
     pub(super) target: Target,
@@ -60,6 +63,11 @@ impl Failure {
     /// A policy refuses the connection.
     pub(super) fn denied(denial: &Denial) -> Self {
         Self { termination: Some(denial.details()), ..Self::of(Flags::DENY) }
+    }
+
+    /// The workload has as many connections as it may have, or the node.
+    pub(super) fn full() -> Self {
+        Self { details: Some(FULL), ..Self::of(Flags::OM) }
     }
 
     /// TLS with the client has come to nothing.
@@ -150,7 +158,7 @@ pub(super) async fn relay(pod: &Pod, relay: Box<Relay>) {
     let (idle, limit) = (relay.idle_timeout, relay.max_duration);
     let (done, downstream, upstream) = Done::new(pod, *relay);
     let report = done.open.clone();
-    let copying = copy(downstream, upstream, &report.traffic, idle);
+    let copying = copy(downstream, upstream, &report.traffic, idle).within(pod.share());
     let end = match limit {
         None => Some(copying.await),
         Some(limit) => Box::pin(timeout(limit, copying)).await.ok(),

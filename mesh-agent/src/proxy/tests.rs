@@ -8,6 +8,7 @@ mod http;
 mod http1;
 mod http2;
 mod http2_faults;
+mod limits;
 /// The builders that mesh-core's tests use too: two copies would part.
 #[path = "../../../mesh-core/src/testing.rs"]
 pub(crate) mod messages;
@@ -16,6 +17,7 @@ mod pair;
 mod plaintext;
 mod policies;
 mod probe;
+mod slow;
 mod switch;
 mod tcp;
 mod tls;

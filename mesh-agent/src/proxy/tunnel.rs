@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::server::TlsStream;
-use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use super::authorize::{self, Denial, Facts};
 use super::chosen::{Flow, Served, Side};
@@ -28,13 +28,12 @@ use super::inbound;
 use super::pod::Pod;
 use super::worker::Worker;
 use crate::net::peek::Peeked;
+use crate::net::share::Window;
 use crate::shutdown;
 use crate::telemetry::Peer;
 use crate::tls::{Credential, PeerCertificate, peer_certificate};
 use crate::upstream::stream::{Stream, TunnelStream};
-use crate::upstream::tunnel::{
-    DATA_FRAME_BUDGET, MAX_FRAME, MAX_HEADER_LIST, SEND_BUFFER, STREAM_WINDOW, TUNNEL_WINDOW,
-};
+use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME, MAX_HEADER_LIST, SEND_BUFFER};
 use crate::upstream::{BAGGAGE, UpstreamError};
 
 #[cfg(test)]
@@ -42,8 +41,6 @@ mod tests;
 
 /// Time for TLS and the HTTP/2 preface. Whoever needs longer is no agent.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams on one tunnel.
-const MAX_STREAMS: u32 = 1024;
 /// Streams opened and reset by the peer before anybody has looked at them.
 const MAX_PENDING_RESETS: usize = 64;
 
@@ -53,7 +50,7 @@ pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
     let established = timeout(HANDSHAKE_TIMEOUT, async {
         let credential = credential(&pod).await?;
         accepted.set_nodelay(true).map_err(|error| error.to_string())?;
-        establish(accepted, &credential).await
+        establish(&pod, accepted, &credential).await
     });
     // Boxed: the handshake is large and soon over.
     lead(pod.clone(), remote, Box::pin(established), |_| None).await;
@@ -77,8 +74,8 @@ pub(super) async fn serve_host(worker: Rc<Worker>, accepted: TcpStream) {
     };
     let secure = pod.clone();
     let established = timeout(HANDSHAKE_TIMEOUT, async move {
-        let config = credential(&secure).await?.server_config().map_err(|error| error.to_string())?;
-        secured(hello.into_stream(config).await.map_err(|error| error.to_string())?).await
+        let credential = credential(&secure).await?;
+        answer_hello(&secure, hello, &credential).await
     });
     let ended = pod.ended.clone();
     tokio::select! {
@@ -104,7 +101,7 @@ async fn lead<T: AsyncRead + AsyncWrite + Unpin>(
     established: impl Future<Output = Result<Established<T>, Elapsed>>,
     others: impl Fn(u16) -> Option<Rc<Pod>>,
 ) {
-    let (connection, peer) = match established.await {
+    let (connection, peer, _window) = match established.await {
         Ok(Ok(established)) => established,
         Ok(Err(why)) => {
             tracing::info!(workload = pod.name, %remote, why, "tunnel refused");
@@ -126,30 +123,41 @@ async fn lead<T: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// What a finished handshake gives; the error says why the peer is refused.
-type Established<T> = Result<(Connection<TlsStream<T>, Bytes>, PeerCertificate), String>;
+type Established<T> = Result<(Connection<TlsStream<T>, Bytes>, PeerCertificate, Window), String>;
 
 /// TLS and the HTTP/2 handshake.
-async fn establish<T: AsyncRead + AsyncWrite + Unpin>(io: T, credential: &Credential) -> Established<T> {
-    let config = credential.server_config().map_err(|error| error.to_string())?;
-    secured(TlsAcceptor::from(config).accept(io).await.map_err(|error| error.to_string())?).await
+async fn establish<T: AsyncRead + AsyncWrite + Unpin>(pod: &Pod, io: T, credential: &Credential) -> Established<T> {
+    // Whoever says nothing has no turn.
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), io).await.map_err(|error| error.to_string())?;
+    answer_hello(pod, hello, credential).await
 }
 
-/// The HTTP/2 handshake.
-async fn secured<T: AsyncRead + AsyncWrite + Unpin>(tls: TlsStream<T>) -> Established<T> {
+/// As [`establish`], behind the client's first words.
+async fn answer_hello<T: AsyncRead + AsyncWrite + Unpin>(
+    pod: &Pod,
+    hello: StartHandshake<T>,
+    credential: &Credential,
+) -> Established<T> {
+    let config = credential.server_config().map_err(|error| error.to_string())?;
+    let tls = {
+        let _turn = pod.handshakes.turn().await;
+        hello.into_stream(config).await.map_err(|error| error.to_string())?
+    };
+    let window = pod.share().window();
     let peer = peer_certificate(tls.get_ref().1, SystemTime::now()).map_err(|error| error.to_string())?;
     let connection = h2::server::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(TUNNEL_WINDOW)
+        .initial_window_size(window.stream)
+        .initial_connection_window_size(window.connection)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADER_LIST)
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(pod.budget.limits().tunnel_streams)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(DATA_FRAME_BUDGET)
         .handshake(tls)
         .await
         .map_err(|error| error.to_string())?;
-    Ok((connection, peer))
+    Ok((connection, peer, window))
 }
 
 /// Moves the tunnel's frames and hands on each request until the tunnel ends. It takes no new streams once the peer's

@@ -17,11 +17,12 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use super::authorize::Judge;
+use super::budget::Budget;
 use super::plaintext::Teller;
 use super::pod::Pod;
 use super::report::Reports;
 use super::residents::{Resident, Residents, own_ports};
-use super::{Command, Context, Door, inbound, outbound, tunnel};
+use super::{Command, Context, Door, Ledgers, inbound, outbound, tcp, tunnel};
 use crate::dns::Forwarder;
 use crate::kernel::Listeners;
 use crate::net::copy::Duplex;
@@ -45,6 +46,7 @@ pub(super) struct Siblings {
     pub(super) senders: Arc<[mpsc::Sender<Command>]>,
     pub(super) loads: Arc<[AtomicUsize]>,
     pub(super) residents: Arc<Residents>,
+    pub(super) ledgers: Arc<Ledgers>,
 }
 
 /// Starts a worker's thread.
@@ -56,13 +58,14 @@ pub(super) fn spawn(
 ) -> std::io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let tunnels = Tunnels::new(&context.settings.limits, context.metrics.limits().clone());
         let worker = Rc::new(Worker {
             index,
             teller: Teller::new(context.refused.clone()),
             judge: Judge::new(context.judged.clone()),
             context,
             siblings,
-            tunnels: Tunnels::default(),
+            tunnels,
             reports: Reports::default(),
             pods: RefCell::default(),
             withdrawn: RefCell::default(),
@@ -171,6 +174,12 @@ impl Worker {
         self.resident(self.siblings.residents.meant(name)?)
     }
 
+    /// What a workload may have of this worker.
+    pub(super) fn budget(&self, id: u32) -> Rc<Budget> {
+        let Context { settings, metrics, .. } = &self.context;
+        Budget::new(self.index, &self.siblings.ledgers, id, &settings.limits, metrics.limits().clone())
+    }
+
     fn enrol(self: &Rc<Self>, workload: Arc<Workload>, listeners: Listeners) {
         let own_ports = own_ports(&listeners);
         let doors = [
@@ -181,7 +190,8 @@ impl Worker {
         let home = Rc::new(Home { pod: self.pod(&workload, &own_ports), workload, own_ports });
         let Context { sockets, dns, shutdown, .. } = &self.context;
         let (ended, workload) = (home.pod.ended.clone(), home.workload.clone());
-        let forwarder = Forwarder::new(workload, sockets.clone(), dns.clone(), shutdown.clone(), ended);
+        let most = self.context.settings.limits.dns_questions_per_workload;
+        let forwarder = Forwarder::new(workload, sockets.clone(), dns.clone(), shutdown.clone(), ended, most);
         for socket in listeners.dns {
             tokio::task::spawn_local(forwarder.clone().serve(socket));
         }
@@ -259,8 +269,16 @@ impl Worker {
 
     fn serve(self: Rc<Self>, pod: Rc<Pod>, mut stream: TcpStream, door: Door) {
         let Some(place) = pod.admit() else {
-            tracing::warn!(workload = pod.name, ?door, "too many connections: one was reset");
+            pod.teller.tell_full(&pod.name);
+            let flow = match door {
+                Door::Outbound => outbound::flow(&pod, &stream),
+                Door::Inbound => inbound::flow(&pod, &stream),
+                Door::Tunnel => None,
+            };
             stream.reset();
+            if let Some(flow) = flow {
+                tcp::report_refusal(&pod, &flow, &tcp::Failure::full(), None);
+            }
             return;
         };
         let busy = Busy::new(&self);

@@ -16,6 +16,7 @@ logFormat: json
 listen:
   admin: 127.0.0.1:0
   metrics: "[::]:0"
+limits: {connections: 5000, headBytes: 8192, streamWindowBytes: 65535}
 workloads:
   - name: a
     namespace: default
@@ -55,6 +56,8 @@ fn complete() {
     assert_eq!(settings.log_format, LogFormat::Json);
     assert_eq!(settings.listen.metrics.to_string(), "[::]:0");
     assert_eq!(settings.listen.ready.to_string(), "0.0.0.0:15021");
+    let limits = Limits { connections: 5000, head_bytes: 8192, stream_window_bytes: 65_535, ..Limits::default() };
+    assert_eq!(settings.limits, limits);
     assert_eq!(settings.workloads[0].labels["version"], "1");
     assert_eq!(settings.workloads[1].service_account, "default");
     assert_eq!((settings.workloads[0].udp, settings.workloads[1].udp), (Udp::Allow, Udp::DnsOnly));
@@ -88,28 +91,38 @@ fn wrong_fields_are_named() {
         ("https://10.9.0.1:15012", "https://istiod", "agent.yaml:4: controlPlane.address: write https://HOST:PORT"),
         ("  rootCert: /etc/mesh/root.pem\n", "", "agent.yaml:3: controlPlane: https needs rootCert"),
         ("  tokenFile:", "  token:", "agent.yaml:7: controlPlane.token: unknown field `token`"),
-        ("version: \"1\"", "version: 1", "agent.yaml:19: workloads[0].labels.version: invalid type: integer `1`"),
-        ("netns: /run", "pid: 3\n    netns: /run", "agent.yaml:16: workloads[0]: has both netns and pid"),
-        ("    pid: 77\n", "", "agent.yaml:21: workloads[1]: needs netns"),
-        ("    pid: 77\n", "    pid: 0\n", "agent.yaml:23: workloads[1].pid: 0 is not"),
-        ("netns: /run/netns/a", "netns: a", "agent.yaml:20: workloads[0].netns: must be an absolute path"),
-        ("- name: b", "- name: a", "agent.yaml:21: workloads[1]: default/a is listed twice (first as workloads[0])"),
-        ("- name: b", "- name: B/x", "agent.yaml:21: workloads[1].name: \"B/x\" is not a Kubernetes name"),
-        ("serviceAccount: sa-a", "serviceAccount: a~b", "agent.yaml:18: workloads[0].serviceAccount: "),
-        ("dns-only", "none", "agent.yaml:25: workloads[1].udp: unknown variant `none`, expected one of `allow`"),
+        ("version: \"1\"", "version: 1", "agent.yaml:20: workloads[0].labels.version: invalid type: integer `1`"),
+        ("netns: /run", "pid: 3\n    netns: /run", "agent.yaml:17: workloads[0]: has both netns and pid"),
+        ("    pid: 77\n", "", "agent.yaml:22: workloads[1]: needs netns"),
+        ("    pid: 77\n", "    pid: 0\n", "agent.yaml:24: workloads[1].pid: 0 is not"),
+        ("netns: /run/netns/a", "netns: a", "agent.yaml:21: workloads[0].netns: must be an absolute path"),
+        ("- name: b", "- name: a", "agent.yaml:22: workloads[1]: default/a is listed twice (first as workloads[0])"),
+        ("- name: b", "- name: B/x", "agent.yaml:22: workloads[1].name: \"B/x\" is not a Kubernetes name"),
+        ("serviceAccount: sa-a", "serviceAccount: a~b", "agent.yaml:19: workloads[0].serviceAccount: "),
+        ("dns-only", "none", "agent.yaml:26: workloads[1].udp: unknown variant `none`, expected one of `allow`"),
         (
             "shortcuts: on",
             "shortcuts: yes",
-            "agent.yaml:32: workloads[1].shortcuts: unknown variant `yes`, expected one of `auto`",
+            "agent.yaml:33: workloads[1].shortcuts: unknown variant `yes`, expected one of `auto`",
         ),
-        ("port: 9000", "port: 0", "agent.yaml:28: workloads[1].probes[1]: 0 is not a port"),
-        ("port: 9000", "port: http", "agent.yaml:28: workloads[1].probes[1].tcpSocket.port: invalid type: string"),
-        ("path: /healthz", "path: healthz", "agent.yaml:27: workloads[1].probes[0].httpGet.path: \"healthz\" is not"),
-        ("path: /healthz", "scheme: HTTPS", "agent.yaml:27: workloads[1].probes[0].httpGet.scheme: the agent does not"),
-        ("- tcpSocket: {port: 9000}", "- {}", "agent.yaml:28: workloads[1].probes[1]: needs exactly one of httpGet"),
-        ("tcpSocket", "exec", "agent.yaml:28: workloads[1].probes[1].exec: unknown field `exec`"),
+        ("port: 9000", "port: 0", "agent.yaml:29: workloads[1].probes[1]: 0 is not a port"),
+        ("port: 9000", "port: http", "agent.yaml:29: workloads[1].probes[1].tcpSocket.port: invalid type: string"),
+        ("path: /healthz", "path: healthz", "agent.yaml:28: workloads[1].probes[0].httpGet.path: \"healthz\" is not"),
+        ("path: /healthz", "scheme: HTTPS", "agent.yaml:28: workloads[1].probes[0].httpGet.scheme: the agent does not"),
+        ("- tcpSocket: {port: 9000}", "- {}", "agent.yaml:29: workloads[1].probes[1]: needs exactly one of httpGet"),
+        ("tcpSocket", "exec", "agent.yaml:29: workloads[1].probes[1].exec: unknown field `exec`"),
         ("accessLog: stdout", "accessLog: !x stdout", "agent.yaml:10: accessLog: YAML tags"),
         ("workers: 2", "trustDomain: A_B/c", "agent.yaml:9: trustDomain: trust domain \"A_B/c\" is not"),
+        (
+            "connections: 5000",
+            "connection: 5000",
+            "agent.yaml:15: limits.connection: unknown field `connection`, expected",
+        ),
+        ("connections: 5000", "connections: -1", "agent.yaml:15: limits.connections: invalid value: integer `-1`"),
+        ("connections: 5000", "http2Streams: 0", "agent.yaml:15: limits.http2Streams: 0: write 1 to 65536"),
+        ("8192", "8191", "agent.yaml:15: limits.headBytes: 8191: write 8192 to 1048576"),
+        ("connections: 5000", "headLines: 257", "agent.yaml:15: limits.headLines: 257: write 1 to 256"),
+        ("65535", "16777217", "agent.yaml:15: limits.streamWindowBytes: more than connectionWindowBytes (16777216)"),
         ("workers: 2", "drainSeconds: 9999", "agent.yaml:9: drainSeconds: at most 3600"),
     ];
     for (from, to, expected) in cases {

@@ -16,8 +16,6 @@ use time::OffsetDateTime;
 
 use crate::errors::Flags;
 
-/// Bytes that one worker may have waiting for the writer.
-const BUFFER: usize = 1 << 20;
 /// How long the writer lets lines gather once there have been some.
 const GATHER: Duration = Duration::from_millis(20);
 /// Longest text of a single field, in bytes; the rest of it is cut off.
@@ -134,6 +132,8 @@ impl Display for Entry<'_> {
 
 /// The writer thread and what it reads from.
 pub struct AccessLog {
+    /// Bytes that each worker may have waiting for the writer.
+    most: usize,
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
 }
@@ -147,6 +147,8 @@ pub struct Log {
 
 #[derive(Clone)]
 struct Sink {
+    /// Bytes that may wait for the writer.
+    most: usize,
     buffer: Arc<Buffer>,
     dropped: Arc<AtomicU64>,
     asleep: Arc<AtomicBool>,
@@ -165,8 +167,8 @@ struct Shared {
 struct Buffer(Mutex<String>);
 
 impl AccessLog {
-    /// Starts the writer; `path` is a file to append to, or stdout.
-    pub fn start(path: Option<&Path>) -> io::Result<AccessLog> {
+    /// Starts the writer; `path` is a file to append to, or stdout. Each worker may have `most` bytes waiting for it.
+    pub fn start(path: Option<&Path>, most: usize) -> io::Result<AccessLog> {
         let mut out: Box<dyn Write + Send> = match path {
             Some(path) => Box::new(append(path)?),
             None => Box::new(io::stdout()),
@@ -191,7 +193,7 @@ impl AccessLog {
                 }
             }
         })?;
-        Ok(AccessLog { shared, writer: Some(writer) })
+        Ok(AccessLog { most, shared, writer: Some(writer) })
     }
 
     /// A handle with a buffer of its own, for one worker.
@@ -200,7 +202,7 @@ impl AccessLog {
         let buffer = Arc::new(Buffer::default());
         self.shared.buffers.lock().unwrap_or_else(PoisonError::into_inner).push(buffer.clone());
         let (dropped, asleep) = (self.shared.dropped.clone(), self.shared.asleep.clone());
-        Log { sink: Some(Sink { buffer, dropped, asleep, writer: writer.thread().clone() }) }
+        Log { sink: Some(Sink { most: self.most, buffer, dropped, asleep, writer: writer.thread().clone() }) }
     }
 
     /// The count of lines dropped so far, to be read at any time.
@@ -235,13 +237,13 @@ impl Log {
     pub fn write(&self, entry: &Entry<'_>) {
         let Some(sink) = &self.sink else { return };
         let mut buffer = sink.buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if buffer.len() >= BUFFER {
+        if buffer.len() >= sink.most {
             sink.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let before = buffer.len();
         let _ = writeln!(buffer, "{entry}");
-        let filling = before < BUFFER / 2 && buffer.len() >= BUFFER / 2;
+        let filling = before < sink.most / 2 && buffer.len() >= sink.most / 2;
         drop(buffer);
         if filling || before == 0 && sink.asleep.swap(false, Ordering::SeqCst) {
             sink.writer.unpark();
@@ -358,7 +360,7 @@ mod tests {
     fn writes_every_line_before_it_ends() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
-        let log = AccessLog::start(Some(&path)).unwrap();
+        let log = AccessLog::start(Some(&path), 1 << 20).unwrap();
         let threads: Vec<_> = (0..4)
             .map(|_| {
                 let handle = log.handle();
@@ -376,7 +378,7 @@ mod tests {
     fn lines_come_without_waiting_for_more_or_for_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
-        let log = AccessLog::start(Some(&path)).unwrap();
+        let log = AccessLog::start(Some(&path), 1 << 20).unwrap();
         let handle = log.handle();
         // Among them those that meet a writer that is just falling asleep.
         for count in 1..=30_u64 {
@@ -394,11 +396,11 @@ mod tests {
     #[test]
     fn a_full_buffer_drops_and_counts() {
         let (buffer, dropped, asleep) = (Arc::default(), Arc::default(), Arc::default());
-        let sink = Sink { buffer, dropped, asleep, writer: std::thread::current() };
+        let sink = Sink { most: 5000, buffer, dropped, asleep, writer: std::thread::current() };
         let log = Log { sink: Some(sink.clone()) };
-        sink.buffer.0.lock().unwrap().push_str(&"x".repeat(BUFFER));
+        sink.buffer.0.lock().unwrap().push_str(&"x".repeat(5000));
         log.write(&entry());
         assert_eq!(sink.dropped.load(Ordering::Relaxed), 1);
-        assert_eq!(sink.buffer.0.lock().unwrap().len(), BUFFER);
+        assert_eq!(sink.buffer.0.lock().unwrap().len(), 5000);
     }
 }

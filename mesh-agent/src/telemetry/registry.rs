@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::exposition::{Kind, Text};
 use super::histogram::{BUCKETS, Histogram, Totals, bump};
 use super::labels::{self, ConnLabels, Outcome};
+use super::limits::{self, LimitCounts};
 use super::paths::{self, PathBytes};
 use crate::errors::Flags;
 
@@ -45,6 +46,8 @@ pub struct Metrics {
     sources: Mutex<Vec<Source>>,
     /// Of every worker.
     bytes: Mutex<Vec<Arc<PathBytes>>>,
+    /// Of every worker.
+    reached: Mutex<Vec<Arc<LimitCounts>>>,
 }
 
 /// One worker's side. All clones must stay on the worker's thread: its cells have one writer.
@@ -53,6 +56,7 @@ pub struct WorkerMetrics {
     metrics: Arc<Metrics>,
     worker: usize,
     bytes: Arc<PathBytes>,
+    reached: Arc<LimitCounts>,
 }
 
 struct Family<C> {
@@ -106,6 +110,7 @@ impl Metrics {
             overflowed: AtomicU64::new(0),
             sources: Mutex::new(Vec::new()),
             bytes: Mutex::new(Vec::new()),
+            reached: Mutex::new(Vec::new()),
         })
     }
 
@@ -113,7 +118,9 @@ impl Metrics {
     pub fn worker(self: &Arc<Self>, index: usize) -> WorkerMetrics {
         let bytes = Arc::new(PathBytes::default());
         lock(&self.bytes).push(bytes.clone());
-        WorkerMetrics { metrics: self.clone(), worker: index, bytes }
+        let reached = Arc::new(LimitCounts::default());
+        lock(&self.reached).push(reached.clone());
+        WorkerMetrics { metrics: self.clone(), worker: index, bytes, reached }
     }
 
     /// Adds a module's own metrics to the page: `write` is called at every scrape and must be quick.
@@ -138,6 +145,7 @@ impl Metrics {
             self.overflowed.load(Relaxed),
         );
         paths::write(&mut out, &lock(&self.bytes));
+        limits::write(&mut out, &lock(&self.reached));
         for source in lock(&self.sources).iter() {
             source(&mut out);
         }
@@ -192,6 +200,11 @@ impl WorkerMetrics {
     /// Where bytes are counted by their path.
     pub fn bytes(&self) -> &Arc<PathBytes> {
         &self.bytes
+    }
+
+    /// Where limits that were reached are counted.
+    pub fn limits(&self) -> &Arc<LimitCounts> {
+        &self.reached
     }
 
     /// Where the HTTP requests with these labels count. Once per connection or route.

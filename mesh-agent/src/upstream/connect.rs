@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +25,9 @@ use super::originate::{Originator, Wish};
 use super::stream::Stream;
 use super::tunnel::{ConnectHead, HBONE_PORT, Transport, TunnelKey, Tunnels};
 use crate::kernel::Sockets;
+use crate::net::share::Share;
 use crate::telemetry::{PathBytes, Peer};
+use crate::tls::turns::Turns;
 use crate::tls::{Credential, peer_certificate};
 use crate::workload::Workload;
 
@@ -50,6 +53,10 @@ pub struct Source {
     pub bytes: Arc<PathBytes>,
     /// Speaks TLS to ports.
     pub originator: Originator,
+    /// TLS that it asks others for.
+    pub handshakes: Rc<Turns>,
+    /// What its connections share out.
+    pub share: Rc<Share>,
 }
 
 /// An open upstream connection.
@@ -224,13 +231,16 @@ impl Source {
         let tcp = self.tcp(to, limit, |sockets, workload| sockets.socket(&workload.netns, to)).await?;
         let local = tcp.local_addr().ok();
         let config = credential.client_config(&key.expected).map_err(|error| refused(error.to_string()))?;
-        let connecting = TlsConnector::from(config).connect(key.server_name(), tcp);
+        let connecting = async {
+            let _turn = self.handshakes.turn().await;
+            TlsConnector::from(config).connect(key.server_name(), tcp).await
+        };
         let tls = match timeout_at(deadline, connecting).await {
             Ok(connected) => connected.map_err(|error| refused(error.to_string()))?,
             Err(_) => return Err(UpstreamError::Timeout { to, stage: "TLS" }),
         };
         let peer = peer_certificate(tls.get_ref().1, SystemTime::now()).map_err(|error| refused(error.to_string()))?;
-        Ok(Transport { io: tls, local, identity: peer.identity })
+        Ok(Transport { io: tls, local, identity: peer.identity, window: Some(self.share.window()) })
     }
 
     fn connect_headers(&self, client: SocketAddr) -> HeaderMap {

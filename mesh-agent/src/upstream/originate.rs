@@ -4,6 +4,7 @@
 //! settings say. Never: falls back to plain bytes, or takes longer than the cluster's connect timeout, handshake and all.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -23,6 +24,7 @@ use crate::net::peek::Peeked;
 use crate::telemetry::PathBytes;
 use crate::tls::ports::{ALPN_PEER_EXCHANGE, Clients, Proved, explain};
 use crate::tls::secrets::Secrets;
+use crate::tls::turns::Turns;
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy)]
@@ -40,12 +42,13 @@ pub struct Originator {
     /// What it says of itself where that is asked.
     frame: Arc<[u8]>,
     bytes: Arc<PathBytes>,
+    handshakes: Rc<Turns>,
 }
 
 impl Originator {
-    /// `frame`: as [`peer_exchange::frame`] makes it.
-    pub fn new(secrets: Secrets, frame: Arc<[u8]>, bytes: Arc<PathBytes>) -> Self {
-        Self { secrets, clients: Clients::default(), frame, bytes }
+    /// `frame`: as [`peer_exchange::frame`] makes it. `handshakes`: those that the workload asks others for.
+    pub fn new(secrets: Secrets, frame: Arc<[u8]>, bytes: Arc<PathBytes>, handshakes: Rc<Turns>) -> Self {
+        Self { secrets, clients: Clients::default(), frame, bytes, handshakes }
     }
 
     /// Makes a connection that `tcp` opens secure. All of it happens before `deadline`.
@@ -67,7 +70,10 @@ impl Originator {
         let config = config.map_err(|error| refused(error.to_string()))?;
         let tcp = timeout_at(deadline, tcp).await.map_err(late("TCP"))??;
         let local = tcp.local_addr().ok();
-        let connecting = TlsConnector::from(config).connect(name, Peeked::new(tcp));
+        let connecting = async {
+            let _turn = self.handshakes.turn().await;
+            TlsConnector::from(config).connect(name, Peeked::new(tcp)).await
+        };
         let tls = timeout_at(deadline, connecting).await.map_err(late("TLS"))?;
         let tls = tls.map_err(|error| refused(explain(&error, "server")))?;
         let state = tls.get_ref().1;

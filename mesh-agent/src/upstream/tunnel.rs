@@ -25,6 +25,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::errors::UpstreamError;
 use super::stream::{StreamGuard, TunnelStream};
+use crate::net::share::Window;
+use crate::settings::limits::{Limits, MIN_WINDOW};
+use crate::telemetry::{Limit, LimitCounts};
 use crate::tls::{Credential, port_name};
 use crate::workload::Workload;
 
@@ -33,10 +36,6 @@ mod tests;
 
 /// Port of the tunnel listener of every meshed pod (Istio's HBONE port).
 pub const HBONE_PORT: u16 = 15008;
-/// Flow-control window of a stream, in bytes: what one connection may have in flight.
-pub const STREAM_WINDOW: u32 = 4 << 20;
-/// Flow-control window of a tunnel, in bytes: the most that a peer can make this side hold.
-pub const TUNNEL_WINDOW: u32 = 16 << 20;
 /// Largest frame, in bytes.
 pub const MAX_FRAME: u32 = 1 << 20;
 /// Largest header list of a CONNECT request or answer, in bytes.
@@ -49,10 +48,6 @@ pub const SEND_BUFFER: usize = 1 << 20;
 
 /// Streams on one tunnel before the next is opened, so that one TCP connection does not carry everything.
 const STREAMS_PER_TUNNEL: usize = 256;
-/// Tunnels of one key on one worker.
-const TUNNELS_PER_KEY: usize = 16;
-/// Streams on one tunnel once there are no more tunnels to be had.
-const MOST_STREAMS: usize = 1024;
 /// Connections that wait for the dial of one key.
 const MAX_WAITERS: usize = 4096;
 /// Keys on one worker.
@@ -115,6 +110,8 @@ pub struct Transport<T> {
     pub local: Option<SocketAddr>,
     /// Who the peer has proved to be.
     pub identity: SpiffeId,
+    /// What its peer may send before it is taken; `None`: as HTTP/2 begins.
+    pub window: Option<Window>,
 }
 
 /// An open stream.
@@ -131,9 +128,14 @@ pub struct Opened {
 }
 
 /// The tunnels of one worker. Clones share them.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Tunnels {
     slots: Rc<RefCell<HashMap<TunnelKey, Rc<Slot>>>>,
+    /// Tunnels of one key.
+    per_key: usize,
+    /// Streams on one tunnel once there are no more tunnels to be had.
+    streams: usize,
+    counts: Arc<LimitCounts>,
 }
 
 /// Everything about one key.
@@ -167,6 +169,12 @@ enum OpenError {
 }
 
 impl Tunnels {
+    /// `counts`: the worker's.
+    pub fn new(limits: &Limits, counts: Arc<LimitCounts>) -> Self {
+        let (per_key, streams) = (limits.tunnels_per_destination, limits.tunnel_streams as usize);
+        Self { slots: Rc::default(), per_key, streams, counts }
+    }
+
     /// Opens a stream, on an open tunnel if one has room, else on a new one from `dial`.
     /// Waits at most `limit` for the answer to CONNECT; the time of `dial` is `dial`'s own matter.
     pub async fn open<T, F>(
@@ -182,7 +190,7 @@ impl Tunnels {
         F: Future<Output = Result<Transport<T>, UpstreamError>>,
     {
         // A tunnel may say GOAWAY between being chosen and being used: then the next one, but not for ever.
-        for _ in 0..=TUNNELS_PER_KEY {
+        for _ in 0..=self.per_key {
             let tunnel = self.tunnel(key, credential, &dial).await?;
             match timeout(limit, tunnel.open(key.to, head)).await {
                 Ok(Ok(opened)) => return Ok(opened),
@@ -221,13 +229,13 @@ impl Tunnels {
         F: Future<Output = Result<Transport<T>, UpstreamError>>,
     {
         let slot = self.slot(key)?;
-        if let Some(tunnel) = slot.with_room(credential) {
+        if let Some(tunnel) = slot.with_room(credential, self) {
             return Ok(tunnel);
         }
         let dials = slot.dials.get();
         let _waiting = Waiting::new(self, key, slot.clone())?;
         let _turn = slot.dialling.lock().await;
-        if let Some(tunnel) = slot.with_room(credential) {
+        if let Some(tunnel) = slot.with_room(credential, self) {
             return Ok(tunnel);
         }
         // A dial that began after we did has failed: its failure is ours.
@@ -236,7 +244,8 @@ impl Tunnels {
         {
             return Err(error.clone());
         }
-        if slot.open.borrow().len() >= TUNNELS_PER_KEY {
+        if slot.open.borrow().len() >= self.per_key {
+            self.counts.reached(Limit::TunnelsPerDestination);
             return Err(UpstreamError::Overflow { to: key.to, what: "tunnels to one destination" });
         }
         let outcome = self.establish(key, &slot, credential, dial).await;
@@ -256,15 +265,16 @@ impl Tunnels {
         T: AsyncRead + AsyncWrite + Unpin + 'static,
         F: Future<Output = Result<Transport<T>, UpstreamError>>,
     {
-        let Transport { io, local, identity } = dial().await?;
+        let Transport { io, local, identity, window } = dial().await?;
+        let sizes = window.as_ref().map_or([MIN_WINDOW; 2], |window| [window.stream, window.connection]);
         let (send, connection) = h2::client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(TUNNEL_WINDOW)
+            .initial_window_size(sizes[0])
+            .initial_connection_window_size(sizes[1])
             .max_frame_size(MAX_FRAME)
             .max_header_list_size(MAX_HEADER_LIST)
             .max_send_buffer_size(SEND_BUFFER)
             .data_frame_budget(DATA_FRAME_BUDGET)
-            .initial_max_send_streams(STREAMS_PER_TUNNEL)
+            .initial_max_send_streams(STREAMS_PER_TUNNEL.min(self.streams))
             .enable_push(false)
             .handshake::<T, Bytes>(io)
             .await
@@ -280,7 +290,10 @@ impl Tunnels {
         });
         slot.open.borrow_mut().push(tunnel.clone());
         let home = Home { slots: Rc::downgrade(&self.slots), key: key.clone(), tunnel: Rc::downgrade(&tunnel) };
-        tokio::task::spawn_local(drive(connection, home));
+        tokio::task::spawn_local(async move {
+            drive(connection, home).await;
+            drop(window);
+        });
         Ok(tunnel)
     }
 
@@ -318,13 +331,13 @@ fn remove_unused(slots: &RefCell<HashMap<TunnelKey, Rc<Slot>>>, key: &TunnelKey,
 
 impl Slot {
     /// An open tunnel with room. Those made with an older certificate are let go: new streams use the new one.
-    fn with_room(&self, credential: &Arc<Credential>) -> Option<Rc<Tunnel>> {
+    fn with_room(&self, credential: &Arc<Credential>, of: &Tunnels) -> Option<Rc<Tunnel>> {
         let mut open = self.open.borrow_mut();
         open.retain(|tunnel| !tunnel.retired.get() && Arc::ptr_eq(&tunnel.credential, credential));
-        let room = open.iter().find(|tunnel| tunnel.has_room(STREAMS_PER_TUNNEL));
+        let room = open.iter().find(|tunnel| tunnel.has_room(STREAMS_PER_TUNNEL.min(of.streams)));
         let full = || {
             let emptiest = open.iter().min_by_key(|tunnel| tunnel.streams.load(Ordering::Relaxed))?;
-            (open.len() >= TUNNELS_PER_KEY && emptiest.has_room(MOST_STREAMS)).then_some(emptiest)
+            (open.len() >= of.per_key && emptiest.has_room(of.streams)).then_some(emptiest)
         };
         room.or_else(full).cloned()
     }

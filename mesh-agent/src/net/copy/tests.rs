@@ -190,3 +190,26 @@ async fn the_relay_stays_small() {
     println!("relay of two TCP connections: {size} bytes");
     assert!(size <= 512, "{size}");
 }
+
+/// What many connections of a workload get of its share: little at once, and seldom in a turn.
+#[tokio::test]
+async fn a_share_bounds_what_is_read_at_once_and_in_a_turn() {
+    use crate::settings::limits::Limits;
+    let limits = Limits { buffer_bytes_per_workload: 1 << 20, ..Limits::default() };
+    let share = Share::new(&limits, std::sync::Arc::default());
+    let mut buffer = Buffer::within(&share);
+    let (mut near, mut far) = pair(None).await;
+    for (connections, most) in [(1, STEPS[2]), (20, STEPS[1]), (1000, STEPS[0]), (1, STEPS[2])] {
+        (0..connections).for_each(|_| share.join());
+        near.write_all(&[1; 400_000]).await.unwrap();
+        let (mut largest, mut left) = (0, 400_000);
+        while left > 0 {
+            let chunk = poll_fn(|cx| far.poll_recv(cx, &mut buffer)).await.unwrap();
+            largest = largest.max(chunk.len());
+            left -= chunk.len();
+        }
+        assert!(largest <= most && largest > most / 2, "{connections}: {largest}");
+        assert_eq!(buffer.chunks(), if connections == 1000 { 1 } else { CHUNKS_PER_TURN });
+        (0..connections).for_each(|_| share.leave());
+    }
+}

@@ -364,7 +364,8 @@ impl<C: Client> Wanted<'_, C> {
         };
         let Connected { stream, local, identity, peer, .. } = connected;
         let seen = Rc::new(Seen { local, identity, peer });
-        Ok(Ok(Box::new(Upstream::new(target, seen, Link::new(stream, Bytes::new()), reused))))
+        let link = Link::new(stream, Bytes::new()).within(conn.pod.share());
+        Ok(Ok(Box::new(Upstream::new(target, seen, link, reused))))
     }
 
     /// Waits for something else than the upstream's answer, as long as the client is there and the time is not over.
@@ -390,7 +391,7 @@ impl<C: Client> Wanted<'_, C> {
         }
         let traffic = Traffic::default();
         if let Some(tunnel) = self.client.tunnel() {
-            Box::pin(copy(tunnel, server, &traffic, None)).await;
+            Box::pin(copy(tunnel, server, &traffic, None).within(self.conn.pod.share())).await;
         }
         self.client.carried(&traffic);
         Ok(After::Close)

@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use mesh_http::{Limits, Outcome, Refusal};
+use mesh_http::{Outcome, Refusal};
 use tokio::time::Instant;
 
 use super::Conn;
@@ -29,6 +29,7 @@ use super::timer::Timer;
 use crate::errors::Flags;
 use crate::net::copy::Duplex;
 use crate::net::peek::Peeked;
+use crate::telemetry::Limit;
 use crate::upstream::stream::Stream;
 pub(super) use exchange::is_idempotent;
 pub(super) use forward::forward;
@@ -36,8 +37,6 @@ pub(super) use link::Link;
 pub(super) use pool::{Pool, Upstream};
 use work::Work;
 
-/// Bounds of heads: Envoy's defaults.
-const LIMITS: Limits = Limits { bytes: 60 << 10, lines: 100 };
 /// Longest that a client whose connection ends gets to read the last answer, while what it still sends is thrown away.
 const LINGER: Duration = Duration::from_secs(1);
 /// Bytes that are thrown away for that.
@@ -52,7 +51,8 @@ struct Session {
 /// Serves a client to its end.
 pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
     let (stream, seen) = downstream.into_parts();
-    let mut session = Session { client: Link::new(stream, seen), timer: Timer::default() };
+    let client = Link::new(stream, seen).within(conn.pod.share());
+    let mut session = Session { client, timer: Timer::default() };
     let mut shutdown = conn.pod.shutdown.clone();
     let mut closing = pin!(shutdown.closing());
     let idle = conn.manager().and_then(|manager| manager.idle_timeout).filter(|limit| !limit.is_zero());
@@ -112,7 +112,7 @@ impl Session {
     async fn head(&mut self, conn: &Conn, work: &mut Work, idle: Option<Duration>) -> Result<bool, Refusal> {
         let mut due = None;
         loop {
-            match work.request.parse(&self.client.seen, &LIMITS) {
+            match work.request.parse(&self.client.seen, &conn.pod.share().heads()) {
                 Outcome::Head => return Ok(true),
                 Outcome::Refused(refusal) => return Err(refusal),
                 Outcome::More if self.client.finished => return Ok(false),
@@ -134,6 +134,7 @@ impl Session {
     /// Tells a client that what it sends is no request.
     async fn refuse(&mut self, conn: &Conn, refusal: Refusal) -> After {
         tracing::debug!(workload = conn.pod.name, client = %conn.flow.client, %refusal, "not a request");
+        conn.tell_limit(refusal);
         Record::unreadable(conn, refusal.status(), Flags::DPE, refusal.name());
         Reply::refused(refusal).write(conn.server_name(), true, false, self.client.out());
         match poll_fn(|cx| self.client.poll_flush(cx)).await {
@@ -175,5 +176,14 @@ impl Conn {
     /// `server` header of the agent's own answers.
     pub(super) fn server_name(&self) -> &[u8] {
         self.server.as_ref().map_or(b"envoy", |server| server.as_bytes())
+    }
+
+    /// Counts a head that was beyond a limit.
+    pub(super) fn tell_limit(&self, refusal: Refusal) {
+        match refusal {
+            Refusal::HeadTooLarge => self.pod.budget.reached(Limit::HeadBytes),
+            Refusal::TooManyLines => self.pod.budget.reached(Limit::HeadLines),
+            _ => {}
+        }
     }
 }

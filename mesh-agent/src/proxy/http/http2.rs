@@ -30,26 +30,15 @@ use super::record::Record;
 use super::timer::Alarms;
 use crate::errors::Flags;
 use crate::net::peek::Peeked;
+use crate::telemetry::Limit;
 use crate::upstream::stream::Stream;
 use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME};
 pub(super) use forward::forward;
 pub(super) use pool::Upstreams;
 use watch::{Resets, Watched};
 
-/// Longest head, in bytes as RFC 9113, 6.5.2, counts them (Envoy's default: 60 KiB).
-const MAX_HEAD: u32 = 60 << 10;
-/// Requests under way on one connection; so it can have no more connections to servers of HTTP/1.
-const MAX_STREAMS: u32 = 1024;
-/// Flow-control window of a stream, in bytes.
-const STREAM_WINDOW: u32 = 4 << 20;
-/// Flow-control window of a connection, in bytes: the most that a peer can make this side hold.
-const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Bytes that one stream may have queued behind a slow socket.
 const SEND_BUFFER: usize = 256 << 10;
-/// Streams opened and reset by the client before anybody has looked at them (CVE-2023-44487); one more ends the connection.
-const MAX_PENDING_RESETS: usize = 64;
-/// Streams that this side has reset for what the client did on them (CVE-2025-8671); one more ends the connection.
-const MAX_FAULTS: usize = 256;
 /// Time for the preface. Whoever needs longer speaks something else.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that an idle client gets to see a GOAWAY before its connection is closed.
@@ -58,14 +47,16 @@ const GOAWAY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Serves a client to its end.
 pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
     let resets = Rc::new(Resets::default());
+    let limits = *conn.pod.budget.limits();
+    let window = conn.pod.share().window();
     let handshake = h2::server::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(window.stream)
+        .initial_connection_window_size(window.connection)
         .max_frame_size(MAX_FRAME)
-        .max_header_list_size(MAX_HEAD)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_local_error_reset_streams(Some(MAX_FAULTS))
+        .max_header_list_size(limits.head_bytes)
+        .max_concurrent_streams(limits.http2_streams)
+        .max_pending_accept_reset_streams(limits.http2_pending_resets)
+        .max_local_error_reset_streams(Some(limits.http2_faults))
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(DATA_FRAME_BUDGET)
         .enable_connect_protocol()
@@ -102,7 +93,13 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
                 Poll::Pending => {}
             }
             for status in resets.unheard() {
+                if status == 431 {
+                    conn.pod.budget.reached(Limit::HeadBytes);
+                }
                 Record::unreadable(conn, status, Flags::DPE, "http2.violation.of.messaging.rule");
+            }
+            for _ in 0..resets.refused() {
+                conn.pod.budget.reached(Limit::Http2Streams);
             }
             // What a stream has written goes out when the connection is asked again, which it wakes its task for.
             while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
@@ -126,6 +123,9 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
     });
     let ended = ended.await;
     if let Some(error) = &ended {
+        if let Some(limit) = resets.ended_by() {
+            conn.pod.budget.reached(limit);
+        }
         tracing::debug!(workload = conn.pod.name, client = %conn.flow.client, %error, "HTTP/2 connection ended");
         if error.is_library() && error.reason() != Some(Reason::NO_ERROR) && streams.is_empty() {
             Record::unreadable(conn, 0, Flags::DPE, "http2.protocol_error");

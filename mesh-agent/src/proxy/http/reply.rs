@@ -69,6 +69,11 @@ impl Reply {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Flags::UO, details, "upstream connect error: overflow")
     }
 
+    /// The workload has as many requests under way as it may have: as Envoy's overload manager says it.
+    pub(super) fn overloaded() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Flags::OM, "overload", "envoy overloaded")
+    }
+
     fn no_connection() -> Self {
         let details = "upstream_reset_before_response_started{connection_failure}";
         let body = "upstream connect error or disconnect/reset before headers. reset reason: connection failure";

@@ -1,13 +1,14 @@
 //! A pod whose connections a test makes: plain TCP on loopback, to wherever the test says.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::Path;
 
 use mesh_core::resource::cluster::Transport;
 
 use super::*;
-use crate::proxy::{Judged, Refused};
+use crate::proxy::{Judged, Ledgers, Refused};
+use crate::settings::limits::Limits as Bounds;
 use crate::telemetry::{Limits, Metrics};
 use crate::upstream::peer_exchange;
 use crate::upstream::stream::Stream;
@@ -103,6 +104,16 @@ impl TestPod {
         credential: Option<Arc<Credential>>,
         probes: Vec<Probe>,
     ) -> Self {
+        Self::limited(original, credential, probes, Bounds::default())
+    }
+
+    /// As [`TestPod::probed`], with limits of its own.
+    pub(crate) fn limited(
+        original: Option<SocketAddr>,
+        credential: Option<Arc<Credential>>,
+        probes: Vec<Probe>,
+        limits: Bounds,
+    ) -> Self {
         let (trigger, shutdown, guard) = shutdown::channel();
         let (live, metrics) = (Arc::new(Live::default()), Metrics::new(Limits::default()));
         let refused = Arc::default();
@@ -112,7 +123,9 @@ impl TestPod {
         let frame = peer_exchange::frame(&peer, "client", "10.0.0.2");
         let secrets = || Secrets::new(credential.clone(), None);
         let worker_metrics = metrics.worker(0);
-        let originator = Originator::new(secrets(), frame.clone(), worker_metrics.bytes().clone());
+        let counts = worker_metrics.limits().clone();
+        let asking = Rc::new(Turns::new(&limits, counts.clone()));
+        let originator = Originator::new(secrets(), frame.clone(), worker_metrics.bytes().clone(), asking);
         let terminator = Terminator::new(secrets(), frame);
         let pod = Pod {
             id: 1,
@@ -133,7 +146,8 @@ impl TestPod {
             node: Arc::new([std::net::Ipv4Addr::LOCALHOST.into()]),
             shutdown,
             ended: CancellationToken::new(),
-            connections: Rc::default(),
+            budget: Budget::new(0, &Arc::new(Ledgers::new(1, 10_000)), 1, &limits, counts.clone()),
+            handshakes: Turns::new(&limits, counts.clone()),
             tasks: Tasks::default(),
             worker: Weak::new(),
             net: super::Net::Test(Net {

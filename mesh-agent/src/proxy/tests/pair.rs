@@ -18,12 +18,15 @@ use super::config::Config;
 use super::world::*;
 use crate::net::copy::Duplex;
 use crate::net::netns::NetNs;
+use crate::net::share::Share;
 use crate::proxy::tunnel;
 use crate::settings::Settings;
+use crate::settings::limits::Limits;
+use crate::telemetry::LimitCounts;
 use crate::tls::tests::Authority;
 use crate::tls::{Credential, peer_certificate};
 use crate::upstream::stream::TunnelStream;
-use crate::upstream::tunnel::{ConnectHead, STREAM_WINDOW, Transport, TunnelKey, Tunnels};
+use crate::upstream::tunnel::{ConnectHead, Transport, TunnelKey, Tunnels};
 use crate::upstream::{BAGGAGE, UpstreamError};
 use crate::workload::Workload;
 
@@ -42,6 +45,8 @@ pub(super) struct Pair {
     /// Of these, how many went on with an earlier session.
     resumed: Cell<usize>,
     source: Workload,
+    /// Where the client's limits are counted.
+    pub(super) counts: Arc<LimitCounts>,
 }
 
 fn endpoint(address: &str, host: bool) -> Endpoint {
@@ -67,7 +72,7 @@ fn source() -> Workload {
 }
 
 impl Pair {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         Self::with(Config::new()).await
     }
 
@@ -76,6 +81,11 @@ impl Pair {
     }
 
     pub(super) async fn serving(config: Config, world: impl FnOnce(Arc<Credential>) -> World) -> Self {
+        Self::limited(config, world, &Limits::default()).await
+    }
+
+    /// `limits`: the client's.
+    pub(super) async fn limited(config: Config, world: impl FnOnce(Arc<Credential>) -> World, limits: &Limits) -> Self {
         let ca = Authority::new("root");
         let server = world(ca.credential(B));
         server.configure(config.build());
@@ -89,8 +99,15 @@ impl Pair {
             }
         });
         let (client, source) = (ca.credential(A), source());
-        let (tunnels, tls_dials, resumed) = (Tunnels::default(), Rc::default(), Cell::default());
-        Self { server, door, client, tunnels, tls_dials, resumed, source }
+        let counts = Arc::<LimitCounts>::default();
+        let tunnels = Tunnels::new(limits, counts.clone());
+        let (tls_dials, resumed) = (Rc::default(), Cell::default());
+        Self { server, door, client, tunnels, tls_dials, resumed, source, counts }
+    }
+
+    /// Handshakes so far.
+    pub(super) fn dialled(&self) -> usize {
+        self.tls_dials.get()
     }
 
     /// An application behind the server's agent.
@@ -123,7 +140,8 @@ impl Pair {
             if state.handshake_kind() == Some(HandshakeKind::Resumed) {
                 self.resumed.set(self.resumed.get() + 1);
             }
-            Ok(Transport { io: tls, local: None, identity: peer.identity })
+            let window = Share::new(&Limits::default(), Arc::default()).window();
+            Ok(Transport { io: tls, local: None, identity: peer.identity, window: Some(window) })
         };
         let opened = self.tunnels.open(&key, &self.client, &head, Duration::from_secs(5), dial).await?;
         assert_eq!(opened.identity.to_string(), B);
@@ -264,7 +282,7 @@ async fn a_slow_application_holds_its_client_back_and_nobody_else() {
             }
         }
         // The window, what one stream may queue, and what the kernel's buffers between relay and application hold.
-        let most = STREAM_WINDOW as usize + (16 << 20);
+        let most = Limits::default().stream_window_bytes as usize + (16 << 20);
         assert!(sent.get() < most, "{} bytes on their way", sent.get());
         let mut quick = pair.connect(APP, B).await.unwrap();
         let (mut quick_server, _) = app.accept().await.unwrap();

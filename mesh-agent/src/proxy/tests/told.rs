@@ -15,7 +15,7 @@ use crate::telemetry::access_log::AccessLog;
 async fn logged<F: Future<Output = World>>(config: Config, test: impl FnOnce(World) -> F) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("access.log");
-    let log = AccessLog::start(Some(&path)).unwrap();
+    let log = AccessLog::start(Some(&path), 1 << 20).unwrap();
     let mut world = World::configured(config.build());
     std::rc::Rc::get_mut(&mut world.test.pod).unwrap().log = log.handle();
     let world = test(world).await;

@@ -67,6 +67,15 @@ fn the_certificate_outweighs_the_client_s_words() {
     assert_eq!((&*source.workload, &*source.namespace, &*source.principal), ("x", "default", A));
 }
 
+fn duplex() -> (tokio::io::DuplexStream, tokio::io::DuplexStream, Rc<Pod>) {
+    let (near, far) = tokio::io::duplex(64 << 10);
+    (near, far, pod())
+}
+
+fn pod() -> Rc<Pod> {
+    crate::proxy::pod::tests::TestPod::new(None, None).pod
+}
+
 #[tokio::test]
 async fn garbage_costs_only_itself() {
     let server = Authority::new("root").credential(B);
@@ -74,7 +83,7 @@ async fn garbage_costs_only_itself() {
         let (mut near, far) = tokio::io::duplex(64 << 10);
         near.write_all(garbage).await.unwrap();
         near.shutdown().await.unwrap();
-        let error = establish(far, &server).await.err().unwrap();
+        let error = establish(&pod(), far, &server).await.err().unwrap();
         assert!(!error.is_empty());
     }
 }
@@ -83,11 +92,11 @@ async fn garbage_costs_only_itself() {
 async fn a_stranger_is_refused() {
     let (ours, theirs) = (Authority::new("root"), Authority::new("root"));
     let server = ours.credential(B);
-    let (near, far) = tokio::io::duplex(64 << 10);
+    let (near, far, pod) = duplex();
     let config = theirs.credential(A).client_config(&expect_b()).unwrap();
     let name = rustls::pki_types::ServerName::try_from("x").unwrap();
     let (client, server) =
-        tokio::join!(tokio_rustls::TlsConnector::from(config).connect(name, near), establish(far, &server));
+        tokio::join!(tokio_rustls::TlsConnector::from(config).connect(name, near), establish(&pod, far, &server));
     assert!(client.is_err());
     assert!(server.is_err());
 }
@@ -101,7 +110,7 @@ async fn tunnel(
     let (near, far) = tokio::io::duplex(64 << 10);
     let (trigger, watch, _guard) = shutdown::channel();
     tokio::task::spawn_local(async move {
-        let (connection, peer) = establish(far, &server).await.unwrap();
+        let (connection, peer, _window) = establish(&pod(), far, &server).await.unwrap();
         assert_eq!(peer.identity.to_string(), A);
         run(connection, peer.not_after, watch, on_request).await;
     });

@@ -34,6 +34,7 @@ const MS: Duration = Duration::from_millis(1);
 fn no_bytes() -> String {
     let mut out = Text::default();
     paths::write(&mut out, &[]);
+    limits::write(&mut out, &[]);
     out.finish()
 }
 

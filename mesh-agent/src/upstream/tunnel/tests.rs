@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use super::*;
+use crate::net::share::Share;
 use crate::tls::tests::Authority;
 
 const A: &str = "spiffe://cluster.local/ns/default/sa/a";
@@ -25,6 +26,14 @@ fn key(workload: u32) -> TunnelKey {
         expected: [B.parse().unwrap()].into(),
         port: None,
     }
+}
+
+fn tunnels() -> Tunnels {
+    Tunnels::new(&Limits::default(), Arc::default())
+}
+
+fn window() -> Window {
+    Share::new(&Limits::default(), Arc::default()).window()
 }
 
 fn head() -> ConnectHead {
@@ -62,7 +71,7 @@ impl Peers {
             tokio::task::spawn_local(serve(far, to_test.clone(), max, goaway));
             Box::pin(async move {
                 tokio::task::yield_now().await;
-                Ok(Transport { io: near, local: None, identity: B.parse().unwrap() })
+                Ok(Transport { io: near, local: None, identity: B.parse().unwrap(), window: Some(window()) })
             })
         }
     }
@@ -112,7 +121,7 @@ fn credential() -> Arc<Credential> {
 async fn one_tunnel_serves_many_streams_and_one_dial_many_waiters() {
     LocalSet::new()
         .run_until(async {
-            let (tunnels, mut peers, credential) = (Tunnels::default(), Peers::new(), credential());
+            let (tunnels, mut peers, credential) = (tunnels(), Peers::new(), credential());
             let mut opening = Vec::new();
             for _ in 0..50 {
                 let (tunnels, credential, dial) = (tunnels.clone(), credential.clone(), peers.dial());
@@ -141,17 +150,18 @@ async fn one_tunnel_serves_many_streams_and_one_dial_many_waiters() {
 async fn the_last_tunnels_carry_more_before_anybody_is_refused() {
     LocalSet::new()
         .run_until(async {
-            let (tunnels, mut peers, credential) = (Tunnels::default(), Peers::new(), credential());
-            let peers_most = STREAMS_PER_TUNNEL + 2;
+            let (tunnels, mut peers, credential) = (tunnels(), Peers::new(), credential());
+            let (most, peers_most) = (tunnels.per_key, STREAMS_PER_TUNNEL + 2);
             peers.max_streams = u32::try_from(peers_most).unwrap();
             let mut held = Vec::new();
-            for count in 0..TUNNELS_PER_KEY * peers_most {
+            for count in 0..most * peers_most {
                 held.push(open(&tunnels, &mut peers, &key(1), &credential).await);
-                let wanted = (count / STREAMS_PER_TUNNEL + 1).min(TUNNELS_PER_KEY);
+                let wanted = (count / STREAMS_PER_TUNNEL + 1).min(most);
                 assert_eq!(tunnels.len(), wanted, "{count}");
             }
             let refused = tunnels.open(&key(1), &credential, &head(), LIMIT, peers.dial()).await.unwrap_err();
             assert!(matches!(refused, UpstreamError::Overflow { .. }), "{refused}");
+            assert_eq!(tunnels.counts.of(Limit::TunnelsPerDestination), 1);
             held.pop();
             open(&tunnels, &mut peers, &key(1), &credential).await;
         })
@@ -162,7 +172,7 @@ async fn the_last_tunnels_carry_more_before_anybody_is_refused() {
 async fn a_failed_dial_is_everybody_s_failure_and_the_next_dials_anew() {
     LocalSet::new()
         .run_until(async {
-            let (tunnels, credential) = (Tunnels::default(), credential());
+            let (tunnels, credential) = (tunnels(), credential());
             let dials = Rc::new(Cell::new(0));
             let mut opening = Vec::new();
             for _ in 0..20 {
@@ -193,7 +203,7 @@ async fn a_failed_dial_is_everybody_s_failure_and_the_next_dials_anew() {
 async fn a_full_tunnel_gets_a_sibling() {
     LocalSet::new()
         .run_until(async {
-            let (tunnels, mut peers, credential) = (Tunnels::default(), Peers::new(), credential());
+            let (tunnels, mut peers, credential) = (tunnels(), Peers::new(), credential());
             peers.max_streams = 3;
             let mut held = Vec::new();
             for _ in 0..7 {
@@ -212,7 +222,7 @@ async fn a_full_tunnel_gets_a_sibling() {
 async fn after_goaway_new_streams_go_to_a_new_tunnel_and_old_ones_live_on() {
     LocalSet::new()
         .run_until(async {
-            let (tunnels, mut peers, credential) = (Tunnels::default(), Peers::new(), credential());
+            let (tunnels, mut peers, credential) = (tunnels(), Peers::new(), credential());
             peers.goaway_after = Some(1);
             let (mut near, mut far) = open(&tunnels, &mut peers, &key(1), &credential).await;
             for _ in 0..20 {
@@ -233,7 +243,7 @@ async fn after_goaway_new_streams_go_to_a_new_tunnel_and_old_ones_live_on() {
 async fn a_new_certificate_means_a_new_tunnel() {
     LocalSet::new()
         .run_until(async {
-            let (tunnels, mut peers) = (Tunnels::default(), Peers::new());
+            let (tunnels, mut peers) = (tunnels(), Peers::new());
             let ca = Authority::new("root");
             let (old, new) = (ca.credential(A), ca.credential(A));
             let (mut near, mut far) = open(&tunnels, &mut peers, &key(1), &old).await;
@@ -250,7 +260,7 @@ async fn a_new_certificate_means_a_new_tunnel() {
 async fn an_error_answer_is_an_error() {
     LocalSet::new()
         .run_until(async {
-            let (tunnels, mut peers, credential) = (Tunnels::default(), Peers::new(), credential());
+            let (tunnels, mut peers, credential) = (tunnels(), Peers::new(), credential());
             let dial = peers.dial();
             let refuse = async {
                 let (request, mut respond) = peers.requests.recv().await.unwrap();
@@ -271,7 +281,7 @@ async fn an_error_answer_is_an_error() {
 async fn an_idle_tunnel_is_closed() {
     LocalSet::new()
         .run_until(async {
-            let (tunnels, mut peers, credential) = (Tunnels::default(), Peers::new(), credential());
+            let (tunnels, mut peers, credential) = (tunnels(), Peers::new(), credential());
             let held = open(&tunnels, &mut peers, &key(1), &credential).await;
             tokio::time::sleep(IDLE * 3).await;
             assert_eq!(tunnels.len(), 1, "a stream without traffic still counts");
@@ -287,11 +297,16 @@ async fn an_idle_tunnel_is_closed() {
 async fn a_peer_that_answers_no_probe_is_dead() {
     LocalSet::new()
         .run_until(async {
-            let (tunnels, credential) = (Tunnels::default(), credential());
+            let (tunnels, credential) = (tunnels(), credential());
             let (near, far) = tokio::io::duplex(64 << 10);
             let io = RefCell::new(Some(near));
             let dial = || async {
-                Ok(Transport { io: io.borrow_mut().take().unwrap(), local: None, identity: B.parse().unwrap() })
+                Ok(Transport {
+                    io: io.borrow_mut().take().unwrap(),
+                    local: None,
+                    identity: B.parse().unwrap(),
+                    window: Some(window()),
+                })
             };
             let (key, head) = (key(1), head());
             // Nobody reads `far`: CONNECT is never answered, and neither is a probe.
@@ -308,7 +323,7 @@ async fn a_peer_that_answers_no_probe_is_dead() {
 async fn half_close_and_data_travel_in_both_directions() {
     LocalSet::new()
         .run_until(async {
-            let (tunnels, mut peers, credential) = (Tunnels::default(), Peers::new(), credential());
+            let (tunnels, mut peers, credential) = (tunnels(), Peers::new(), credential());
             let (mut near, mut far) = open(&tunnels, &mut peers, &key(1), &credential).await;
             near.write_all(b"question").await.unwrap();
             near.shutdown().await.unwrap();
@@ -329,7 +344,7 @@ async fn half_close_and_data_travel_in_both_directions() {
 async fn a_reset_is_connect_error_on_the_wire_and_a_reset_to_the_reader() {
     LocalSet::new()
         .run_until(async {
-            let (tunnels, mut peers, credential) = (Tunnels::default(), Peers::new(), credential());
+            let (tunnels, mut peers, credential) = (tunnels(), Peers::new(), credential());
             let (mut near, mut far) = open(&tunnels, &mut peers, &key(1), &credential).await;
             far.write_all(b"before").await.unwrap();
             tokio::task::yield_now().await;
@@ -348,7 +363,7 @@ async fn a_reset_is_connect_error_on_the_wire_and_a_reset_to_the_reader() {
 async fn a_slow_reader_holds_back_its_own_stream_and_no_other() {
     LocalSet::new()
         .run_until(async {
-            let (tunnels, mut peers, credential) = (Tunnels::default(), Peers::new(), credential());
+            let (tunnels, mut peers, credential) = (tunnels(), Peers::new(), credential());
             let (mut slow_near, mut slow_far) = open(&tunnels, &mut peers, &key(1), &credential).await;
             let (mut near, mut far) = open(&tunnels, &mut peers, &key(1), &credential).await;
             const TOTAL: usize = 12 << 20;
@@ -369,7 +384,7 @@ async fn a_slow_reader_holds_back_its_own_stream_and_no_other() {
                     tokio::task::yield_now().await;
                 }
             }
-            let bound = STREAM_WINDOW as usize + SEND_BUFFER + (1 << 20);
+            let bound = Limits::default().stream_window_bytes as usize + SEND_BUFFER + (1 << 20);
             assert!(sent.get() < bound, "{} bytes on their way", sent.get());
             // The other stream of the same tunnel moves.
             far.write_all(b"not blocked").await.unwrap();

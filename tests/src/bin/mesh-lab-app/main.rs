@@ -6,6 +6,7 @@
 use clap::{Parser, Subcommand};
 
 mod bookinfo;
+mod bulk;
 mod churn;
 mod hold;
 mod http;
@@ -50,6 +51,10 @@ enum Role {
     Hold(hold::Options),
     /// Opens and closes many short connections and checks that each echoes its own words.
     Churn(churn::Options),
+    /// Gives and takes bodies of any length, over HTTP/1 and HTTP/2.
+    BulkServe(bulk::Serve),
+    /// Sends a body of that length to `bulk-serve`, or asks for one, and checks every byte.
+    Bulk(bulk::Transfer),
     /// Keeps asking until SIGTERM, then prints how many answers were right.
     Steady(steady::Options),
 }
@@ -68,6 +73,8 @@ fn main() -> anyhow::Result<()> {
             Role::Talk(options) => tcp::talk(options).await,
             Role::Hold(options) => hold::run(options).await,
             Role::Churn(options) => churn::run(options).await,
+            Role::BulkServe(options) => bulk::serve(options).await,
+            Role::Bulk(options) => bulk::transfer(options).await,
             Role::Steady(options) => steady::run(options).await,
         }
     })

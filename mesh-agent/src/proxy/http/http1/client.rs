@@ -23,9 +23,6 @@ use super::{exchange, relay};
 use crate::net::copy::{Duplex, Traffic};
 use crate::proxy::cluster::Target;
 
-/// Bytes that a client may send ahead of its turn: the next requests, or what follows an upgrade.
-pub(super) const MAX_AHEAD: usize = 64 << 10;
-
 const HOST: HeaderName = HeaderName::from_static("host");
 
 /// The client's side of an exchange.
@@ -171,7 +168,9 @@ impl Client for Http1<'_> {
 
     /// What the client sends ahead stays in the link, within bounds.
     fn watch(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
-        while !self.link.finished && self.link.seen.len() < MAX_AHEAD {
+        // The next requests, or what follows an upgrade.
+        let ahead = self.conn.pod.share().ahead();
+        while !self.link.finished && self.link.seen.len() < ahead {
             match self.link.poll_fill(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Err(Broken::Client),

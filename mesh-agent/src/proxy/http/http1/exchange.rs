@@ -17,11 +17,11 @@ use super::super::heads::{self, View};
 use super::super::record::{Asked, Record};
 use super::super::reply::Reply;
 use super::super::route::Way;
+use super::Session;
 use super::client::Http1;
 use super::pool::Upstream;
 use super::relay::{Form, Relay, form};
 use super::work::Work;
-use super::{LIMITS, Session};
 use crate::errors::Flags;
 use crate::net::copy::Duplex;
 use crate::proxy::cluster::Target;
@@ -118,7 +118,7 @@ async fn send(wanted: &mut Wanted<'_, Http1<'_>>, target: &Target) -> Result<Res
         let may_be_stale = upstream.reused && stale < MAX_STALE;
         let mut response = std::mem::take(&mut wanted.client.work.response);
         let mut relay = Relay::new(&mut wanted.client, &mut upstream.link);
-        let seen = poll_fn(|cx| relay.poll_head(cx, &mut response, method, &LIMITS)).await;
+        let seen = poll_fn(|cx| relay.poll_head(cx, &mut response, method)).await;
         let whole = relay.whole;
         wanted.client.work.response = response;
         let Err(broken) = seen else { return Ok(Ok(upstream)) };
@@ -152,7 +152,7 @@ async fn respond(
         pass_interim(&mut wanted.client, &mut upstream);
         let mut response = std::mem::take(&mut wanted.client.work.response);
         let mut relay = Relay::new(&mut wanted.client, &mut upstream.link);
-        let seen = poll_fn(|cx| relay.poll_head(cx, &mut response, method, &LIMITS)).await;
+        let seen = poll_fn(|cx| relay.poll_head(cx, &mut response, method)).await;
         wanted.client.work.response = response;
         if let Err(broken) = seen {
             return Err(wanted.broken(broken));

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use ::http::StatusCode;
 use ::http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
-use mesh_http::{Body, Framing, Known, Outcome, ResponseHead};
+use mesh_http::{Body, Framing, Known, Limits, Outcome, ResponseHead};
 
 use super::super::exchange::{After, Broken, Client, Ended, Failed, MAX_INTERIM, MAX_STALE, Part, Wanted};
 use super::super::heads;
@@ -19,7 +19,7 @@ use super::super::websocket;
 use super::client::{shared, trailers};
 use super::link::Link;
 use super::pool::Upstream;
-use super::{LIMITS, is_idempotent, relay};
+use super::{is_idempotent, relay};
 use crate::net::copy::Duplex;
 use crate::proxy::cluster::Target;
 
@@ -78,7 +78,8 @@ pub(in super::super) async fn forward<C: Client>(
         let link = &mut upstream.link;
         let how = How { chunked, over: bare, refuses: false, owed: 0 };
         let mut sending = Sending { link, how };
-        let seen = poll_fn(|cx| sending.poll_head(cx, &mut wanted.client, &mut response, method)).await;
+        let heads = wanted.conn.pod.share().heads();
+        let seen = poll_fn(|cx| sending.poll_head(cx, &mut wanted.client, &mut response, method, &heads)).await;
         let how = sending.how;
         let Err(broken) = seen else {
             return respond(wanted, upstream, response, how, way).await.map(Ok);
@@ -188,6 +189,7 @@ impl Sending<'_> {
         client: &mut C,
         head: &mut ResponseHead,
         method: &str,
+        heads: &Limits,
     ) -> Poll<Result<(), Broken>> {
         if matches!(client.poll_flush(cx), Poll::Ready(Err(_))) {
             return Poll::Ready(Err(Broken::Client));
@@ -195,7 +197,7 @@ impl Sending<'_> {
         self.poll(cx, client)?;
         loop {
             if !self.link.seen.is_empty() {
-                match head.parse(&self.link.seen, method, &LIMITS) {
+                match head.parse(&self.link.seen, method, heads) {
                     Outcome::Head => return Poll::Ready(Ok(())),
                     Outcome::Refused(refusal) => return Poll::Ready(Err(Broken::Response(refusal.name().into()))),
                     Outcome::More => {}
@@ -270,7 +272,9 @@ async fn respond<C: Client>(
         if status != StatusCode::CONTINUE {
             wanted.client.interim(status, headers);
         }
-        if let Err(broken) = poll_fn(|cx| sending.poll_head(cx, &mut wanted.client, &mut response, method)).await {
+        let heads = wanted.conn.pod.share().heads();
+        let seen = poll_fn(|cx| sending.poll_head(cx, &mut wanted.client, &mut response, method, &heads)).await;
+        if let Err(broken) = seen {
             return Err(wanted.broken(broken));
         }
     }

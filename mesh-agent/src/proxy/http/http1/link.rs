@@ -5,12 +5,14 @@
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
 use crate::net::copy::{Buffer, Duplex};
+use crate::net::share::Share;
 use crate::upstream::stream::Stream;
 
 /// Up to so many bytes are written together with a head, by a copy; more go in a write of their own, without.
@@ -50,6 +52,12 @@ impl Link {
             pushing: false,
             cut: false,
         }
+    }
+
+    /// Reads no more at once than the workload's share lets it.
+    pub(in super::super) fn within(mut self, share: &Rc<Share>) -> Self {
+        self.buffer = Buffer::within(share);
+        self
     }
 
     /// Reads once. Afterwards there is more in `seen`, or the peer has finished.

@@ -7,14 +7,11 @@
 use std::task::{Context, Poll};
 
 use ::http::HeaderMap;
-use mesh_http::{Body, Framing, Limits, Outcome, ResponseHead, Step};
+use mesh_http::{Body, Framing, Outcome, ResponseHead, Step};
 
 use super::super::exchange::{Broken, Client};
 use super::client::Http1;
 use super::link::Link;
-
-/// Pieces of a response that are passed on before somebody else has a turn: the request, and the clock.
-const PIECES_PER_TURN: usize = 16;
 
 /// How the response's body goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,10 +72,9 @@ impl<'a, 'b> Relay<'a, 'b> {
         cx: &mut Context<'_>,
         head: &mut ResponseHead,
         method: &str,
-        limits: &Limits,
     ) -> Poll<Result<(), Broken>> {
         // The answer first: as a rule it is what one was woken for, and then nobody has to be asked anything else.
-        let came = self.poll_answer(cx, head, method, limits)?;
+        let came = self.poll_answer(cx, head, method)?;
         if came.is_pending() {
             if !self.client.link.is_flushed() && matches!(self.client.link.poll_flush(cx), Poll::Ready(Err(_))) {
                 return Poll::Ready(Err(Broken::Client));
@@ -90,21 +86,18 @@ impl<'a, 'b> Relay<'a, 'b> {
     }
 
     /// Reads what there is of a response's head.
-    fn poll_answer(
-        &mut self,
-        cx: &mut Context<'_>,
-        head: &mut ResponseHead,
-        method: &str,
-        limits: &Limits,
-    ) -> Result<Poll<()>, Broken> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead, method: &str) -> Result<Poll<()>, Broken> {
         loop {
             if self.up.seen.len() > self.looked {
-                match head.parse(&self.up.seen, method, limits) {
+                match head.parse(&self.up.seen, method, &self.client.conn.pod.share().heads()) {
                     Outcome::Head => {
                         self.looked = 0;
                         return Ok(Poll::Ready(()));
                     }
-                    Outcome::Refused(refusal) => return Err(Broken::Response(refusal.name().into())),
+                    Outcome::Refused(refusal) => {
+                        self.client.conn.tell_limit(refusal);
+                        return Err(Broken::Response(refusal.name().into()));
+                    }
                     Outcome::More => self.looked = self.up.seen.len(),
                 }
             }
@@ -142,7 +135,8 @@ impl<'a, 'b> Relay<'a, 'b> {
         form: Form,
         over: &mut bool,
     ) -> Result<Poll<()>, Broken> {
-        for _ in 0..PIECES_PER_TURN {
+        // Then somebody else has a turn: the request, the clock, other workloads.
+        for _ in 0..self.client.conn.pod.share().pieces() {
             while !*over && self.client.link.has_room() {
                 let step = self.take(body, form)?;
                 *over = step.done;

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::Conn;
 use super::super::record::Seen;
-use super::{CONNECTION_WINDOW, GOAWAY_TIMEOUT, MAX_HEAD, SEND_BUFFER, STREAM_WINDOW};
+use super::{GOAWAY_TIMEOUT, SEND_BUFFER};
 use crate::proxy::cluster::{End, Fit, Target};
 use crate::upstream::stream::Stream;
 use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME};
@@ -102,11 +102,12 @@ impl Upstreams {
         };
         let Connected { stream, local, identity, peer, .. } = connected;
         let failed = |error: h2::Error| UpstreamError::Tunnel { to: target.address, why: error.to_string().into() };
+        let window = conn.pod.share().window();
         let (sender, mut connection) = h2::client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_window_size(window.stream)
+            .initial_connection_window_size(window.connection)
             .max_frame_size(MAX_FRAME)
-            .max_header_list_size(MAX_HEAD)
+            .max_header_list_size(conn.pod.budget.limits().head_bytes)
             .max_send_buffer_size(SEND_BUFFER)
             .data_frame_budget(DATA_FRAME_BUDGET)
             .enable_push(false)
@@ -116,7 +117,11 @@ impl Upstreams {
         let retired = Rc::new(Cell::new(false));
         let ping = Rc::new(RefCell::new(connection.ping_pong()));
         let ends = [self.over.clone(), conn.pod.ended.clone()];
-        tokio::task::spawn_local(drive(connection, ends, retired.clone()));
+        let driving = drive(connection, ends, retired.clone());
+        tokio::task::spawn_local(async move {
+            driving.await;
+            drop(window);
+        });
         let seen = Rc::new(Seen { local, identity, peer });
         let upstream = Upstream { end: target.end(), seen, sender, ping, retired, reused };
         let mut open = self.open.borrow_mut();

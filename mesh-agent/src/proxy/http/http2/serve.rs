@@ -24,6 +24,7 @@ use super::super::reply::Reply;
 use super::super::timer::Alarms;
 use super::client::Http2;
 use crate::errors::Flags;
+use crate::telemetry::Limit;
 
 /// Serves one request.
 pub(super) async fn serve(
@@ -32,7 +33,9 @@ pub(super) async fn serve(
     respond: SendResponse<Bytes>,
     alarms: Rc<Alarms>,
 ) {
+    let place = conn.pod.admit_request();
     let (mut head, body) = request.into_parts();
+    let too_many = head.headers.len() > conn.pod.budget.limits().head_lines;
     heads::add_standard(&conn, &mut Map(&mut head.headers));
     let host = head.headers.remove(HOST);
     let named = head.uri.authority().map(Authority::as_str).or(host.as_ref().and_then(|host| host.to_str().ok()));
@@ -41,7 +44,10 @@ pub(super) async fn serve(
     // What asks to switch is to rules what it is in HTTP/1.
     let method = if protocol.is_some() { Method::GET } else { head.method };
     let path = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
-    let refusal = check(&method, authority, path);
+    let refusal = check(&method, authority, path).or(too_many.then_some(Refusal::TooManyLines));
+    if too_many {
+        conn.pod.budget.reached(Limit::HeadLines);
+    }
     let mut lines = Map(&mut head.headers);
     let web = conn.grpc_web(&mut lines);
     let (grpc, size) = (heads::says_grpc(&lines), lines.size());
@@ -73,6 +79,7 @@ pub(super) async fn serve(
     };
     let answered = match refusal {
         Some(refusal) => Err(Reply::refused(refusal).into()),
+        None if place.is_none() => Err(Reply::overloaded().into()),
         None => wanted.forward().await,
     };
     match answered {

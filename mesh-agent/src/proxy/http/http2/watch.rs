@@ -1,7 +1,8 @@
 //! Sees which streams HTTP/2 resets for a fault of their request's head: `h2` does so by itself and tells nobody.
 //!
 //! In: what is written to the client. Out: the same bytes; streams that were reset with PROTOCOL_ERROR (RFC 9113, 8.1.1) and that nobody
-//! has been given to serve. Never: looks at more of a frame than its header and, of RST_STREAM, its code.
+//! has been given to serve; how many were refused for want of room; the limit that has ended the connection. Never: looks at more of a
+//! frame than its header, the code of RST_STREAM, and code and first words of GOAWAY.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -11,13 +12,19 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::telemetry::Limit;
+
 /// Streams noted at most until somebody asks; more are not told of.
 const MAX_NOTED: usize = 64;
 /// Length of a frame's header (RFC 9113, 4.1).
 const HEADER: usize = 9;
+/// Of a GOAWAY's words, looked at; behind the last stream and the code (RFC 9113, 6.8).
+const WORDS: usize = 10;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
 const PROTOCOL_ERROR: u32 = 1;
+const REFUSED_STREAM: u32 = 7;
 
 /// What has been seen of one connection. Streams are accepted in their order, so one behind the last of them is nobody's yet.
 #[derive(Default)]
@@ -27,6 +34,10 @@ pub(super) struct Resets {
     noted: RefCell<Vec<(u32, u16)>>,
     /// The one that was noted last.
     noted_last: Cell<u32>,
+    /// Streams that there was no room for; `h2` alone resets with that.
+    refused: Cell<u32>,
+    /// By which limit `h2` has ended the connection: only these words tell.
+    ended_by: Cell<Option<Limit>>,
 }
 
 impl Resets {
@@ -41,6 +52,16 @@ impl Resets {
         std::mem::take(&mut *self.noted.borrow_mut()).into_iter().map(|(_, status)| status)
     }
 
+    /// How many streams there was no room for since this was asked last.
+    pub(super) fn refused(&self) -> u32 {
+        self.refused.take()
+    }
+
+    /// By which limit the connection has ended, if by one.
+    pub(super) fn ended_by(&self) -> Option<Limit> {
+        self.ended_by.get()
+    }
+
     fn note(&self, stream: u32, status: u16) {
         let mut noted = self.noted.borrow_mut();
         if stream > self.last.get() && self.noted_last.replace(stream) != stream && noted.len() < MAX_NOTED {
@@ -52,8 +73,8 @@ impl Resets {
 /// Where in a frame the next byte is.
 #[derive(Default)]
 struct Place {
-    /// Of a header, and of what follows it in RST_STREAM.
-    seen: [u8; HEADER + 4],
+    /// Of a header, and of what follows it in RST_STREAM and GOAWAY.
+    seen: [u8; HEADER + 8 + WORDS],
     length: usize,
     /// Bytes of the payload that nobody looks at.
     skip: usize,
@@ -65,7 +86,7 @@ impl Place {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &bytes[skipped..];
-            let wanted = if self.length >= HEADER { HEADER + 4 } else { HEADER };
+            let wanted = if self.length >= HEADER { HEADER + self.behind() } else { HEADER };
             let taken = (wanted - self.length).min(bytes.len());
             let (now, rest) = bytes.split_at(taken);
             self.seen[self.length..self.length + taken].copy_from_slice(now);
@@ -77,17 +98,38 @@ impl Place {
         }
     }
 
-    /// A header is there, or a whole RST_STREAM.
+    /// Bytes that are looked at behind the header that is there.
+    fn behind(&self) -> usize {
+        let [a, b, c, kind, ..] = self.seen;
+        match kind {
+            RST_STREAM => 4,
+            GOAWAY => (u32::from_be_bytes([0, a, b, c]) as usize).min(8 + WORDS),
+            _ => 0,
+        }
+    }
+
+    /// A header is there, or what is looked at behind it.
     fn whole(&mut self, resets: &Resets) {
         let [a, b, c, kind, _, rest @ ..] = self.seen;
         let word = |at: usize| u32::from_be_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]]);
         let stream = word(0) & 0x7fff_ffff;
-        if kind == RST_STREAM {
-            if self.length == HEADER {
-                return;
+        let behind = self.behind();
+        if behind > 0 && self.length == HEADER {
+            return;
+        }
+        if kind == GOAWAY {
+            let words = &rest[12..];
+            match words {
+                b"too_many_r" if behind == 8 + WORDS => resets.ended_by.set(Some(Limit::Http2PendingResets)),
+                b"too_many_i" if behind == 8 + WORDS => resets.ended_by.set(Some(Limit::Http2Faults)),
+                _ => {}
             }
-            if word(4) == PROTOCOL_ERROR {
-                resets.note(stream, 0);
+            self.skip = u32::from_be_bytes([0, a, b, c]) as usize - behind;
+        } else if kind == RST_STREAM {
+            match word(4) {
+                PROTOCOL_ERROR => resets.note(stream, 0),
+                REFUSED_STREAM => resets.refused.set(resets.refused.get().saturating_add(1)),
+                _ => {}
             }
         } else {
             if kind == HEADERS {
@@ -178,6 +220,10 @@ mod tests {
             frame(RST_STREAM, 7, &[0, 0, 0, 1]),
             frame(RST_STREAM, 9, &[0, 0, 0, 1]),
             frame(RST_STREAM, 11, &[0, 0, 0, 8]),
+            frame(RST_STREAM, 13, &[0, 0, 0, 7]),
+            frame(GOAWAY, 0, &[0; 8]),
+            frame(GOAWAY, 0, b"\0\0\0\x0d\0\0\0\x0btoo_many_internal_resets"),
+            frame(RST_STREAM, 15, &[0, 0, 0, 7]),
         ]
         .concat();
         for size in 1..=all.len() {
@@ -187,7 +233,8 @@ mod tests {
             all.chunks(size).for_each(|chunk| place.pass(chunk, &resets));
             resets.accepted(9);
             assert_eq!(resets.unheard().collect::<Vec<_>>(), [0, 431], "{size}");
-            assert_eq!(resets.unheard().count(), 0);
+            assert_eq!((resets.unheard().count(), resets.refused(), resets.refused()), (0, 2, 0));
+            assert_eq!(resets.ended_by(), Some(Limit::Http2Faults), "{size}");
         }
     }
 }
