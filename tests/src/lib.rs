@@ -7,12 +7,13 @@
 //! namespaces, one cgroup subtree, one directory under `/run/mesh-lab` and pins under the BPF file system.
 //!
 //! Modules, low to high: `yaml`, `sys`, `metrics` → `confine` → `topology`, `place` → `network`, `names`, `config` → `state` →
-//! `capture`, `pod`, `node`, `control` → `lab` → `shared`.
+//! `capture`, `dial`, `pod`, `node`, `control` → `lab` → `shared`.
 
 pub mod capture;
 pub mod config;
 pub mod confine;
 pub mod control;
+pub mod dial;
 pub mod lab;
 pub mod metrics;
 pub mod names;
@@ -29,6 +30,7 @@ pub mod yaml;
 
 pub use capture::Capture;
 pub use control::Control;
+pub use dial::Dialer;
 pub use lab::{Lab, LabBuilder};
 pub use metrics::Metrics;
 pub use node::{Agent, Node};

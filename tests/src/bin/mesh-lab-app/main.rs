@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod bookinfo;
 mod churn;
+mod dial;
 mod hold;
 mod http;
 mod steady;
@@ -50,6 +51,8 @@ enum Role {
     Hold(hold::Options),
     /// Opens and closes many short connections and checks that each echoes its own words.
     Churn(churn::Options),
+    /// Connects for a test, and hands it the sockets.
+    Dial(dial::Options),
     /// Keeps asking until SIGTERM, then prints how many answers were right.
     Steady(steady::Options),
 }
@@ -68,6 +71,7 @@ fn main() -> anyhow::Result<()> {
             Role::Talk(options) => tcp::talk(options).await,
             Role::Hold(options) => hold::run(options).await,
             Role::Churn(options) => churn::run(options).await,
+            Role::Dial(options) => dial::run(&options),
             Role::Steady(options) => steady::run(options).await,
         }
     })
