@@ -229,7 +229,8 @@ fn downgraded(lab: &Lab, server: &Server, dialer: &Dialer, rows: &mut Vec<Row>) 
         } else if seen.len() > passed {
             Err(format!("the server saw {seen:?}, the mesh has passed on {passed}: {lines:?}"))
         } else {
-            done.outcome
+            // How it is refused is the other suite's business; a server may have answered before the fault came.
+            Ok(done.outcome.unwrap_or_else(|seen| seen))
         };
         if first {
             rows.push(Row { section: "HTTP/2".to_owned(), name: done.name, outcomes: vec![outcome] });

@@ -125,7 +125,12 @@ pub const CASES: &[Case] = &[
         for number in 0..=most {
             peer.send(&headers(2 * number + 1, END_HEADERS, &request("POST")));
         }
-        match peer.see() {
+        let mut seen = peer.see();
+        // So many at once may be more than the server behind takes, which is not the question.
+        while matches!(seen, Seen::Answer(of, _) if of <= 2 * most) {
+            seen = peer.see();
+        }
+        match seen {
             seen @ Seen::Reset(of, PROTOCOL_ERROR | REFUSED_STREAM) if of == 2 * most + 1 => Ok(seen),
             seen => {
                 peer.put_back(seen);
