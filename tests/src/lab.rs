@@ -37,13 +37,15 @@ pub struct LabBuilder {
     mesh: bool,
     access_log: bool,
     cert_ttl: Option<u64>,
+    workers: Option<usize>,
 }
 
 impl LabBuilder {
     /// A lab under exactly this name, with the mesh on.
     pub fn new(name: &str, topology: Topology) -> Self {
         let name = name.to_owned();
-        Self { name, topology, config: Vec::new(), config_dir: None, mesh: true, access_log: true, cert_ttl: None }
+        let (config, config_dir, cert_ttl, workers) = (Vec::new(), None, None, None);
+        Self { name, topology, config, config_dir, mesh: true, access_log: true, cert_ttl, workers }
     }
 
     /// A lab for a test: its name is made unique, so that tests and whole runs stand side by side.
@@ -80,6 +82,13 @@ impl LabBuilder {
         self
     }
 
+    /// Workers of each agent: with one, all connections of a node are neighbours.
+    #[must_use]
+    pub fn workers(mut self, count: usize) -> Self {
+        self.workers = Some(count);
+        self
+    }
+
     /// Whether agents write access logs; they do unless told otherwise.
     #[must_use]
     pub fn access_log(mut self, on: bool) -> Self {
@@ -106,6 +115,7 @@ impl LabBuilder {
             topology,
             access_log: self.access_log,
             cert_ttl: self.cert_ttl,
+            workers: self.workers,
         };
         sys::create_dir(Path::new(state::ROOT))?;
         if let Err(e) = std::fs::create_dir(state.dir()) {

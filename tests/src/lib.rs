@@ -7,13 +7,14 @@
 //! namespaces, one cgroup subtree, one directory under `/run/mesh-lab` and pins under the BPF file system.
 //!
 //! Modules, low to high: `yaml`, `sys`, `metrics` → `confine` → `topology`, `place` → `network`, `names`, `config` → `state` →
-//! `capture`, `pod`, `node`, `control` → `lab` → `shared`. Beside them peers: `tools`, `certificates`, `envoy`.
+//! `capture`, `dial`, `pod`, `node`, `control` → `lab` → `shared`. Beside them peers: `tools`, `certificates`, `envoy`.
 
 pub mod capture;
 pub mod certificates;
 pub mod config;
 pub mod confine;
 pub mod control;
+pub mod dial;
 pub mod envoy;
 pub mod lab;
 pub mod metrics;
@@ -31,6 +32,7 @@ pub mod yaml;
 
 pub use capture::Capture;
 pub use control::Control;
+pub use dial::Dialer;
 pub use lab::{Lab, LabBuilder};
 pub use metrics::Metrics;
 pub use node::{Agent, Node};

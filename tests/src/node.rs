@@ -264,6 +264,9 @@ impl Agent<'_> {
             // Writing to a String cannot fail, here and below.
             let _ = writeln!(yaml, "accessLog: {}", path(self.access_log_file()));
         }
+        if let Some(workers) = self.state.workers {
+            let _ = writeln!(yaml, "workers: {workers}");
+        }
         yaml += "workloads:\n";
         let pods = self.state.topology.pods.iter().filter(|p| p.node == self.node && p.enrolled);
         let mut any = false;

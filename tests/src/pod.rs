@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::dial::Dialer;
 use crate::place::{Output, Place, Process};
 use crate::state::State;
 use crate::sys;
@@ -16,6 +17,11 @@ use crate::topology::PodSpec;
 
 /// Numbers the logs of spawned processes.
 static SPAWNED: AtomicU32 = AtomicU32::new(0);
+
+/// Counts dialers, each of which has ports of its own.
+static DIALERS: AtomicU32 = AtomicU32::new(0);
+/// Connections of one dialer.
+const PORTS: u16 = 2400;
 
 /// A pod.
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +102,22 @@ impl<'a> Pod<'a> {
         })
         .with_context(|| process.log())?;
         Ok(process)
+    }
+
+    /// Starts what opens connections in this pod for the caller.
+    ///
+    /// # Errors
+    /// It cannot start.
+    pub fn dialer(&self) -> Result<Dialer> {
+        let number = DIALERS.fetch_add(1, Ordering::Relaxed);
+        let socket = self.scratch()?.join(format!("dial-{number}"));
+        // Below the ports that the kernel gives by itself.
+        let first_port = 8192 + u32::from(PORTS) * (number % 10);
+        let (path, first_port) = (socket.display().to_string(), first_port.to_string());
+        let mut process = self.spawn(&["mesh-lab-app", "dial", "--socket", &path, "--first-port", &first_port])?;
+        let listening = |log: &str| log.contains("listening").then_some(());
+        process.wait_log(Duration::from_secs(10), "the dialer to listen", listening)?;
+        Ok(Dialer::new(process, socket))
     }
 
     /// A directory for files of programs in this pod; it goes with the lab.

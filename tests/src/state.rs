@@ -38,6 +38,8 @@ pub struct State {
     pub access_log: bool,
     /// Life of workload certificates in seconds; absent = the control plane's default.
     pub cert_ttl: Option<u64>,
+    /// Workers of each agent; absent = the agent's default.
+    pub workers: Option<usize>,
     /// Root of its cgroup subtree.
     pub cgroup: PathBuf,
 }

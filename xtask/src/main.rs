@@ -4,6 +4,7 @@ mod bench;
 mod build_ebpf;
 mod cargo;
 mod check;
+mod conformance;
 mod demo;
 mod fuzz;
 mod lab;
@@ -53,6 +54,8 @@ enum Command {
     },
     /// Throws made-up bytes at every parser of what comes from outside.
     Fuzz(fuzz::Options),
+    /// Runs every case of the suites of HTTP against us and Envoy, and writes docs/conformance.md.
+    Conformance(conformance::Options),
     /// Tries the kernel programs on Debian's packaged kernels, in emulated machines.
     Vm(vm::Options),
     /// A mesh of network namespaces to try things in: up, exec, pods, logs, apply, down.
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Demo { arguments } => demo::run(&arguments),
         Command::Bench { arguments } => bench::run(&arguments),
         Command::Fuzz(options) => fuzz::run(&options),
+        Command::Conformance(options) => conformance::run(&options),
         Command::Vm(options) => vm::run(&options),
         Command::Lab { arguments } => lab::run(&arguments),
     };

@@ -38,7 +38,7 @@ const PACKAGES: [(&str, &str, &[Use]); 22] = [
     ("dig", "bind9-dnsutils", &[Use::Test]),
     ("dnsmasq", "dnsmasq-base", &[Use::Test]),
     ("nginx", "nginx-light", &[Use::Test, Use::Bench]),
-    ("haproxy", "haproxy", &[Use::Bench]),
+    ("haproxy", "haproxy", &[Use::Test, Use::Bench]),
     ("perf", "linux-perf", &[Use::Bench]),
     ("iptables", "iptables", &[Use::Test, Use::Bench, Use::Vm]),
     ("redis-server", "redis-server", &[Use::Test]),

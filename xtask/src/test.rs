@@ -4,7 +4,7 @@
 //! root for all but the unit tests, and says so rather than leave tests out.
 
 mod leftovers;
-mod programs;
+pub mod programs;
 
 use std::path::PathBuf;
 

@@ -18,7 +18,7 @@ mod timer;
 mod web;
 mod websocket;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use ::http::HeaderValue;
@@ -27,6 +27,7 @@ use mesh_http::path::{Cleaning, EscapedSlashes};
 
 use super::chosen::{Chosen, Flow, HttpConnection, Side};
 use super::pod::Pod;
+use crate::errors::Flags;
 use crate::upstream::Connected;
 
 /// `server` header of answers to inbound requests where the listener names none.
@@ -41,6 +42,8 @@ struct Conn {
     /// Upstream connections of HTTP/1 that wait for a request.
     pool: RefCell<http1::Pool>,
     series: RefCell<record::SeriesCache>,
+    /// Flag of requests that end only because the connection does.
+    cut_off: Cell<Flags>,
     /// `server` header to set; outbound leaves the upstream's.
     server: Option<HeaderValue>,
 }
@@ -69,6 +72,7 @@ impl Conn {
             upstreams: http2::Upstreams::new(first),
             pool: RefCell::default(),
             series: RefCell::default(),
+            cut_off: Cell::new(Flags::DC),
             server,
         }
     }

@@ -92,6 +92,11 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => {}
             }
+            if resets.take_unsettled() {
+                Record::unreadable(conn, 0, Flags::DPE, "http2.protocol_error");
+                connection.abrupt_shutdown(Reason::PROTOCOL_ERROR);
+                continue;
+            }
             for status in resets.unheard() {
                 if status == 431 {
                     conn.pod.budget.reached(Limit::HeadBytes);
@@ -127,8 +132,12 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
             conn.pod.budget.reached(limit);
         }
         tracing::debug!(workload = conn.pod.name, client = %conn.flow.client, %error, "HTTP/2 connection ended");
-        if error.is_library() && error.reason() != Some(Reason::NO_ERROR) && streams.is_empty() {
-            Record::unreadable(conn, 0, Flags::DPE, "http2.protocol_error");
+        if error.is_library() && error.reason() != Some(Reason::NO_ERROR) {
+            // Also of those that do not look at their client now, as they still connect.
+            conn.cut_off.set(Flags::DPE);
+            if streams.is_empty() {
+                Record::unreadable(conn, 0, Flags::DPE, "http2.protocol_error");
+            }
         }
     }
     // Those under way see how it has ended, and tell so.

@@ -263,6 +263,6 @@ impl Record {
 impl Drop for Record {
     /// A request whose client went away before there was an answer.
     fn drop(&mut self) {
-        self.finish(Flags::DC);
+        self.finish(self.conn.cut_off.get());
     }
 }

@@ -152,6 +152,39 @@ async fn floods_end_their_connection() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_begin_with_settings_is_ended_and_told_once() {
+    run(async {
+        for (name, first) in [
+            ("a request", written(HEADERS, END_HEADERS | END_STREAM, 1, &block(&GOOD))),
+            ("an acknowledgement", written(SETTINGS, 1, 0, b"")),
+            ("settings of a stream", written(SETTINGS, 0, 1, b"")),
+        ] {
+            let world = answering();
+            let mut raw = Raw(world.client().await);
+            let rest = written(HEADERS, END_HEADERS | END_STREAM, 3, &block(&GOOD));
+            // However the bytes come.
+            for part in [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &first[..3], &first[3..], &rest] {
+                raw.put(part).await;
+                tokio::task::yield_now().await;
+            }
+            let goaway = raw.next(GOAWAY).await.unwrap_or_else(|| panic!("{name}: no reason"));
+            assert_eq!(goaway.payload[4..8], [0, 0, 0, 1], "{name}: PROTOCOL_ERROR");
+            assert!(raw.next(HEADERS).await.is_none(), "{name}");
+            world.reported("istio_requests_total{", &["response_code=\"0\"", "response_flags=\"DPE\"", "} 1"]).await;
+        }
+        // A client may wait with them, and the reserved bit means nothing.
+        let world = answering();
+        let mut raw = Raw(world.client().await);
+        raw.put(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+        assert!(raw.next(SETTINGS).await.is_some());
+        raw.send(SETTINGS, 0, 0x8000_0000, b"").await;
+        raw.ask(1, &GOOD).await;
+        assert_eq!(raw.next(HEADERS).await.unwrap().payload[0], 0x88);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn more_streams_than_may_be_are_refused() {
     run(async {
         let world = World::configured(Config::new().speaks_http2().build());

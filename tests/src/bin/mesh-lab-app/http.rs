@@ -1,4 +1,4 @@
-//! The little HTTP/1.1 that the programs need: a server, a client call, an echo.
+//! The little HTTP that the programs need: a server of HTTP/1.1 and of HTTP/2 without TLS, a client call, an echo.
 //!
 //! In: handlers, addresses. Out: JSON bodies. One new connection per call.
 
@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -67,20 +67,38 @@ where
             let handler = handler.clone();
             tokio::task::spawn_local(async move {
                 let service = service_fn(move |request| {
+                    let bodiless = request.method() == Method::HEAD;
                     let answer = handler(request, ends);
-                    async move { respond(answer.await) }
+                    async move { respond(answer.await, bodiless) }
                 });
-                // A client that breaks off is its own business.
-                let _ =
-                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                // A client of HTTP/2 says so at once. One that breaks off is its own business.
+                let mut first = [0; 3];
+                if matches!(stream.peek(&mut first).await, Ok(3) if first == *b"PRI") {
+                    let http2 = hyper::server::conn::http2::Builder::new(Local);
+                    let _ = http2.serve_connection(TokioIo::new(stream), service).await;
+                } else {
+                    let http1 = hyper::server::conn::http1::Builder::new();
+                    let _ = http1.serve_connection(TokioIo::new(stream), service).await;
+                }
             });
         }
     };
     local.run_until(accept).await
 }
 
-fn respond((status, body): (StatusCode, Value)) -> Result<Response<Full<Bytes>>, http::Error> {
-    let body = Full::new(Bytes::from(format!("{body}\n")));
+/// Runs the streams of HTTP/2 on the thread that they came to.
+#[derive(Clone, Copy)]
+struct Local;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, stream: F) {
+        tokio::task::spawn_local(async move { drop(stream.await) });
+    }
+}
+
+fn respond((status, body): (StatusCode, Value), bodiless: bool) -> Result<Response<Full<Bytes>>, http::Error> {
+    let body = if bodiless { Bytes::new() } else { Bytes::from(format!("{body}\n")) };
+    let body = Full::new(body);
     Response::builder().status(status).header(CONTENT_TYPE, "application/json").body(body)
 }
 
@@ -88,14 +106,20 @@ fn respond((status, body): (StatusCode, Value)) -> Result<Response<Full<Bytes>>,
 pub async fn echo(request: Request<Incoming>, ends: Ends) -> (StatusCode, Value) {
     let (parts, body) = request.into_parts();
     let bytes = body.collect().await.map(|b| b.to_bytes().len()).unwrap_or_default();
-    let headers: serde_json::Map<_, _> =
-        parts.headers.iter().map(|(k, v)| (k.to_string(), String::from_utf8_lossy(v.as_bytes()).into())).collect();
+    let mut headers = serde_json::Map::new();
+    for name in parts.headers.keys() {
+        // Lines of one name are one value: cookies by their own rule (RFC 9113, 8.2.3), others as a list.
+        let values: Vec<_> =
+            parts.headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes())).collect();
+        let value = values.join(if name == hyper::header::COOKIE { "; " } else { ", " });
+        headers.insert(name.to_string(), value.into());
+    }
     let answer = json!({
         "pod": std::env::var("POD_NAME").unwrap_or_default(),
         "peer": ends.peer.to_string(),
         "local": ends.local.to_string(),
         "method": parts.method.as_str(),
-        "path": parts.uri.to_string(),
+        "path": parts.uri.path_and_query().map_or("", |path| path.as_str()),
         "headers": headers,
         "bytes": bytes,
     });

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod bookinfo;
 mod bulk;
 mod churn;
+mod dial;
 mod hold;
 mod http;
 mod steady;
@@ -55,6 +56,8 @@ enum Role {
     BulkServe(bulk::Serve),
     /// Sends a body of that length to `bulk-serve`, or asks for one, and checks every byte.
     Bulk(bulk::Transfer),
+    /// Connects for a test, and hands it the sockets.
+    Dial(dial::Options),
     /// Keeps asking until SIGTERM, then prints how many answers were right.
     Steady(steady::Options),
 }
@@ -75,6 +78,7 @@ fn main() -> anyhow::Result<()> {
             Role::Churn(options) => churn::run(options).await,
             Role::BulkServe(options) => bulk::serve(options).await,
             Role::Bulk(options) => bulk::transfer(options).await,
+            Role::Dial(options) => dial::run(&options),
             Role::Steady(options) => steady::run(options).await,
         }
     })

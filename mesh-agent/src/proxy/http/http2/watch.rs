@@ -1,8 +1,10 @@
-//! Sees which streams HTTP/2 resets for a fault of their request's head: `h2` does so by itself and tells nobody.
+//! Sees what `h2` keeps to itself: which streams it resets for a fault of their request's head, and a client that does not begin with
+//! SETTINGS, which it lets pass.
 //!
-//! In: what is written to the client. Out: the same bytes; streams that were reset with PROTOCOL_ERROR (RFC 9113, 8.1.1) and that nobody
-//! has been given to serve; how many were refused for want of room; the limit that has ended the connection. Never: looks at more of a
-//! frame than its header, the code of RST_STREAM, and code and first words of GOAWAY.
+//! In: what is written to the client, and the first that is read of it. Out: the same bytes; streams that were reset with PROTOCOL_ERROR
+//! (RFC 9113, 8.1.1) and that nobody has been given to serve; how many were refused for want of room; the limit that has ended the
+//! connection; whether it has begun as it must (3.4). Never: looks at more of a frame than its header, the code of RST_STREAM, and code
+//! and first words of GOAWAY.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -20,7 +22,11 @@ const MAX_NOTED: usize = 64;
 const HEADER: usize = 9;
 /// Of a GOAWAY's words, looked at; behind the last stream and the code (RFC 9113, 6.8).
 const WORDS: usize = 10;
+/// What a client sends before any frame (3.4).
+const PREFACE: usize = 24;
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const ACK: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
 const PROTOCOL_ERROR: u32 = 1;
@@ -38,6 +44,8 @@ pub(super) struct Resets {
     refused: Cell<u32>,
     /// By which limit `h2` has ended the connection: only these words tell.
     ended_by: Cell<Option<Limit>>,
+    /// The first frame was not SETTINGS.
+    unsettled: Cell<bool>,
 }
 
 impl Resets {
@@ -45,6 +53,11 @@ impl Resets {
     pub(super) fn accepted(&self, stream: u32) {
         self.last.set(stream);
         self.noted.borrow_mut().retain(|(other, _)| *other != stream);
+    }
+
+    /// Whether the client has begun with another frame than SETTINGS, once. Nothing of that frame is read any more.
+    pub(super) fn take_unsettled(&self) -> bool {
+        self.unsettled.take()
     }
 
     /// The statuses of streams that are nobody's: 431 for a head that was too long, 0 without an answer.
@@ -142,23 +155,53 @@ impl Place {
     }
 }
 
-/// A stream whose written frames are looked at.
+/// Whether this byte may stand here in the header of a connection's first frame: SETTINGS that acknowledge nothing.
+fn begins(at: usize, byte: u8) -> bool {
+    match at {
+        3 => byte == SETTINGS,
+        4 => byte & ACK == 0,
+        // The first bit of a stream's number means nothing.
+        5 => byte & 0x7f == 0,
+        6..=8 => byte == 0,
+        _ => true,
+    }
+}
+
+/// A stream whose written frames are looked at, and the first that is read.
 pub(super) struct Watched<S> {
     inner: S,
     place: Place,
+    /// Bytes read, as far as anybody looks at them.
+    read: usize,
     resets: Rc<Resets>,
 }
 
 impl<S> Watched<S> {
     /// Nothing has been written yet.
     pub(super) fn new(inner: S, resets: Rc<Resets>) -> Self {
-        Self { inner, place: Place::default(), resets }
+        Self { inner, place: Place::default(), read: 0, resets }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        const SEEN: usize = PREFACE + HEADER;
+        let this = &mut *self;
+        if this.read >= SEEN {
+            return Pin::new(&mut this.inner).poll_read(cx, buf);
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        let new = &buf.filled()[before..];
+        let faulty = (this.read..SEEN).zip(new).any(|(at, byte)| at >= PREFACE && !begins(at - PREFACE, *byte));
+        this.read += new.len();
+        if !faulty {
+            return Poll::Ready(Ok(()));
+        }
+        // Whoever polls the connection ends it; this stream is not read again.
+        this.resets.unsettled.set(true);
+        buf.set_filled(before);
+        Poll::Pending
     }
 }
 
