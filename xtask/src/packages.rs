@@ -27,7 +27,7 @@ pub enum Use {
 }
 
 /// Program or file that shows that the package is there, the package, and what needs it.
-const PACKAGES: [(&str, &str, &[Use]); 22] = [
+const PACKAGES: [(&str, &str, &[Use]); 23] = [
     ("ip", "iproute2", &[Use::Lab, Use::Demo, Use::Test, Use::Bench, Use::Vm]),
     ("setpriv", "util-linux", &[Use::Test]),
     ("systemd-analyze", "systemd", &[Use::Test]),
@@ -40,6 +40,7 @@ const PACKAGES: [(&str, &str, &[Use]); 22] = [
     ("nginx", "nginx-light", &[Use::Test, Use::Bench]),
     ("haproxy", "haproxy", &[Use::Test, Use::Bench]),
     ("perf", "linux-perf", &[Use::Bench]),
+    ("valgrind", "valgrind", &[Use::Bench]),
     ("iptables", "iptables", &[Use::Test, Use::Bench, Use::Vm]),
     ("redis-server", "redis-server", &[Use::Test]),
     ("redis-cli", "redis-tools", &[Use::Test]),

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use mesh_tests::{Lab, LabBuilder, sys};
 
+mod callgrind;
 mod held;
 mod hooks;
 mod instructions;
@@ -18,6 +19,7 @@ mod measure;
 mod pairs;
 mod peers;
 mod scale;
+mod scaling;
 mod table;
 mod ways;
 
@@ -40,6 +42,9 @@ struct Args {
     /// Services of the large cluster, each with ten endpoints; a policy for ten of them.
     #[arg(long, default_value_t = 10_000)]
     services: usize,
+    /// The program of the agent's unit tests, for the part "callgrind"; `cargo xtask bench` builds and names it.
+    #[arg(long, required_if_eq("only", "callgrind"))]
+    engine: Option<PathBuf>,
     /// Where to write the JSON.
     #[arg(long)]
     json: PathBuf,
@@ -54,6 +59,10 @@ enum Part {
     Shortcuts,
     /// User instructions a request; not part of a whole run, because not every machine can count them.
     Instructions,
+    /// User instructions a request, by a simulator; not part of a whole run, because it takes a build of its own.
+    Callgrind,
+    /// What a second worker adds; not part of a whole run, because it takes labs of its own.
+    Workers,
     /// Memory for connections that are open and idle.
     Held,
     /// The kernel programs.
@@ -165,7 +174,12 @@ fn main() -> Result<()> {
         println!("This is a debug build: nothing below says how fast the agent is. Use `cargo xtask bench`.");
     }
     let wants = |part| args.only.is_none_or(|only| only == part);
-    let (reports, hooks) = if args.only == Some(Part::Scale) { (Vec::new(), None) } else { two_nodes(&args, wants)? };
+    let (reports, hooks) = match (args.only, &args.engine) {
+        (Some(Part::Scale), _) => (Vec::new(), None),
+        (Some(Part::Callgrind), Some(engine)) => (vec![callgrind::measure(engine)?], None),
+        (Some(Part::Workers), _) => (scaling::measure(&args)?, None),
+        _ => two_nodes(&args, wants)?,
+    };
     let scale = wants(Part::Scale).then(|| scale::measure(args.services)).transpose()?;
     if let Some(dir) = args.json.parent() {
         std::fs::create_dir_all(dir)?;
