@@ -154,8 +154,7 @@ impl Hello {
 pub(super) fn serve(pod: Rc<Pod>, hello: Box<Hello>) -> Pin<Box<dyn Future<Output = ()>>> {
     // Boxed, and here: what it serves is served as any other connection is, which may be one of these.
     Box::pin(async move {
-        let before =
-            Before { flow: hello.flow.clone(), detected: hello.detected.clone(), roots: hello.tls.roots.clone() };
+        let before = Before { flow: hello.flow.clone(), detected: hello.detected.clone(), tls: hello.tls.clone() };
         let Some((served, facts, identity)) = Box::pin(open(&pod, hello)).await else { return };
         tokio::select! {
             () = served.run(pod.clone()) => {}
@@ -165,11 +164,11 @@ pub(super) fn serve(pod: Rc<Pod>, hello: Box<Hello>) -> Pin<Box<dyn Future<Outpu
     })
 }
 
-/// A connection as it was chosen for its chain, and who was trusted then.
+/// A connection as it was chosen for its chain, and by which settings its client was let in.
 struct Before {
     flow: Flow,
     detected: Option<Detect>,
-    roots: Option<RootsSource>,
+    tls: Arc<DownstreamTls>,
 }
 
 impl Before {
@@ -195,7 +194,11 @@ impl Before {
         let Some(chosen) = chosen else { return false };
         // A port that takes plaintext takes this too.
         let Some(tls) = chosen.tls(&self.flow) else { return true };
-        tls.roots == self.roots && identity.map_or(!tls.require_client_certificate, |identity| tls.admits(identity))
+        let before = &self.tls;
+        // Of a client without an identity of the mesh nothing is known but that it obeyed these.
+        let same = tls.sans == before.sans && tls.require_client_certificate == before.require_client_certificate;
+        tls.roots == before.roots
+            && (same || identity.map_or(!tls.require_client_certificate, |identity| tls.admits(identity)))
     }
 }
 

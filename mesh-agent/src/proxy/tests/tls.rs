@@ -184,9 +184,20 @@ async fn only_the_mesh_s_own_roots_vouch_for_identities() {
         let tcp = world.inbound_client(Some(&app)).await;
         let mut tls = meet(&sidecar_client(Some(&other.credential(A)), ca.roots(), HTTP1), tcp).await.unwrap();
         tls.write_all(b"GET /x HTTP/1.1\r\nHost: client\r\n\r\n").await.unwrap();
-        let (_upstream, head) = answer_once(&app).await;
+        let (mut upstream, head) = answer_once(&app).await;
         assert!(!head.contains("spiffe://"), "{head}");
         world.reported("istio_requests_total{", &["source_principal=\"unknown\"", "} 1"]).await;
+        // It stays as long as the settings by which it was let in, and no longer.
+        world.reconfigure(Config::new().strict_by("file-root:roots.pem", OURS).build());
+        assert!(read_head(&mut tls).await.starts_with("HTTP/1.1 200 "));
+        tls.read_exact(&mut [0; 5]).await.unwrap();
+        tls.write_all(b"GET /x HTTP/1.1\r\nHost: client\r\n\r\n").await.unwrap();
+        answer_on(&mut upstream).await;
+        assert!(read_head(&mut tls).await.starts_with("HTTP/1.1 200 "));
+        tls.read_exact(&mut [0; 5]).await.unwrap();
+        world.reconfigure(Config::new().strict_by("file-root:roots.pem", "spiffe://elsewhere/").build());
+        assert!(is_over(&mut tls).await);
+        world.reported(REFUSED, &["reason=\"changed\"", "} 1"]).await;
     })
     .await;
 }
