@@ -57,7 +57,7 @@ fn neither_end_serves_somebody_else() {
         for (client, server, why) in [
             ("stranger", "tunnel", "403"),
             ("client", "foreign", "none of the trusted roots has signed the server's certificate"),
-            ("client", "impostor", "spiffe://cluster.local/ns/default/sa/another"),
+            ("client", "impostor", "the server is spiffe://cluster.local/ns/default/sa/another"),
         ] {
             let (status, body) = refused(lab, client, &format!("http://{server}/x"))?;
             ensure!(status == "503", "{server}: {status} {body}");
