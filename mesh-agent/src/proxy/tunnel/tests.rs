@@ -98,8 +98,7 @@ async fn a_stranger_is_refused() {
     let (client, server) =
         tokio::join!(tokio_rustls::TlsConnector::from(config).connect(name, near), establish(&pod, far, &server));
     assert!(client.is_err());
-    let why = server.err().unwrap();
-    assert!(why.starts_with("the client refuses our certificate"), "{why}");
+    assert!(server.is_err());
 }
 
 /// A client with a good certificate.
