@@ -57,6 +57,12 @@ pub fn tcp(name: &str, cluster: &str) -> Value {
     extension("envoy.filters.network.tcp_proxy", "filters.network.tcp_proxy.v3.TcpProxy", settings)
 }
 
+/// The filter that forwards bytes by CONNECT, which asks a cluster of HTTP/2 to lead to `host:port`.
+pub fn tunnelled(name: &str, cluster: &str, to: &str) -> Value {
+    let settings = json!({"stat_prefix": name, "cluster": cluster, "tunneling_config": {"hostname": to}});
+    extension("envoy.filters.network.tcp_proxy", "filters.network.tcp_proxy.v3.TcpProxy", settings)
+}
+
 /// A cluster of one endpoint, with room for what a bench asks; spoken to in HTTP/1 unless `http2`, in plaintext without `tls`.
 pub fn cluster(name: &str, host: IpAddr, port: u16, http2: bool, tls: Option<Value>) -> Value {
     let endpoint = json!({"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}});

@@ -7,7 +7,7 @@
 //! namespaces, one cgroup subtree, one directory under `/run/mesh-lab` and pins under the BPF file system.
 //!
 //! Modules, low to high: `yaml`, `sys`, `metrics` → `confine` → `topology`, `place` → `network`, `names`, `config` → `state` →
-//! `capture`, `dial`, `pod`, `node`, `control` → `lab` → `shared`. Beside them peers: `tools`, `certificates`, `envoy`.
+//! `capture`, `dial`, `pod`, `node`, `control` → `lab` → `shared`. Beside them peers: `tools`, `certificates`, `envoy`, `grpc`.
 
 pub mod capture;
 pub mod certificates;
@@ -16,6 +16,7 @@ pub mod confine;
 pub mod control;
 pub mod dial;
 pub mod envoy;
+pub mod grpc;
 pub mod lab;
 pub mod metrics;
 pub mod names;

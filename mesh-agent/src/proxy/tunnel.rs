@@ -31,6 +31,7 @@ use crate::net::peek::Peeked;
 use crate::net::share::Window;
 use crate::shutdown;
 use crate::telemetry::Peer;
+use crate::tls::ports::explain;
 use crate::tls::{Credential, PeerCertificate, peer_certificate};
 use crate::upstream::stream::{Stream, TunnelStream};
 use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME, MAX_HEADER_LIST, SEND_BUFFER};
@@ -128,7 +129,7 @@ type Established<T> = Result<(Connection<TlsStream<T>, Bytes>, PeerCertificate, 
 /// TLS and the HTTP/2 handshake.
 async fn establish<T: AsyncRead + AsyncWrite + Unpin>(pod: &Pod, io: T, credential: &Credential) -> Established<T> {
     // Whoever says nothing has no turn.
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), io).await.map_err(|error| error.to_string())?;
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), io).await.map_err(|error| explain(&error, "client"))?;
     answer_hello(pod, hello, credential).await
 }
 
@@ -141,7 +142,7 @@ async fn answer_hello<T: AsyncRead + AsyncWrite + Unpin>(
     let config = credential.server_config().map_err(|error| error.to_string())?;
     let tls = {
         let _turn = pod.handshakes.turn().await;
-        hello.into_stream(config).await.map_err(|error| error.to_string())?
+        hello.into_stream(config).await.map_err(|error| explain(&error, "client"))?
     };
     let window = pod.share().window();
     let peer = peer_certificate(tls.get_ref().1, SystemTime::now()).map_err(|error| error.to_string())?;

@@ -27,6 +27,7 @@ use super::tunnel::{ConnectHead, HBONE_PORT, Transport, TunnelKey, Tunnels};
 use crate::kernel::Sockets;
 use crate::net::share::Share;
 use crate::telemetry::{PathBytes, Peer};
+use crate::tls::ports::explain;
 use crate::tls::turns::Turns;
 use crate::tls::{Credential, peer_certificate};
 use crate::workload::Workload;
@@ -236,7 +237,7 @@ impl Source {
             TlsConnector::from(config).connect(key.server_name(), tcp).await
         };
         let tls = match timeout_at(deadline, connecting).await {
-            Ok(connected) => connected.map_err(|error| refused(error.to_string()))?,
+            Ok(connected) => connected.map_err(|error| refused(explain(&error, "server")))?,
             Err(_) => return Err(UpstreamError::Timeout { to, stage: "TLS" }),
         };
         let peer = peer_certificate(tls.get_ref().1, SystemTime::now()).map_err(|error| refused(error.to_string()))?;

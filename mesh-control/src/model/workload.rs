@@ -21,6 +21,8 @@ use crate::yaml::FieldPath;
 
 /// Annotation of a pod that is in the mesh, as Istio's ambient mode sets it.
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// Label of a workload that ends tunnels itself, as Istio's sidecars do; a list of their kinds.
+const TUNNEL: &str = "networking.istio.io/tunnel";
 /// Annotation of a WorkloadEntry with the node that runs it.
 pub const NODE: &str = "mesh.io/node";
 
@@ -243,7 +245,7 @@ fn of_pod(
     let named = ports.filter(|port| !port.name.is_empty()).map(|port| (port.name.clone(), port.container_port.0));
     // On the node's own network the address is not the pod's alone: it has an identity, and others no tunnel to it.
     let enrolled = redirected(metadata);
-    let meshed = !pod.spec.host_network && enrolled;
+    let meshed = !pod.spec.host_network && (enrolled || ends_tunnels(&metadata.labels));
     let alive = pod.alive() && metadata.deletion_timestamp.is_none();
     build(Parts {
         options,
@@ -280,6 +282,7 @@ fn of_entry(
     let mut labels = metadata.labels.clone();
     labels.extend(entry.labels.clone());
     let account = if entry.service_account.is_empty() { "default" } else { &entry.service_account };
+    let meshed = redirected(metadata) || ends_tunnels(&labels);
     build(Parts {
         options,
         object,
@@ -290,7 +293,7 @@ fn of_entry(
         account,
         account_path: FieldPath::of("spec.serviceAccount"),
         node: metadata.annotations.get(NODE).map(String::as_str),
-        meshed: redirected(metadata),
+        meshed,
         enrolled: metadata.annotations.contains_key(NODE),
         addresses: entry.address.parse().ok().into_iter().collect(),
         network: entry.network.as_str().into(),
@@ -306,6 +309,11 @@ fn of_entry(
 
 pub(super) fn redirected(metadata: &Metadata) -> bool {
     metadata.annotations.get(REDIRECTION).is_some_and(|value| value == "enabled")
+}
+
+/// Whether a workload with these labels ends HBONE itself, without its node's agent.
+pub fn ends_tunnels(labels: &Labels) -> bool {
+    labels.get(TUNNEL).is_some_and(|kinds| kinds.split(',').any(|kind| kind == "http"))
 }
 
 struct Parts<'p> {

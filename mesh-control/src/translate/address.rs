@@ -16,7 +16,7 @@ use crate::model::authentication::MtlsMode;
 use crate::model::authorization::Converted;
 use crate::model::inline::Inline;
 use crate::model::service::{Port, Service};
-use crate::model::workload::{Owner, Ports, Workload};
+use crate::model::workload::{Owner, Ports, Workload, ends_tunnels};
 use crate::model::{Membership, Mesh, MeshOptions};
 use crate::resource::{Kind, Resource};
 
@@ -102,6 +102,7 @@ fn workload(options: &MeshOptions, workload: &Workload, (memberships, policies):
     let identity = workload.identity.as_ref();
     // Where nobody comes in but in plaintext, nobody shall try anything else.
     let off = workload.mtls.ports.values().chain([&workload.mtls.default]).all(|mode| *mode == MtlsMode::Disable);
+    let hbone = workload.meshed && !off;
     let mut services: BTreeMap<String, pb::PortList> = BTreeMap::new();
     for one in memberships.iter().flat_map(|all| all.0.iter()) {
         let Some(port) = one.service.ports.get(one.port) else { continue };
@@ -114,7 +115,8 @@ fn workload(options: &MeshOptions, workload: &Workload, (memberships, policies):
         namespace: namespace.to_string(),
         addresses: workload.addresses.iter().map(bytes).collect(),
         network: workload.network.to_string(),
-        tunnel_protocol: tunnel(workload.meshed && !off).into(),
+        tunnel_protocol: tunnel(hbone).into(),
+        native_tunnel: hbone && ends_tunnels(&workload.labels),
         trust_domain: trust_domain(options),
         service_account: identity.map(|identity| identity.service_account().to_owned()).unwrap_or_default(),
         node: workload.node.as_deref().unwrap_or_default().to_owned(),

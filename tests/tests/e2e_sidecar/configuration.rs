@@ -19,6 +19,9 @@ pub const TCP: u16 = 7003;
 pub const WEBSOCKET: u16 = 7004;
 pub const WITHOUT: u16 = 7005;
 pub const FOREIGN: u16 = 7006;
+pub const GRPC: u16 = 7007;
+/// Where the peer's own application of gRPC listens.
+pub const OWN_GRPC: u16 = 8185;
 
 /// The pod of the other mesh: its server side, and listeners on loopback in place of captured connections.
 pub fn sidecar(lab: &Lab) -> Result<Value> {
@@ -32,7 +35,8 @@ pub fn sidecar(lab: &Lab) -> Result<Value> {
     let root = known.write_root(&dir, "root.pem")?.display().to_string();
     let inside = |name, port, files: &Files, http: bool| {
         let alpn: &[&str] = if http { &["h2", "http/1.1"] } else { &["istio"] };
-        let filter = if http { manager(name, "app") } else { tcp(name, "app-tcp") };
+        let app = if port == 8085 { "app-grpc" } else { "app" };
+        let filter = if http { manager(name, app) } else { tcp(name, "app-tcp") };
         listener(name, "0.0.0.0", port, &filter, Some(downstream(files, &root, alpn)))
     };
     let outside = |name: &str, port, http: bool| {
@@ -47,19 +51,23 @@ pub fn sidecar(lab: &Lab) -> Result<Value> {
         &[
             inside("in-http", 8080, &good, true),
             inside("in-tcp", 9000, &good, false),
+            inside("in-grpc", 8085, &good, true),
             inside("in-foreign", 8081, &foreign, true),
             inside("in-other", 8082, &other, true),
             outside("out-http1", HTTP1, true),
             outside("out-http2", HTTP2, true),
             outside("out-tcp", TCP, false),
             outside("out-websocket", WEBSOCKET, true),
+            outside("out-grpc", GRPC, true),
             outside("out-without", WITHOUT, true),
             outside("out-foreign", FOREIGN, true),
         ],
         &[
             cluster("app", here, 8083, false, None),
             cluster("app-tcp", here, 9100, false, None),
+            cluster("app-grpc", here, OWN_GRPC, true, None),
             cluster("websocket", here, 8280, false, None),
+            upstream("out-grpc", 8085, Some(&good), &["istio-h2", "istio", "h2"], true),
             upstream("out-http1", 8080, Some(&good), &http1, false),
             upstream("out-http2", 8080, Some(&good), &["istio-h2", "istio", "h2"], true),
             upstream("out-tcp", 9000, Some(&good), &["istio"], false),
@@ -80,7 +88,7 @@ pub fn application() -> Value {
 }
 
 /// Requests for `/ws` go to a server of WebSocket; what was spoken on the hop before is told in `x-hop`.
-fn manager(name: &str, cluster: &str) -> Value {
+pub fn manager(name: &str, cluster: &str) -> Value {
     let websocket = if name.starts_with("out") { cluster } else { "websocket" };
     let route =
         |path: &str, cluster: &str| json!({"match": {"prefix": path}, "route": {"cluster": cluster, "timeout": "0s"}});
@@ -105,7 +113,8 @@ fn manager(name: &str, cluster: &str) -> Value {
     envoy::http(name, settings, &[])
 }
 
-fn common(files: Option<&Files>, root: &str, matcher: &Value, alpn: &[&str]) -> Value {
+/// TLS of a peer that demands to see `matcher` among the names of the other.
+pub fn common(files: Option<&Files>, root: &str, matcher: &Value, alpn: &[&str]) -> Value {
     let certificates: Vec<Value> = files
         .iter()
         .map(|files| json!({"certificate_chain": {"filename": files.chain}, "private_key": {"filename": files.key}}))
@@ -121,7 +130,8 @@ fn common(files: Option<&Files>, root: &str, matcher: &Value, alpn: &[&str]) -> 
     })
 }
 
-fn downstream(files: &Files, root: &str, alpn: &[&str]) -> Value {
+/// TLS towards clients of the mesh.
+pub fn downstream(files: &Files, root: &str, alpn: &[&str]) -> Value {
     envoy::downstream(common(Some(files), root, &json!({"prefix": "spiffe://cluster.local/"}), alpn))
 }
 

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use mesh_tests::Lab;
 
 use crate::configuration::{FOREIGN, HTTP1, HTTP2, TCP, WEBSOCKET, WITHOUT};
-use crate::{LAB, curl, header, identity, refused, websocket};
+use crate::{LAB, counted, curl, header, identity, refused, websocket};
 
 #[test]
 fn requests_come_with_the_sidecar_s_identity_in_either_version() {
@@ -34,10 +34,7 @@ fn requests_come_with_the_sidecar_s_identity_in_either_version() {
 fn bytes_go_both_ways_and_each_half_ends() {
     LAB.test(|lab| {
         let to = format!("127.0.0.1:{TCP}");
-        let talk = ["mesh-lab-app", "talk", "--to", &to, "--say", "count", "--bytes", "300000", "--half-close"];
-        let told: serde_json::Value = serde_json::from_str(&lab.pod("sidecar")?.run(&talk)?.text())?;
-        ensure!(told["received"].as_str().is_some_and(|text| text.starts_with("300000 ")), "{told}");
-        ensure!(told["end"] == "eof", "{told}");
+        counted(lab, "sidecar", &to)?;
         // The application sees its client's address.
         let whoami = ["mesh-lab-app", "talk", "--to", &to, "--say", "whoami"];
         let told: serde_json::Value = serde_json::from_str(&lab.pod("sidecar")?.run(&whoami)?.text())?;
@@ -51,7 +48,7 @@ fn bytes_go_both_ways_and_each_half_ends() {
 #[test]
 fn websockets_open() {
     LAB.test(|lab| {
-        let server = websocket::serve(lab, "server")?;
+        let server = websocket::serve(lab, "server", websocket::PORT)?;
         let said = websocket::talk(lab, "sidecar", "127.0.0.1", WEBSOCKET)?;
         ensure!(said.starts_with("HTTP/1.1 101") && said.ends_with("hello"), "{said}");
         let head = server.join().unwrap()?;

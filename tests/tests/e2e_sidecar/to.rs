@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use mesh_tests::sys::wait_for;
 
-use crate::{LAB, curl, header, identity, refused, websocket};
+use crate::{LAB, counted, curl, header, identity, refused, websocket};
 
 /// For a line of the access log, whose writer lets lines gather.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -38,23 +38,13 @@ fn requests_come_with_our_pod_s_identity_in_either_version() {
 
 #[test]
 fn bytes_go_both_ways_and_each_half_ends() {
-    LAB.test(|lab| {
-        let talk =
-            ["mesh-lab-app", "talk", "--to", "sidecar:9000", "--say", "count", "--bytes", "300000", "--half-close"];
-        let told: serde_json::Value = serde_json::from_str(&lab.pod("client")?.run(&talk)?.text())?;
-        ensure!(told["received"].as_str().is_some_and(|text| text.starts_with("300000 ")), "{told}");
-        let hash = told["hash"].as_str().unwrap_or("?");
-        ensure!(told["received"].as_str().is_some_and(|text| text.contains(hash)), "{told}");
-        ensure!(told["end"] == "eof", "{told}");
-        Ok(())
-    })
-    .unwrap();
+    LAB.test(|lab| counted(lab, "client", "sidecar:9000")).unwrap();
 }
 
 #[test]
 fn websockets_open() {
     LAB.test(|lab| {
-        let server = websocket::serve(lab, "sidecar")?;
+        let server = websocket::serve(lab, "sidecar", websocket::PORT)?;
         let said = websocket::talk(lab, "client", "sidecar", 80)?;
         ensure!(said.starts_with("HTTP/1.1 101") && said.ends_with("hello"), "{said}");
         let head = server.join().unwrap()?;

@@ -10,9 +10,13 @@ use mesh_tests::Lab;
 /// Longest that anybody is silent.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Serves one connection at port 8280 of a pod: what it heard, and whether the switch came about.
-pub fn serve(lab: &Lab, pod: &str) -> Result<std::thread::JoinHandle<Result<String>>> {
-    let listener = lab.pod(pod)?.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8280)))?;
+/// Where a test's server listens; two of one pod's may run at once.
+pub const PORT: u16 = 8280;
+pub const OTHER_PORT: u16 = 8281;
+
+/// Serves one connection at a port of a pod: what it heard, and whether the switch came about.
+pub fn serve(lab: &Lab, pod: &str, port: u16) -> Result<std::thread::JoinHandle<Result<String>>> {
+    let listener = lab.pod(pod)?.within(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?;
     let listener = listener.context("listening for WebSocket")?;
     listener.set_nonblocking(true)?;
     Ok(std::thread::spawn(move || {

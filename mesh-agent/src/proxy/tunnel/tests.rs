@@ -90,7 +90,7 @@ async fn garbage_costs_only_itself() {
 
 #[tokio::test]
 async fn a_stranger_is_refused() {
-    let (ours, theirs) = (Authority::new("root"), Authority::new("root"));
+    let (ours, theirs) = (Authority::new("root"), Authority::new("another root"));
     let server = ours.credential(B);
     let (near, far, pod) = duplex();
     let config = theirs.credential(A).client_config(&expect_b()).unwrap();
@@ -98,7 +98,8 @@ async fn a_stranger_is_refused() {
     let (client, server) =
         tokio::join!(tokio_rustls::TlsConnector::from(config).connect(name, near), establish(&pod, far, &server));
     assert!(client.is_err());
-    assert!(server.is_err());
+    let why = server.err().unwrap();
+    assert!(why.starts_with("the client refuses our certificate"), "{why}");
 }
 
 /// A client with a good certificate.

@@ -206,6 +206,9 @@ fn workloads_and_services_carry_what_is_known_of_them() {
         owned,
         service("web", "10.96.0.1", "[{name: http, port: 80, targetPort: web}, {name: raw, port: 81}]"),
         format!("{}{not_ready}", pod("late", "late", "", "10.1.0.2").replace("redirection: enabled", "redirection: disabled")),
+        pod("peer", "peer", "", "10.1.0.5")
+            .replace("redirection: enabled", "redirection: disabled")
+            .replace("labels: {", "labels: {networking.istio.io/tunnel: http, "),
         pod("host", "host", "  hostNetwork: true\n", "10.1.0.3"),
         format!("{}  phase: Succeeded\n", pod("done", "done", "", "10.1.0.4")),
         "---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm, namespace: default}\nspec: \
@@ -228,6 +231,8 @@ fn workloads_and_services_carry_what_is_known_of_them() {
     assert_eq!(targets, [None, Some(81)], "a port by name is each workload's own");
     let late = known.workload("Kubernetes//Pod/default/late").unwrap();
     assert_eq!((late.tunnel, late.kind, late.healthy), (Tunnel::None, WorkloadKind::Pod, false));
+    let peer = known.workload("Kubernetes//Pod/default/peer").unwrap();
+    assert_eq!((peer.tunnel, peer.native_tunnel, web.native_tunnel), (Tunnel::Hbone, true, false));
     assert!(known.workload("Kubernetes//Pod/default/host").unwrap().host_network);
     assert!(known.at([10, 1, 0, 3].into()).is_none(), "a node's address names no workload");
     assert!(known.workload("Kubernetes//Pod/default/done").is_none());

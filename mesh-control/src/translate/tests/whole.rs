@@ -117,13 +117,15 @@ fn unenrolled_and_external_endpoints_have_no_tunnel() {
 #[test]
 fn a_pod_with_a_sidecar_of_istios_is_reached_by_mutual_tls_at_its_ports() {
     let (enabled, label) = ("redirection: enabled", "labels: {security.istio.io/tlsMode: istio, ");
+    let hbone = "networking.istio.io/tunnel: 'x,http', ";
     let pod = |more: &str| pod("v1", "reviews", "", "10.1.0.1").replace("labels: {", more);
     let service = service("reviews", "10.96.0.1", "[{name: http, port: 9080}]");
     let off = istio("PeerAuthentication", "off", "  mtls: {mode: DISABLE}").replace("networking.", "security.");
     for (objects, by_tunnel, by_tls) in [
         (vec![pod(label).replace(enabled, "redirection: disabled")], false, true),
-        // A tunnel goes before it.
+        // A tunnel goes before it, the sidecar's own too.
         (vec![pod(label)], true, false),
+        (vec![pod(&format!("{label}{hbone}")).replace(enabled, "redirection: disabled")], true, false),
         (vec![pod("labels: {").replace(enabled, "redirection: disabled")], false, false),
         (vec![pod(label).replace(enabled, "redirection: disabled"), off], false, false),
     ] {
