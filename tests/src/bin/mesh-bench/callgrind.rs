@@ -34,11 +34,12 @@ pub fn measure(engine: &Path) -> Result<Value> {
     println!(
         "\nInstructions for a request of HTTP/1.1 with 1 KiB replies, one connection, outside the kernel (callgrind)"
     );
-    let mut report = serde_json::Map::new();
+    let (mut report, mut first) = (serde_json::Map::new(), None);
     let mut tell = |name: &str, count: &dyn Fn(u64) -> Result<u64>| -> Result<()> {
         let (once, thrice) = (count(REQUESTS)?, count(3 * REQUESTS)?);
         let each = thrice.saturating_sub(once) / (2 * REQUESTS);
-        println!("  {name:<28} {each:>10}");
+        let ratio = each as f64 / *first.get_or_insert(each as f64);
+        println!("  {name:<28} {each:>10} ({ratio:.2}×)");
         report.insert(name.to_owned(), json!(each));
         Ok(())
     };
