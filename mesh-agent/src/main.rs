@@ -15,7 +15,7 @@ use mesh_agent::{app, telemetry};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 
-/// Some 6 % fewer instructions a request than glibc's; without huge pages, which would make idle connections dear.
+/// Fewer instructions a request than with glibc's, by some 6 %; it is built without transparent huge pages.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
