@@ -262,7 +262,7 @@ async fn a_drain_lets_what_has_switched_go_on() {
         upstream.write_all(switched.as_bytes()).await.unwrap();
         read_head(&mut stream).await;
         let _pod = world.pod();
-        let World { test } = world;
+        let World { test, .. } = world;
         tokio::task::spawn_local(test.trigger.drain(Duration::from_secs(60)));
         tokio::time::sleep(Duration::from_millis(20)).await;
         for (one, other) in [(true, "there"), (false, "back!")] {
