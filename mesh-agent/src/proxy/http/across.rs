@@ -172,6 +172,7 @@ impl<C: Client> Wanted<'_, C> {
             None => bounds,
         };
         self.client.bound(bounds);
+        self.idle = bounds.idle.map(|(_, limit)| limit);
         bounds
     }
 
@@ -217,6 +218,7 @@ impl<C: Client> Wanted<'_, C> {
             http2: far.http2,
             grpc: self.grpc,
             web,
+            idle: None,
             near: Some(Near {
                 conn: self.conn,
                 record: &mut self.record,

@@ -10,6 +10,7 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use ::http::header::{HeaderMap, HeaderName};
 use ::http::{StatusCode, Uri};
@@ -31,7 +32,7 @@ use super::timer::Bounds;
 use super::web::Web;
 use super::{Conn, http2};
 use crate::errors::Flags;
-use crate::net::copy::{Duplex, Traffic, copy};
+use crate::net::copy::{Duplex, End, Traffic, copy};
 use crate::proxy::chosen::Side;
 use crate::proxy::cluster::Target;
 use crate::upstream::{Connected, UpstreamError};
@@ -216,6 +217,8 @@ pub(super) struct Wanted<'a, C> {
     pub(super) http2: bool,
     pub(super) grpc: bool,
     pub(super) web: Option<Web>,
+    /// Longest time without a byte.
+    pub(super) idle: Option<Duration>,
     /// The client is an application of this node, and what is found out about its side of the request.
     pub(super) near: Option<Near<'a>>,
 }
@@ -405,10 +408,15 @@ impl<C: Client> Wanted<'_, C> {
             return Err(self.cut_off(broken));
         }
         let traffic = Traffic::default();
+        let mut end = End::Finished;
         if let Some(tunnel) = self.client.tunnel() {
-            Box::pin(copy(tunnel, server, &traffic, None).within(self.conn.pod.share())).await;
+            let copying = copy(tunnel, server, &traffic, self.idle).within(self.conn.pod.share());
+            end = Box::pin(copying).await;
         }
         self.client.carried(&traffic);
+        if matches!(end, End::Idle) {
+            return Err(self.cut_off(Broken::Idle));
+        }
         Ok(After::Close)
     }
 

@@ -146,7 +146,8 @@ async fn a_client_that_leaves_and_a_time_that_ends_are_the_client_s_side_s() {
         let (mut app, _) = server.accept().await.unwrap();
         read_head(&mut app).await;
         drop(client);
-        told(&world, 0, ["DC", "DC"], 1).await;
+        world.reported(REQUESTS, &["response_code=\"0\"", "response_flags=\"DC\"", "} 1"]).await;
+        world.far().reported(REQUESTS, &["response_code=\"0\"", "response_flags=\"DC\"", "} 2"]).await;
         assert!(is_over(&mut app).await);
     })
     .await;
@@ -169,7 +170,8 @@ async fn a_client_that_may_not_be_there_any_more_is_cut_off_and_refused() {
         world.far().tell_mesh(mesh(std::slice::from_ref(&forbid), &[]));
         assert!(read_head(&mut busy).await.starts_with("HTTP/1.1 503 "));
         assert!(is_over(&mut app).await);
-        told(&world, 503, ["UC", "-"], 1).await;
+        world.reported(REQUESTS, &["response_code=\"503\"", "response_flags=\"UC\"", "} 1"]).await;
+        world.far().reported(REQUESTS, &["response_code=\"0\"", "response_flags=\"DC\"", "} 1"]).await;
         let dials = world.far().dials();
         let (head, _) = exchange(&mut idle, GET).await;
         assert!(head.starts_with("http/1.1 503 "), "{head}");
@@ -242,6 +244,7 @@ async fn a_switch_goes_across() {
         assert_eq!(read_text(&mut app, 4).await, "ping");
         drop(app);
         assert!(is_over(&mut old).await);
+        drop(old);
         told(&world, 101, ["-", "-"], 1).await;
         // A stream of HTTP/2; one who is not switched does not take another success for it.
         let mut send = client(world.client().await).await;

@@ -72,6 +72,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, session: &mut Session, work: &mut Wor
         http2: false,
         grpc,
         web,
+        idle: None,
         near: None,
     };
     let after = match wanted.forward().await {

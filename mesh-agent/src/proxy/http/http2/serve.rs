@@ -77,6 +77,7 @@ pub(super) async fn serve(
         http2: true,
         grpc,
         web,
+        idle: None,
         near: None,
     };
     let answered = match refusal {
