@@ -6,6 +6,7 @@
 //!
 //! Never: buffers a body, repeats a request of which the server may have seen something, unless that is safe (RFC 9110, 9.2.2).
 
+mod across;
 mod date;
 mod exchange;
 mod heads;
@@ -20,6 +21,7 @@ mod websocket;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::task::Context;
 
 use ::http::HeaderValue;
 use mesh_core::resource::listener::{self, ClientCertHeader, HttpManager, Terminal};
@@ -41,6 +43,8 @@ struct Conn {
     upstreams: http2::Upstreams,
     /// Upstream connections of HTTP/1 that wait for a request.
     pool: RefCell<http1::Pool>,
+    /// Applications of this node that it has asked.
+    fars: across::Fars,
     series: RefCell<record::SeriesCache>,
     /// Flag of requests that end only because the connection does.
     cut_off: Cell<Flags>,
@@ -71,10 +75,23 @@ impl Conn {
             chosen,
             upstreams: http2::Upstreams::new(first),
             pool: RefCell::default(),
+            fars: across::Fars::default(),
             series: RefCell::default(),
             cut_off: Cell::new(Flags::DC),
             server,
         }
+    }
+
+    /// Lets go of connections whose server has left or said something unasked.
+    fn look(&self, cx: &mut Context<'_>) {
+        self.pool.borrow_mut().look(cx);
+        self.fars.look(cx);
+    }
+
+    /// Tells every server that nothing more will come.
+    fn finish(&self, cx: &mut Context<'_>) {
+        self.pool.borrow_mut().finish(cx);
+        self.fars.finish(cx);
     }
 
     fn manager(&self) -> Option<&HttpManager> {

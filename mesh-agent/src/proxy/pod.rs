@@ -286,9 +286,9 @@ impl Pod {
         match (&self.net, flow.side, &target.endpoint) {
             (_, Side::Inbound, _) => self.connect_app(flow, target.cluster.connect_timeout).await,
             (Net::Real(source), Side::Outbound, Some(endpoint)) => {
-                if let Some(neighbour) = self.neighbour(source, target, endpoint) {
+                if let Some((neighbour, address)) = self.neighbour(target) {
                     let limit = target.cluster.connect_timeout;
-                    return Box::pin(neighbour::connect(self, neighbour, endpoint.address, flow, limit)).await;
+                    return Box::pin(neighbour::connect(self, neighbour, address, flow, limit)).await;
                 }
                 source.to_endpoint(&target.cluster, endpoint, flow.client, wish).await
             }
@@ -298,13 +298,18 @@ impl Pod {
         }
     }
 
-    /// The workload of this node that an endpoint is, if the connection may stay within the agent.
-    fn neighbour(&self, source: &Source, target: &Target, endpoint: &Endpoint) -> Option<Rc<Pod>> {
+    /// The workload of this node that a target is, and at which address, if the connection may stay within the agent.
+    pub(super) fn neighbour(&self, target: &Target) -> Option<(Rc<Pod>, SocketAddr)> {
+        let (source, endpoint) = match &self.net {
+            Net::Real(source) => (source, target.endpoint.as_deref()?),
+            #[cfg(test)]
+            Net::Test(net) => return net.neighbour.borrow().clone().map(|pod| (pod, target.address)),
+        };
         if source.workload.same_node == SameNode::Wire || source.workload.host.is_some() {
             return None;
         }
         let other = self.worker.upgrade()?.neighbour(endpoint.address.ip())?;
-        source.tunnels_to(&target.cluster, endpoint, &other.identity).then_some(other)
+        source.tunnels_to(&target.cluster, endpoint, &other.identity).then_some((other, endpoint.address))
     }
 
     /// What others are told of it.

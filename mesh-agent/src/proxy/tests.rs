@@ -1,5 +1,6 @@
 //! Connections through the proxy, on loopback, with configuration as a control plane sends it.
 
+mod across;
 mod config;
 mod cost;
 mod grpc;

@@ -10,6 +10,7 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use ::http::header::{HeaderMap, HeaderName};
 use ::http::{StatusCode, Uri};
@@ -21,6 +22,7 @@ use mesh_core::resource::route::{RequestHead, RouteTable};
 use mesh_http::{Known, Refusal, is_target};
 use tokio::time::sleep;
 
+use super::across::Near;
 use super::heads::{self, Lines};
 use super::http1::{Link, Upstream};
 use super::record::{Record, Seen};
@@ -30,7 +32,7 @@ use super::timer::Bounds;
 use super::web::Web;
 use super::{Conn, http2};
 use crate::errors::Flags;
-use crate::net::copy::{Duplex, Traffic, copy};
+use crate::net::copy::{Duplex, End, Traffic, copy};
 use crate::proxy::chosen::Side;
 use crate::proxy::cluster::Target;
 use crate::upstream::{Connected, UpstreamError};
@@ -201,7 +203,7 @@ pub(super) trait Client: Sized {
 /// A request with all that was found out about it.
 pub(super) struct Wanted<'a, C> {
     pub(super) conn: &'a Rc<Conn>,
-    pub(super) client: C,
+    pub(super) client: &'a mut C,
     pub(super) record: Record,
     pub(super) method: &'a str,
     pub(super) authority: Cow<'a, str>,
@@ -215,6 +217,10 @@ pub(super) struct Wanted<'a, C> {
     pub(super) http2: bool,
     pub(super) grpc: bool,
     pub(super) web: Option<Web>,
+    /// Longest time without a byte.
+    pub(super) idle: Option<Duration>,
+    /// The client is an application of this node, and what is found out about its side of the request.
+    pub(super) near: Option<Near<'a>>,
 }
 
 impl<C: Client> Wanted<'_, C> {
@@ -222,6 +228,14 @@ impl<C: Client> Wanted<'_, C> {
     pub(super) fn finish(&mut self, flags: Flags) {
         (self.record.request_bytes, self.record.response_bytes) = self.client.traffic();
         self.record.finish(flags);
+    }
+
+    /// Notes gRPC's outcome, as trailers say it.
+    pub(super) fn grpc(&mut self, status: Option<u8>) {
+        self.record.grpc(status);
+        if let Some(near) = &mut self.near {
+            near.record.grpc(status);
+        }
     }
 
     /// Finds the route and takes it.
@@ -232,7 +246,7 @@ impl<C: Client> Wanted<'_, C> {
         let table = table(conn, &current).ok_or_else(Reply::no_route)?;
         let way = self.route(&table)?;
         let idle = way.forward.idle_timeout.or(conn.manager().and_then(|manager| manager.stream_idle_timeout));
-        self.client.bound(Bounds::new(self.record.started, way.forward.timeout, idle));
+        let bounds = self.bound(Bounds::new(self.record.started, way.forward.timeout, idle));
         self.change(&way)?;
         let mut tried = Vec::new();
         let mut attempt = 0;
@@ -242,9 +256,12 @@ impl<C: Client> Wanted<'_, C> {
             if way.route.include_attempt_count {
                 heads::set_number(&mut self.client.lines(), &X_ENVOY_ATTEMPT_COUNT, u64::from(attempt));
             }
-            let answered = match self.wants_http2(&target) {
-                true => Box::pin(http2::forward(self, &target, &way)).await?,
-                false => C::over_http1(self, &target, &way).await?,
+            let http2 = self.wants_http2(&target);
+            let answered = match self.far(&target, http2).await? {
+                Ok(Some(far)) => return self.across(&far, &target, &way, bounds).await,
+                Ok(None) if http2 => Box::pin(http2::forward(self, &target, &way)).await?,
+                Ok(None) => C::over_http1(self, &target, &way).await?,
+                Err(error) => Err(Failed::Unconnected(error)),
             };
             let failed = match answered {
                 Ok(after) => return Ok(after),
@@ -283,7 +300,8 @@ impl<C: Client> Wanted<'_, C> {
 
     /// How its client is told that it has been done.
     pub(super) fn switched_status(&self) -> u16 {
-        if self.upgrade.is_some() && !self.http2 { 101 } else { 200 }
+        let http2 = self.near.as_ref().map_or(self.http2, |near| near.http2);
+        if self.upgrade.is_some() && !http2 { 101 } else { 200 }
     }
 
     /// The route, and the path as it is clean.
@@ -331,8 +349,8 @@ impl<C: Client> Wanted<'_, C> {
         // h2c is between two neighbours, and each hop makes its own choice of protocol.
         let wanted = self.upgrade.take();
         self.upgrade = wanted.clone().filter(|protocol| protocol != "h2c" && way.may_upgrade(protocol));
-        if self.http2 && wanted.is_some() && self.upgrade.is_none() {
-            // A stream of HTTP/2 that wants to switch is nothing else (RFC 8441).
+        if (self.http2 || self.near.is_some()) && wanted.is_some() && self.upgrade.is_none() {
+            // A stream of HTTP/2 that wants to switch is nothing else (RFC 8441); and what the client's side has let pass, it waits for.
             return Err(Reply::no_upgrade());
         }
         if let Some(protocol) = &self.upgrade {
@@ -371,7 +389,7 @@ impl<C: Client> Wanted<'_, C> {
     /// Waits for something else than the upstream's answer, as long as the client is there and the time is not over.
     pub(super) async fn while_waiting<F: Future>(&mut self, future: F) -> Result<F::Output, Ended> {
         let mut future = pin!(future);
-        let client = &mut self.client;
+        let client = &mut *self.client;
         let waited = poll_fn(|cx| {
             if let Poll::Ready(output) = future.as_mut().poll(cx) {
                 return Poll::Ready(Ok(output));
@@ -385,15 +403,20 @@ impl<C: Client> Wanted<'_, C> {
 
     /// After `101 Switching Protocols`, or a CONNECT that succeeded, both sides are opaque bytes.
     pub(super) async fn tunnel(&mut self, server: impl Duplex) -> Result<After, Ended> {
-        let client = &mut self.client;
+        let client = &mut *self.client;
         if let Err(broken) = poll_fn(|cx| client.poll_flush(cx)).await {
             return Err(self.cut_off(broken));
         }
         let traffic = Traffic::default();
+        let mut end = End::Finished;
         if let Some(tunnel) = self.client.tunnel() {
-            Box::pin(copy(tunnel, server, &traffic, None).within(self.conn.pod.share())).await;
+            let copying = copy(tunnel, server, &traffic, self.idle).within(self.conn.pod.share());
+            end = Box::pin(copying).await;
         }
         self.client.carried(&traffic);
+        if matches!(end, End::Idle) {
+            return Err(self.cut_off(Broken::Idle));
+        }
         Ok(After::Close)
     }
 
@@ -407,6 +430,7 @@ impl<C: Client> Wanted<'_, C> {
     /// The agent's own answer in the words of the client.
     pub(super) fn worded(&self, reply: Reply) -> Reply {
         match &self.web {
+            _ if reply.is_passed_on() => reply,
             Some(web) => reply.in_grpc(web.content_type()),
             None if self.grpc => reply.in_grpc(b"application/grpc"),
             None => reply,
@@ -439,6 +463,9 @@ impl<C: Client> Wanted<'_, C> {
 
     /// The flag of a failure.
     fn cut(&mut self, broken: &Broken) -> Flags {
+        if let Some(near) = &mut self.near {
+            near.judge(broken);
+        }
         let failure = &mut self.record.failure;
         match broken {
             Broken::Client => Flags::DC,

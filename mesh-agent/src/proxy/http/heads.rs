@@ -7,6 +7,7 @@ use mesh_core::resource::listener::ClientCertHeader;
 use mesh_core::resource::route::{HeaderOp, HeaderOps, Headers};
 use mesh_http::{Fields, Known};
 
+use super::across::Near;
 use super::record::Record;
 use super::route::Way;
 use super::{Conn, date};
@@ -208,8 +209,23 @@ pub(super) fn apply(ops: &HeaderOps, lines: &mut impl Lines) {
     }
 }
 
-/// The lines that every response carries, and the route's changes to them.
-pub(super) fn finish(conn: &Conn, record: &mut Record, lines: &mut impl Lines, status: u16, way: &Way<'_>) {
+/// The lines that every response carries, and the route's changes to them; then those of its client's side, where that is here too.
+pub(super) fn finish(
+    conn: &Conn,
+    record: &mut Record,
+    near: Option<&mut Near<'_>>,
+    lines: &mut impl Lines,
+    status: u16,
+    way: &Way<'_>,
+) {
+    add_to_response(conn, record, lines, status, way);
+    if let Some(near) = near {
+        add_to_response(near.conn, near.record, lines, status, near.way);
+    }
+}
+
+/// What one side adds to a response.
+pub(super) fn add_to_response(conn: &Conn, record: &mut Record, lines: &mut impl Lines, status: u16, way: &Way<'_>) {
     let service_time = record.started.elapsed();
     record.service_time = Some(service_time);
     record.details = "via_upstream";

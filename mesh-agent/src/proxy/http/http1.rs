@@ -98,7 +98,7 @@ impl Session {
             Poll::Ready(Err(_)) => return Poll::Ready(false),
             Poll::Pending => {}
         }
-        conn.pool.borrow_mut().look(cx);
+        conn.look(cx);
         if closing.poll(cx).is_ready() {
             return Poll::Ready(false);
         }
@@ -147,7 +147,7 @@ impl Session {
     /// take the last answer back.
     async fn end(mut self, conn: &Conn, linger: bool) {
         let finished = poll_fn(|cx| {
-            conn.pool.borrow_mut().finish(cx);
+            conn.finish(cx);
             self.client.poll_finish(cx)
         });
         if finished.await.is_err() || !linger {

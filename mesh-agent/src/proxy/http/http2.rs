@@ -111,7 +111,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
             if !streams.is_empty() {
                 due = None;
             } else if due.is_none() {
-                conn.pool.borrow_mut().look(cx);
+                conn.look(cx);
                 let limit = if leaving { Some(GOAWAY_TIMEOUT) } else { idle };
                 due = limit.map(|limit| Instant::now() + limit);
             }
@@ -143,7 +143,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
     // Those under way see how it has ended, and tell so.
     poll_fn(|cx| {
         while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
-        conn.pool.borrow_mut().finish(cx);
+        conn.finish(cx);
         Poll::Ready(())
     })
     .await;

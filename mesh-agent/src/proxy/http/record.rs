@@ -178,6 +178,11 @@ impl Record {
         }
     }
 
+    /// Bytes of the request and of the response, with their heads.
+    pub(super) fn sizes(&self) -> (u64, u64) {
+        (self.request_head + self.request_bytes, self.response_head + self.response_bytes)
+    }
+
     /// Reports the request; only the first call counts.
     pub(super) fn finish(&mut self, flags: Flags) {
         if std::mem::replace(&mut self.done, true) {
@@ -185,7 +190,7 @@ impl Record {
         }
         let flags = self.flags | flags;
         let duration = self.started.elapsed();
-        let (request, response) = (self.request_head + self.request_bytes, self.response_head + self.response_bytes);
+        let (request, response) = self.sizes();
         let series = match self.series.take() {
             Some(series) => series,
             None => {

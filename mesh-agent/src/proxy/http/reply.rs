@@ -1,7 +1,7 @@
 //! Answers that the agent gives itself, with Envoy's statuses, flags and words.
 
 use ::http::StatusCode;
-use ::http::header::{HeaderName, HeaderValue};
+use ::http::header::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use mesh_http::Refusal;
 
@@ -36,6 +36,8 @@ pub(super) struct Reply {
     pub(super) body: Bytes,
     pub(super) location: Option<String>,
     grpc: Option<Box<InGrpc>>,
+    /// Its lines, where it was another side's answer first.
+    lines: Option<Box<HeaderMap>>,
 }
 
 /// What a gRPC client is told instead of status and body.
@@ -49,7 +51,7 @@ struct InGrpc {
 impl Reply {
     fn new(status: StatusCode, flags: Flags, details: &'static str, body: &'static str) -> Self {
         let body = Bytes::from_static(body.as_bytes());
-        Self { status, flags, details, body, location: None, grpc: None }
+        Self { status, flags, details, body, location: None, grpc: None, lines: None }
     }
 
     pub(super) fn no_route() -> Self {
@@ -174,8 +176,20 @@ impl Reply {
         Self { status: StatusCode::OK, body: Bytes::new(), grpc, ..self }
     }
 
+    /// The answer of the other side of a connection within the agent, with its lines: to this side it is the server's.
+    pub(super) fn passed_on(self, lines: HeaderMap) -> Self {
+        Self { flags: Flags::NONE, details: "via_upstream", lines: Some(Box::new(lines)), ..self }
+    }
+
+    pub(super) fn is_passed_on(&self) -> bool {
+        self.lines.is_some()
+    }
+
     /// Calls `visit` with name and value of every line but those that frame the body.
     pub(super) fn each_line(&self, server: &[u8], visit: &mut dyn FnMut(&HeaderName, &[u8])) {
+        if let Some(lines) = &self.lines {
+            return lines.iter().for_each(|(name, value)| visit(name, value.as_bytes()));
+        }
         if !self.body.is_empty() {
             visit(&CONTENT_TYPE, b"text/plain");
         }

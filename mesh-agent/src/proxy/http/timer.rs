@@ -57,6 +57,24 @@ impl Bounds {
         }
     }
 
+    /// Both bounds of an exchange that has begun under each of them.
+    pub(super) fn and(self, other: &Self) -> Self {
+        let deadline = match (self.deadline, other.deadline) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        let idle = match (self.idle, other.idle) {
+            (Some(own), Some(other)) => Some(if other.1 <= own.1 { other } else { own }),
+            (own, other) => own.or(other),
+        };
+        Self { deadline, idle, moved: 0 }
+    }
+
+    /// Whether both bear the same silence.
+    pub(super) fn idles_as(&self, other: &Self) -> bool {
+        self.idle.map(|(_, limit)| limit) == other.idle.map(|(_, limit)| limit)
+    }
+
     /// Sees whether the time is over. `moved`: bytes in both directions so far; `passed`: resolves when an instant has passed.
     pub(super) fn expire(
         &mut self,

@@ -23,6 +23,8 @@ pub(crate) struct Net {
     /// Connections made so far.
     pub(crate) dials: Rc<Cell<usize>>,
     pub(crate) originator: Originator,
+    /// The pod of this node that HTTP goes to, wherever it wants to.
+    pub(crate) neighbour: Rc<RefCell<Option<Rc<Pod>>>>,
 }
 
 impl Net {
@@ -63,6 +65,7 @@ pub(crate) struct TestPod {
     pub(crate) routes: Rc<RefCell<HashMap<SocketAddr, SocketAddr>>>,
     pub(crate) dials: Rc<Cell<usize>>,
     pub(crate) chosen: Rc<Cell<Option<SocketAddr>>>,
+    pub(crate) neighbour: Rc<RefCell<Option<Rc<Pod>>>>,
     pub(crate) trigger: shutdown::Trigger,
     _guard: shutdown::Guard,
 }
@@ -117,7 +120,7 @@ impl TestPod {
         let (trigger, shutdown, guard) = shutdown::channel();
         let (live, metrics) = (Arc::new(Live::default()), Metrics::new(Limits::default()));
         let refused = Arc::default();
-        let (routes, dials, chosen) = (Rc::default(), Rc::default(), Rc::default());
+        let (routes, dials, chosen, neighbour) = (Rc::default(), Rc::default(), Rc::default(), Rc::default());
         let peer = Peer { workload: "client-v1".into(), namespace: "default".into(), ..Peer::default() };
         let credential = watch::channel(credential).1;
         let frame = peer_exchange::frame(&peer, "client", "10.0.0.2");
@@ -156,11 +159,12 @@ impl TestPod {
                 routes: Rc::clone(&routes),
                 dials: Rc::clone(&dials),
                 originator,
+                neighbour: Rc::clone(&neighbour),
             }),
         };
         let counting = Arc::clone(&refused);
         metrics.add_source(move |out| Refused::write(&counting, out));
-        Self { pod: Rc::new(pod), live, metrics, routes, dials, chosen, trigger, _guard: guard }
+        Self { pod: Rc::new(pod), live, metrics, routes, dials, chosen, neighbour, trigger, _guard: guard }
     }
 }
 

@@ -389,7 +389,7 @@ async fn a_drain_closes_idle_connections_and_lets_a_request_finish() {
         busy.write_all(GET.as_bytes()).await.unwrap();
         let (mut upstream, _) = server.accept().await.unwrap();
         let pod = world.pod();
-        let World { test } = world;
+        let World { test, .. } = world;
         tokio::task::spawn_local(test.trigger.drain(Duration::from_secs(60)));
         assert_eq!(idle.read(&mut [0]).await.unwrap(), 0, "an idle connection is closed");
         answer_on(&mut upstream).await;

@@ -335,7 +335,7 @@ async fn a_hand_over_lets_the_answer_say_that_it_is_the_last() {
         let mut client = world.client().await;
         let _first = tokio::join!(exchange(&mut client, GET), answer_once(&server)).1;
         let pod = world.pod();
-        let World { test } = world;
+        let World { test, .. } = world;
         tokio::task::spawn_local(test.trigger.hand_over(Duration::from_secs(60)));
         // An idle connection stays until its next request.
         assert!(timeout(Duration::from_millis(20), client.read(&mut [0])).await.is_err());

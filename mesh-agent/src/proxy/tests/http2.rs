@@ -320,7 +320,7 @@ async fn a_drain_lets_open_streams_finish_and_takes_no_new_ones() {
         let (answer, mut up) = send.send_request(grpc("/"), false).unwrap();
         let (mut request, mut respond) = requests.recv().await.unwrap();
         let _pod = world.pod();
-        let World { test } = world;
+        let World { test, .. } = world;
         tokio::task::spawn_local(test.trigger.drain(Duration::from_secs(60)));
         // Both steps of GOAWAY: from then on the client opens nothing more.
         let refused = async {

@@ -18,7 +18,7 @@ use crate::tls::tests::Authority;
 
 /// A world with these limits.
 fn limited(limits: Limits, config: Config) -> World {
-    let world = World { test: TestPod::limited(Some("10.0.0.1:80".parse().unwrap()), None, Vec::new(), limits) };
+    let world = World::of(TestPod::limited(Some("10.0.0.1:80".parse().unwrap()), None, Vec::new(), limits));
     world.configure(config.build());
     world
 }
@@ -228,7 +228,7 @@ async fn handshakes_wait_for_their_turn_and_who_is_silent_has_none() {
         let limits = Limits { handshakes_per_workload: 1, ..Limits::default() };
         let (ca, config) = (Authority::new("root"), Config::new());
         let test = TestPod::limited(None, Some(ca.credential(B)), Vec::new(), limits);
-        let world = World { test };
+        let world = World::of(test);
         world.configure(config.build());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let door = listener.local_addr().unwrap();
@@ -265,7 +265,7 @@ async fn a_tunnel_has_as_many_streams_as_either_end_says() {
         let own = Limits { tunnels_per_destination: 2, ..Limits::default() };
         for (client, server) in [(2, 1024), (1024, 2)] {
             let limits = Limits { tunnel_streams: server, ..own };
-            let world = |credential| World { test: TestPod::limited(None, Some(credential), Vec::new(), limits) };
+            let world = |credential| World::of(TestPod::limited(None, Some(credential), Vec::new(), limits));
             let pair = Pair::limited(Config::new(), world, &Limits { tunnel_streams: client, ..own }).await;
             let app = pair.app().await;
             let mut held = Vec::new();

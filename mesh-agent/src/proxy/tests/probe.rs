@@ -25,7 +25,7 @@ impl Probed {
     async fn new(probes: impl Fn(u16) -> Vec<Probe>) -> Self {
         let (wire, app) = tokio::join!(TcpListener::bind("127.0.0.1:0"), TcpListener::bind("127.0.0.1:0"));
         let (wire, app) = (wire.unwrap(), app.unwrap());
-        let world = World { test: TestPod::probed(None, None, probes(wire.local_addr().unwrap().port())) };
+        let world = World::of(TestPod::probed(None, None, probes(wire.local_addr().unwrap().port())));
         world.configure(Config::new().strict("spiffe://").build());
         world.route(wire.local_addr().unwrap(), app.local_addr().unwrap());
         Self { world, wire, app }

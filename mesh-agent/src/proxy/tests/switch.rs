@@ -262,7 +262,7 @@ async fn a_drain_lets_what_has_switched_go_on() {
         upstream.write_all(switched.as_bytes()).await.unwrap();
         read_head(&mut stream).await;
         let _pod = world.pod();
-        let World { test } = world;
+        let World { test, .. } = world;
         tokio::task::spawn_local(test.trigger.drain(Duration::from_secs(60)));
         tokio::time::sleep(Duration::from_millis(20)).await;
         for (one, other) in [(true, "there"), (false, "back!")] {
@@ -272,6 +272,31 @@ async fn a_drain_lets_what_has_switched_go_on() {
         }
         drop(upstream);
         assert!(is_over(&mut stream).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_switched_may_not_be_silent_for_longer_than_the_route_says() {
+    run(async {
+        let short = envoy_types::pb::google::protobuf::Duration { seconds: 0, nanos: 100_000_000 };
+        let world = World::configured(Config::new().route(|_, action| action.idle_timeout = Some(short)).build());
+        let listener = world.server("10.0.0.1:80").await;
+        let mut stream = world.client().await;
+        stream.write_all(upgrade().as_bytes()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        read_head(&mut server).await;
+        let switched = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        server.write_all(switched.as_bytes()).await.unwrap();
+        read_head(&mut stream).await;
+        // As long as something moves it stays.
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            stream.write_all(b"ping").await.unwrap();
+            assert_eq!(read_text(&mut server, 4).await, "ping");
+        }
+        assert!(is_over(&mut stream).await && is_over(&mut server).await);
+        world.reported("istio_requests_total{", &["response_code=\"101\"", "response_flags=\"SI\"", "} 1"]).await;
     })
     .await;
 }

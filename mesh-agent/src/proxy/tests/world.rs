@@ -37,6 +37,8 @@ pub(super) async fn run_paused<F: Future>(test: F) -> F::Output {
 
 pub(super) struct World {
     pub(super) test: TestPod,
+    /// The pod of this node where the servers are.
+    far: Option<Box<World>>,
 }
 
 impl World {
@@ -45,29 +47,44 @@ impl World {
         Self::to("10.0.0.1:80")
     }
 
+    pub(super) fn of(test: TestPod) -> Self {
+        Self { test, far: None }
+    }
+
+    /// The servers are in another pod of this node.
+    pub(super) fn beside(self, far: Self) -> Self {
+        *self.test.neighbour.borrow_mut() = Some(far.pod());
+        Self { far: Some(Box::new(far)), ..self }
+    }
+
+    /// The pod of the servers.
+    pub(super) fn far(&self) -> &Self {
+        self.far.as_ref().expect("a pod beside it")
+    }
+
     /// Every outbound connection wanted to go to `original`.
     pub(super) fn to(original: &str) -> Self {
-        Self { test: TestPod::new(Some(original.parse().unwrap()), None) }
+        Self::of(TestPod::new(Some(original.parse().unwrap()), None))
     }
 
     /// A pod with a certificate, for what comes to it.
     pub(super) fn with_credential(credential: Arc<Credential>) -> Self {
-        Self { test: TestPod::new(None, Some(credential)) }
+        Self::of(TestPod::new(None, Some(credential)))
     }
 
     /// As [`World::with_credential`], and files of TLS settings are looked for there.
     pub(super) fn with_files(credential: Arc<Credential>, dir: &Path) -> Self {
-        Self { test: TestPod::with_files(credential, dir) }
+        Self::of(TestPod::with_files(credential, dir))
     }
 
     /// A pod with a certificate, for what it wants of [`super::config::SERVICE`].
     pub(super) fn client_with(credential: Arc<Credential>, original: &str) -> Self {
-        Self { test: TestPod::new(Some(original.parse().unwrap()), Some(credential)) }
+        Self::of(TestPod::new(Some(original.parse().unwrap()), Some(credential)))
     }
 
     /// A pod whose policies are enforced.
     pub(super) fn judged(credential: Option<Arc<Credential>>) -> Self {
-        Self { test: TestPod::judged(credential) }
+        Self::of(TestPod::judged(credential))
     }
 
     /// Tells of the mesh, as a worker does.
@@ -105,6 +122,9 @@ impl World {
 
     pub(super) fn route(&self, address: SocketAddr, real: SocketAddr) {
         self.test.routes.borrow_mut().insert(address, real);
+        if let Some(far) = &self.far {
+            far.route(address, real);
+        }
     }
 
     /// A client caught on its way out.

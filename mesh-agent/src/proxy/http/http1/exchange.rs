@@ -59,9 +59,22 @@ pub(super) async fn serve(conn: &Rc<Conn>, session: &mut Session, work: &mut Wor
     let upgrade = request.upgrade(&head).map(|wanted| String::from_utf8_lossy(wanted).to_ascii_lowercase());
     let (method, expects) = (request.method(&head), request.expects_continue);
     request.fields.strip_hop_by_hop(&head, request.framing == Framing::Chunked);
-    let client = Http1::new(conn, client, timer, work, &head);
-    let mut wanted =
-        Wanted { conn, client, record, method, authority, path, upgrade, expects, http2: false, grpc, web };
+    let mut client = Http1::new(conn, client, timer, work, &head);
+    let mut wanted = Wanted {
+        conn,
+        client: &mut client,
+        record,
+        method,
+        authority,
+        path,
+        upgrade,
+        expects,
+        http2: false,
+        grpc,
+        web,
+        idle: None,
+        near: None,
+    };
     let after = match wanted.forward().await {
         Ok(after) => {
             wanted.finish(Flags::NONE);
@@ -117,7 +130,7 @@ async fn send(wanted: &mut Wanted<'_, Http1<'_>>, target: &Target) -> Result<Res
         wanted.say_continue();
         let may_be_stale = upstream.reused && stale < MAX_STALE;
         let mut response = std::mem::take(&mut wanted.client.work.response);
-        let mut relay = Relay::new(&mut wanted.client, &mut upstream.link);
+        let mut relay = Relay::new(wanted.client, &mut upstream.link);
         let seen = poll_fn(|cx| relay.poll_head(cx, &mut response, method)).await;
         let whole = relay.whole;
         wanted.client.work.response = response;
@@ -149,9 +162,9 @@ async fn respond(
         if interim > MAX_INTERIM {
             return Err(Reply::upstream_garbage().into());
         }
-        pass_interim(&mut wanted.client, &mut upstream);
+        pass_interim(wanted.client, &mut upstream);
         let mut response = std::mem::take(&mut wanted.client.work.response);
-        let mut relay = Relay::new(&mut wanted.client, &mut upstream.link);
+        let mut relay = Relay::new(wanted.client, &mut upstream.link);
         let seen = poll_fn(|cx| relay.poll_head(cx, &mut response, method)).await;
         wanted.client.work.response = response;
         if let Err(broken) = seen {
@@ -172,11 +185,11 @@ async fn respond(
         return wanted.tunnel(&mut upstream.link).await;
     }
     let mut body = Body::new(framing);
-    let mut relay = Relay::new(&mut wanted.client, &mut upstream.link);
+    let mut relay = Relay::new(wanted.client, &mut upstream.link);
     let mut over = false;
     let done = poll_fn(|cx| relay.poll_response(cx, &mut body, form, &mut over)).await;
     let (grpc_status, refuses) = (relay.grpc_status, relay.refuses);
-    wanted.record.grpc(grpc_status);
+    wanted.grpc(grpc_status);
     if let Err(broken) = done {
         if form == Form::Same && framing == Framing::UntilClose {
             // Otherwise what came so far would look like all of it.
@@ -221,7 +234,8 @@ fn write_head(wanted: &mut Wanted<'_, Http1<'_>>, head: &[u8], way: &Way<'_>, fo
         fields.append("connection", b"upgrade");
         fields.append("upgrade", &protocol);
     }
-    heads::finish(wanted.conn, &mut wanted.record, &mut View { fields, buf: head }, *status, way);
+    let lines = &mut View { fields, buf: head };
+    heads::finish(wanted.conn, &mut wanted.record, wanted.near.as_mut(), lines, *status, way);
     if form == Form::Chunks {
         fields.append("transfer-encoding", b"chunked");
     }
@@ -237,7 +251,7 @@ fn write_head(wanted: &mut Wanted<'_, Http1<'_>>, head: &[u8], way: &Way<'_>, fo
 async fn answer(wanted: &mut Wanted<'_, Http1<'_>>, reply: Reply) -> After {
     // What is there of the body goes; a client that still sends gets its answer, and no other.
     let reply = wanted.worded(reply);
-    let client = &mut wanted.client;
+    let client = &mut *wanted.client;
     let asked = match client.body.pass(&client.link.seen) {
         Ok(step) => {
             client.link.seen.advance(step.taken);

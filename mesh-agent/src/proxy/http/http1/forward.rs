@@ -79,7 +79,7 @@ pub(in super::super) async fn forward<C: Client>(
         let how = How { chunked, over: bare, refuses: false, owed: 0 };
         let mut sending = Sending { link, how };
         let heads = wanted.conn.pod.share().heads();
-        let seen = poll_fn(|cx| sending.poll_head(cx, &mut wanted.client, &mut response, method, &heads)).await;
+        let seen = poll_fn(|cx| sending.poll_head(cx, wanted.client, &mut response, method, &heads)).await;
         let how = sending.how;
         let Err(broken) = seen else {
             return respond(wanted, upstream, response, how, way).await.map(Ok);
@@ -273,7 +273,7 @@ async fn respond<C: Client>(
             wanted.client.interim(status, headers);
         }
         let heads = wanted.conn.pod.share().heads();
-        let seen = poll_fn(|cx| sending.poll_head(cx, &mut wanted.client, &mut response, method, &heads)).await;
+        let seen = poll_fn(|cx| sending.poll_head(cx, wanted.client, &mut response, method, &heads)).await;
         if let Err(broken) = seen {
             return Err(wanted.broken(broken));
         }
@@ -289,23 +289,25 @@ async fn respond<C: Client>(
     if switched {
         headers.remove(WEBSOCKET_ACCEPT);
         let status = wanted.switched_status();
-        heads::finish(wanted.conn, &mut wanted.record, &mut heads::Map(&mut headers), status, way);
+        let lines = &mut heads::Map(&mut headers);
+        heads::finish(wanted.conn, &mut wanted.record, wanted.near.as_mut(), lines, status, way);
         if let Err(broken) = wanted.client.switched(headers, wanted.upgrade.as_deref()) {
             return Err(wanted.cut_off(broken));
         }
         return wanted.tunnel(&mut upstream.link).await;
     }
-    heads::finish(wanted.conn, &mut wanted.record, &mut heads::Map(&mut headers), status.as_u16(), way);
+    let lines = &mut heads::Map(&mut headers);
+    heads::finish(wanted.conn, &mut wanted.record, wanted.near.as_mut(), lines, status.as_u16(), way);
     let mut over = matches!(framing, Framing::None | Framing::Length(0));
     if let Err(broken) = wanted.client.respond(status, headers, over) {
         return Err(wanted.cut_off(broken));
     }
     let mut body = Body::new(framing);
     let mut grpc_status = None;
-    let client = &mut wanted.client;
+    let client = &mut *wanted.client;
     let done = poll_fn(|cx| sending.poll_response(cx, client, &mut body, &mut grpc_status, &mut over)).await;
     let How { over, refuses, .. } = sending.how;
-    wanted.record.grpc(grpc_status);
+    wanted.grpc(grpc_status);
     if let Err(broken) = done {
         return Err(wanted.cut_off(broken));
     }

@@ -55,6 +55,11 @@ impl Pool {
         }
     }
 
+    /// Whether one leads to the target.
+    pub(in super::super) fn leads_to(&self, target: &Target) -> bool {
+        self.0.iter().any(|one| target.fit(&one.end) == Fit::Same)
+    }
+
     /// Keeps a connection whose response has been read.
     pub(super) fn put(&mut self, mut upstream: Box<Upstream>) {
         if self.0.len() >= MAX_IDLE {

@@ -131,7 +131,8 @@ async fn switch<C: Client>(
 ) -> Result<After, Ended> {
     let (mut head, body) = response.into_parts();
     let status = wanted.switched_status();
-    heads::finish(wanted.conn, &mut wanted.record, &mut Map(&mut head.headers), status, way);
+    let lines = &mut Map(&mut head.headers);
+    heads::finish(wanted.conn, &mut wanted.record, wanted.near.as_mut(), lines, status, way);
     if let Err(broken) = wanted.client.switched(head.headers, wanted.upgrade.as_deref()) {
         return Err(wanted.cut_off(broken));
     }
@@ -144,7 +145,7 @@ async fn head<C: Client>(
     sending: &mut Sending,
     mut answer: ResponseFuture,
 ) -> Result<Result<Response<RecvStream>, h2::Error>, Ended> {
-    let client = &mut wanted.client;
+    let client = &mut *wanted.client;
     let mut interim = 0;
     let response = poll_fn(|cx| {
         sending.poll(cx, client)?;
@@ -231,7 +232,8 @@ async fn respond<C: Client>(
     way: &Way<'_>,
 ) -> Result<After, Ended> {
     let (mut head, mut body) = response.into_parts();
-    heads::finish(wanted.conn, &mut wanted.record, &mut Map(&mut head.headers), head.status.as_u16(), way);
+    let (status, lines) = (head.status.as_u16(), &mut Map(&mut head.headers));
+    heads::finish(wanted.conn, &mut wanted.record, wanted.near.as_mut(), lines, status, way);
     let mut over = body.is_end_stream();
     let web = sending.web.clone();
     if let Some(web) = &web {
@@ -240,7 +242,8 @@ async fn respond<C: Client>(
     if let Err(broken) = wanted.client.respond(head.status, head.headers, over) {
         return Err(wanted.cut_off(broken));
     }
-    let Wanted { client, record, .. } = &mut *wanted;
+    let Wanted { client, record, near, .. } = &mut *wanted;
+    let client = &mut **client;
     let mut owed = 0;
     let done = poll_fn(|cx| {
         sending.poll(cx, client)?;
@@ -257,7 +260,9 @@ async fn respond<C: Client>(
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(broken(error))),
                     Poll::Ready(None) => match body.poll_trailers(cx) {
                         Poll::Ready(Ok(mut trailers)) => {
-                            record.grpc(trailers.as_mut().and_then(|trailers| grpc_status(&Map(trailers))));
+                            let status = trailers.as_mut().and_then(|trailers| grpc_status(&Map(trailers)));
+                            record.grpc(status);
+                            near.iter_mut().for_each(|near| near.record.grpc(status));
                             match (&web, trailers) {
                                 (Some(web), Some(trailers)) => client.put(web.trailers(&trailers), true),
                                 (_, trailers) => client.end(trailers),

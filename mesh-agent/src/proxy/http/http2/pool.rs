@@ -80,6 +80,11 @@ impl Upstreams {
         }
     }
 
+    /// Whether a connection leads to the target.
+    pub(in super::super) fn leads_to(&self, target: &Target) -> bool {
+        self.open.borrow().iter().any(|one| target.fit(&one.end) == Fit::Same)
+    }
+
     /// The connection that was opened before the first request, if its server still waits for one.
     pub(in super::super) fn take_first(&self, http2: bool) -> Option<Connected> {
         self.first.borrow_mut().take().filter(|first| still_waits(first, http2))

@@ -64,9 +64,10 @@ pub(super) async fn serve(
         },
     );
     let expects = head.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let mut client = Http2::new(head.headers, body, respond, &alarms);
     let mut wanted = Wanted {
         conn: &conn,
-        client: Http2::new(head.headers, body, respond, &alarms),
+        client: &mut client,
         record,
         method: method.as_str(),
         authority: Cow::Borrowed(authority.unwrap_or_default()),
@@ -76,6 +77,8 @@ pub(super) async fn serve(
         http2: true,
         grpc,
         web,
+        idle: None,
+        near: None,
     };
     let answered = match refusal {
         Some(refusal) => Err(Reply::refused(refusal).into()),
@@ -119,7 +122,7 @@ async fn answer(wanted: &mut Wanted<'_, Http2>, reply: Reply) {
     let size = lines.size();
     reply.tell(&mut wanted.record, size);
     let over = reply.body.is_empty() || wanted.method == "HEAD";
-    let client = &mut wanted.client;
+    let client = &mut *wanted.client;
     let mut sent = client.respond(reply.status, headers, over);
     if sent.is_ok() && !over {
         client.put(reply.body, true);
