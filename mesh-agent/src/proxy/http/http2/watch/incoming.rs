@@ -61,6 +61,8 @@ struct Head {
     /// It opens its stream; else it is trailers.
     opens: bool,
     under_way: bool,
+    /// It has come in several frames.
+    continued: bool,
     /// A frame of it came in what was read last.
     now: bool,
     kept: Vec<u8>,
@@ -146,8 +148,9 @@ impl Incoming {
         }
         match block::look(&head.kept, head.under_way || head.cut) {
             Look::Unreadable => Some(COMPRESSION_ERROR),
-            // All that could be wrong but its indices is not, and a stream that it opens has no state that it could be against.
-            Look::Lines if head.opens && !head.cut && !resets.faulty() => Some(COMPRESSION_ERROR),
+            // All that could be wrong but its indices is not, and a stream that it opens has no state that it could be against. Of a
+            // block that goes on, `h2` may have let go of the beginning, as of a malformed message.
+            Look::Lines if head.opens && !head.continued && !head.cut && !resets.faulty() => Some(COMPRESSION_ERROR),
             Look::Lines | Look::Malformed => None,
         }
     }
@@ -226,7 +229,7 @@ impl Incoming {
             HEADERS => self.headers(flags, stream, length),
             CONTINUATION => {
                 self.head.under_way = flags & END_HEADERS == 0;
-                self.head.now = true;
+                (self.head.continued, self.head.now) = (true, true);
                 Is::Fine
             }
             PRIORITY if stream != 0 => broken_unless(length == DEPENDENCY, Is::Fine),
@@ -289,7 +292,7 @@ impl Incoming {
 impl Head {
     fn begin(&mut self) {
         self.kept.clear();
-        self.cut = false;
+        (self.continued, self.cut) = (false, false);
     }
 
     /// Pseudo headers of trailers break a rule (RFC 9113, 8.1), of which `h2` says nothing.
