@@ -58,7 +58,7 @@ pub(super) struct Incoming {
 #[derive(Default)]
 struct Head {
     stream: u32,
-    /// It opens its stream; else it is trailers.
+    /// It opens its stream; else it is trailers, or no stream that a client may open.
     opens: bool,
     under_way: bool,
     /// It has come in several frames.
@@ -66,6 +66,8 @@ struct Head {
     /// A frame of it came in what was read last.
     now: bool,
     kept: Vec<u8>,
+    /// So much of that came in frames that are whole.
+    whole: usize,
     /// Not all of it is kept.
     cut: bool,
 }
@@ -146,7 +148,7 @@ impl Incoming {
         if !head.now || head.opens && accepted >= head.stream {
             return None;
         }
-        match block::look(&head.kept, head.under_way || head.cut) {
+        match block::look(&head.kept[..head.whole], head.under_way || head.cut) {
             Look::Unreadable => Some(COMPRESSION_ERROR),
             // All that could be wrong but its indices is not, and a stream that it opens has no state that it could be against. Of a
             // block that goes on, `h2` may have let go of the beginning, as of a malformed message.
@@ -203,7 +205,10 @@ impl Incoming {
         let stream = u32::from_be_bytes([d, e, f, g]) & 0x7fff_ffff;
         self.length = 0;
         match self.judge(kind, flags, stream, length) {
-            Is::Fine if matches!(kind, HEADERS | CONTINUATION) => self.head.look_at_trailers(resets),
+            Is::Fine if matches!(kind, HEADERS | CONTINUATION) => {
+                self.head.whole = self.head.kept.len();
+                self.head.look_at_trailers(resets);
+            }
             Is::Fine => {}
             Is::Other => self.other = true,
             Is::Broken(code) => {
@@ -226,7 +231,7 @@ impl Incoming {
                 self.open = flags & END_STREAM == 0;
                 Is::Fine
             }
-            HEADERS => self.headers(flags, stream, length),
+            HEADERS if stream != 0 => self.headers(flags, stream, length),
             CONTINUATION => {
                 self.head.under_way = flags & END_HEADERS == 0;
                 (self.head.continued, self.head.now) = (true, true);
@@ -246,22 +251,19 @@ impl Incoming {
             PING if stream == 0 => broken_unless(length == 8, Is::Fine),
             GOAWAY if stream == 0 => broken_unless(length >= 8, Is::Other),
             WINDOW_UPDATE => broken_unless(length == 4, Is::Other),
-            DATA | PRIORITY | RST_STREAM | SETTINGS | PUSH_PROMISE | PING | GOAWAY => Is::Other,
+            DATA | HEADERS | PRIORITY | RST_STREAM | SETTINGS | PUSH_PROMISE | PING | GOAWAY => Is::Other,
             _ => Is::Fine,
         }
     }
 
     fn headers(&mut self, flags: u8, stream: u32, length: usize) -> Is {
-        if stream.is_multiple_of(2) {
-            return Is::Other;
-        }
         let front = usize::from(flags & PADDED != 0) + if flags & WITH_PRIORITY != 0 { DEPENDENCY } else { 0 };
         if length < front {
             return Is::Broken(FRAME_SIZE_ERROR);
         }
         let head = &mut self.head;
         (head.stream, head.now) = (stream, true);
-        head.opens = stream > self.last;
+        head.opens = stream > self.last && stream % 2 == 1;
         head.under_way = flags & END_HEADERS == 0;
         if head.opens {
             (self.last, self.open) = (stream, flags & END_STREAM == 0);
@@ -292,7 +294,7 @@ impl Incoming {
 impl Head {
     fn begin(&mut self) {
         self.kept.clear();
-        (self.continued, self.cut) = (false, false);
+        (self.whole, self.continued, self.cut) = (0, false, false);
     }
 
     /// Pseudo headers of trailers break a rule (RFC 9113, 8.1), of which `h2` says nothing.

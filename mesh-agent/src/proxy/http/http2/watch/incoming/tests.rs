@@ -114,6 +114,8 @@ fn heads_that_cannot_be_read_are_told_from_malformed_ones() {
     unreadable(&several(b"\x40"));
     // Where only an index could be wrong, it need not be: `h2` lets go of a malformed beginning, and then knows no block to go on with.
     assert_eq!(code(&several(b"\xbe"), 0), None);
+    // Nor where a block of a stream that nobody may open must go on first.
+    assert_eq!(code(&[frame(HEADERS, 0, 2, GOOD), head(BAD)], 0), None);
     // With padding and a priority before it, which are no part of it.
     let padded = [b"\x03\0\0\0\0\x0f", BAD, b"\0\0\0"].concat();
     unreadable(&[frame(HEADERS, whole | PADDED | WITH_PRIORITY, 1, &padded)]);
@@ -158,6 +160,9 @@ fn of_trailers_only_what_cannot_be_read_is_told() {
     assert_eq!(apart(b"\x40"), Some(COMPRESSION_ERROR));
     // The stream may have been closed, which is another fault.
     assert_eq!(apart(b"\xbe"), None);
+    // What has come of the frame behind is no part of it.
+    let begun = [post(), trailers(b"\x82"), frame(CONTINUATION, END_HEADERS, 1, b"\x40\x40")[..10].to_vec()];
+    assert_eq!(code(&begun, 1), None);
 }
 
 #[test]
