@@ -73,7 +73,8 @@ fn line(left: &mut &[u8]) -> Result<bool, Bad> {
         2 | 3 => is_token(&value),
         8..=14 => is_status(&value),
         15..=61 => is_value(&value),
-        // Nobody here knows the name. But for `:status`, which is no name of a request, every name may have a word.
+        // Nobody here knows the name. Every name may have a word, but for `:status`: a client that has put that into the table has been
+        // reset for it, after which nobody asks.
         _ => is_token(&value),
     })
 }
