@@ -119,6 +119,8 @@ fn heads_that_cannot_be_read_are_told_from_malformed_ones() {
     // With padding and a priority before it, which are no part of it, whatever they look like.
     let padded = [b"\x03\0\x01A\x01b", BAD, b"\0\0\0"].concat();
     unreadable(&[frame(HEADERS, whole | PADDED | WITH_PRIORITY, 1, &padded)]);
+    let late = [b"\0\x01A\x01b", BAD, BAD, BAD].concat();
+    unreadable(&[frame(HEADERS, whole | WITH_PRIORITY, 1, &late)]);
     // Behind frames that can be no fault, and before the body that belongs to it.
     unreadable(&[frame(SETTINGS, ACK, 0, b""), frame(PING, 0, 0, &[0; 8]), frame(0x16, 0, 0, b"odd"), head(BAD)]);
     let body = [frame(HEADERS, END_HEADERS, 1, BAD), frame(DATA, 0, 1, b"x"), frame(DATA, END_STREAM, 1, b"x")];
