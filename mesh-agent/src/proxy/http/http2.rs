@@ -85,7 +85,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     resets.accepted(respond.stream_id().as_u32());
-                    streams.push(serve::serve(conn.clone(), request, respond, alarms.clone()));
+                    streams.push(serve::serve(conn.clone(), request, respond, alarms.clone(), resets.clone()));
                     continue;
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(error)),

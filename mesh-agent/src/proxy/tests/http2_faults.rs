@@ -82,8 +82,51 @@ async fn a_name_in_upper_case_ends_the_connection() {
         let world = answering();
         let mut raw = Raw::new(world.client().await).await;
         raw.ask(1, &with(&[("X-Upper", "1")])).await;
-        assert!(raw.next(GOAWAY).await.is_some());
+        let goaway = raw.next(GOAWAY).await.unwrap();
+        assert_eq!(goaway.payload[4..8], [0, 0, 0, 1], "no fault of the compression to others: PROTOCOL_ERROR");
         world.reported("istio_requests_total{", &["response_code=\"0\"", "response_flags=\"DPE\"", "} 1"]).await;
+        // What is one is called so.
+        let mut raw = Raw::new(world.client().await).await;
+        raw.send(HEADERS, END_HEADERS | END_STREAM, 1, &[&block(&GOOD)[..], b"\x80"].concat()).await;
+        assert_eq!(raw.next(GOAWAY).await.unwrap().payload[4..8], [0, 0, 0, 9], "COMPRESSION_ERROR");
+        world.reported("istio_requests_total{", &["response_code=\"0\"", "response_flags=\"DPE\"", "} 2"]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn trailers_with_a_pseudo_header_are_malformed() {
+    run(async {
+        let world = World::configured(Config::new().speaks_http2().build());
+        let mut requests = server(world.server("10.0.0.1:80").await);
+        let trailers = written(HEADERS, END_HEADERS | END_STREAM, 1, &block(&[(":method", "GET")]));
+        // However they come, before an answer and behind its head.
+        for (at, answers) in [(0, false), (5, false), (9, true), (12, false), (15, true)] {
+            let mut raw = Raw::new(world.client().await).await;
+            raw.send(HEADERS, END_HEADERS, 1, &block(&GOOD)).await;
+            raw.send(DATA, 0, 1, b"x").await;
+            let (mut request, mut respond) = requests.recv().await.unwrap();
+            let _answer = answers.then(|| respond.send_response(ok(), false).unwrap());
+            if answers {
+                assert!(raw.next(HEADERS).await.is_some());
+            }
+            raw.put(&trailers[..at]).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            raw.put(&trailers[at..]).await;
+            let reset = raw.next(RST_STREAM).await.unwrap();
+            assert_eq!((reset.stream, &reset.payload[..]), (1, &[0, 0, 0, 1][..]), "{at}: PROTOCOL_ERROR");
+            assert!(read(request.body_mut()).await.is_err(), "{at}: the server gets it for a whole one");
+            // Others go on, with trailers of their own.
+            raw.send(HEADERS, END_HEADERS, 3, &block(&GOOD)).await;
+            raw.send(HEADERS, END_HEADERS | END_STREAM, 3, &block(&[("x-trailer", "1")])).await;
+            let (mut request, mut respond) = requests.recv().await.unwrap();
+            assert_eq!(read(request.body_mut()).await.unwrap(), b"");
+            assert_eq!(request.body_mut().trailers().await.unwrap().unwrap()["x-trailer"], "1");
+            respond.send_response(ok(), true).unwrap();
+            assert_eq!(raw.next(HEADERS).await.unwrap().stream, 3);
+        }
+        world.reported("istio_requests_total{", &["response_code=\"0\"", "response_flags=\"DPE\"", "} 3"]).await;
+        world.reported("istio_requests_total{", &["response_code=\"200\"", "response_flags=\"DPE\"", "} 2"]).await;
     })
     .await;
 }

@@ -3,6 +3,7 @@
 
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
+use mesh_core::detect::Detect;
 use mesh_core::resource::listener::{self as core, InboundMode};
 
 use super::listeners::{addresses, chains};
@@ -79,6 +80,30 @@ fn permissive_takes_both() {
         .collect();
     assert_eq!(clusters, ["inbound|5000||", "inbound|6379||", "inbound|8080||"]);
     assert!(!told.names(Kind::Cluster).iter().any(|name| name.starts_with("inbound|")), "the client serves nothing");
+}
+
+#[test]
+fn bytes_are_opaque_only_where_nothing_is_declared() {
+    const PORTS: &str = "[{name: http, port: 80}, {name: http2, port: 81}, {name: grpc, port: 82}, {name: any, port: 83}, {name: odd, port: 84, appProtocol: http}]";
+    for (mode, proved) in [("PERMISSIVE", false), ("PERMISSIVE", true), ("STRICT", true), ("DISABLE", false)] {
+        let rule =
+            istio("PeerAuthentication", "p", &format!("  mtls: {{mode: {mode}}}")).replace("networking", "security");
+        let text = [service("web", "10.96.0.1", PORTS), pod("web-a", "web", "", "10.1.0.1"), rule].concat();
+        let listener = parsed(&Told::new(&text));
+        let http = |port: u16, detected: Option<&Detect>| {
+            let address = |port| std::net::SocketAddr::from(([10, 1, 0, 1], port));
+            let facts =
+                core::ConnFacts { destination: address(port), source: address(1), detected, mutual_tls: proved };
+            let chain = listener.chain(&facts).unwrap_or_else(|| panic!("{mode}: no chain for {port}"));
+            matches!(chain.terminal, core::Terminal::Http(_))
+        };
+        for detected in [None, Some(&Detect::Opaque), Some(&Detect::Http1), Some(&Detect::Http2)] {
+            for port in [80, 81, 82, 84] {
+                assert!(http(port, detected), "{mode}: {detected:?} to {port}");
+            }
+        }
+        assert!(http(83, Some(&Detect::Http1)) && !http(83, Some(&Detect::Opaque)), "{mode}");
+    }
 }
 
 #[test]

@@ -33,8 +33,6 @@ pub enum Seen {
     Reset(u32, u32),
     /// The connection ends, with a reason.
     GoAway(u32),
-    /// The connection ends as it must, with another code than the rule's: it ends for a reason, which is told less exactly.
-    OtherCode(u32),
     /// The connection ended without one.
     Closed,
     /// DATA of this length.
@@ -51,7 +49,6 @@ impl std::fmt::Display for Seen {
             Self::Answer(_, status) => write!(f, "answer {status}"),
             Self::Reset(_, code) => write!(f, "RST_STREAM {}", code_name(*code)),
             Self::GoAway(code) => write!(f, "GOAWAY {}", code_name(*code)),
-            Self::OtherCode(code) => write!(f, "GOAWAY {}, another code than the rule's", code_name(*code)),
             Self::Closed => f.write_str("closed"),
             Self::Data(length) => write!(f, "DATA of {length}"),
             Self::Pong(_) => f.write_str("PING answered"),
@@ -276,10 +273,13 @@ impl Peer {
         }
     }
 
-    /// Sees the end behind a GOAWAY.
+    /// Sees the end behind a GOAWAY, which must have the rule's code.
     fn ends_by(&mut self, code: u32, codes: &[u32]) -> Outcome {
+        if !codes.contains(&code) {
+            return Err(format!("instead of GOAWAY {}: GOAWAY {}", names(codes), code_name(code)));
+        }
         self.end()?;
-        Ok(if codes.contains(&code) { Seen::GoAway(code) } else { Seen::OtherCode(code) })
+        Ok(Seen::GoAway(code))
     }
 
     /// Behind GOAWAY with an error comes the end (RFC 9113, 5.4.1).

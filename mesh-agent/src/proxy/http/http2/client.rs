@@ -17,6 +17,7 @@ use super::super::heads::Map;
 use super::super::http1;
 use super::super::route::Way;
 use super::super::timer::{Alarm, Alarms, Bounds};
+use super::watch::Resets;
 use crate::net::copy::Traffic;
 use crate::proxy::cluster::Target;
 use crate::upstream::stream::{TunnelStream, poll_room};
@@ -37,6 +38,7 @@ pub(super) struct Http2 {
     sent: u64,
     bounds: Bounds,
     alarm: Alarm,
+    resets: Rc<Resets>,
 }
 
 /// How the response ends.
@@ -49,7 +51,13 @@ enum End {
 }
 
 impl Http2 {
-    pub(super) fn new(headers: HeaderMap, body: RecvStream, respond: SendResponse<Bytes>, alarms: &Rc<Alarms>) -> Self {
+    pub(super) fn new(
+        headers: HeaderMap,
+        body: RecvStream,
+        respond: SendResponse<Bytes>,
+        alarms: &Rc<Alarms>,
+        resets: Rc<Resets>,
+    ) -> Self {
         Self {
             headers,
             body: Some(body),
@@ -62,6 +70,7 @@ impl Http2 {
             sent: 0,
             bounds: Bounds::default(),
             alarm: Alarm::new(alarms),
+            resets,
         }
     }
 
@@ -138,6 +147,10 @@ impl Client for Http2 {
             }
         }
         let trailers = ready!(body.poll_trailers(cx)).map_err(|error| broken(&error))?;
+        if trailers.is_some() && self.resets.forbids(self.respond.stream_id().as_u32()) {
+            self.abort(Reason::PROTOCOL_ERROR);
+            return Poll::Ready(Err(Broken::Malformed));
+        }
         self.taken |= trailers.is_some();
         Poll::Ready(Ok(trailers.map_or(Part::End, Part::Trailers)))
     }

@@ -23,6 +23,7 @@ use super::super::record::{Asked, Record};
 use super::super::reply::Reply;
 use super::super::timer::Alarms;
 use super::client::Http2;
+use super::watch::Resets;
 use crate::errors::Flags;
 use crate::telemetry::Limit;
 
@@ -32,6 +33,7 @@ pub(super) async fn serve(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
     alarms: Rc<Alarms>,
+    resets: Rc<Resets>,
 ) {
     let place = conn.pod.admit_request();
     let (mut head, body) = request.into_parts();
@@ -64,7 +66,7 @@ pub(super) async fn serve(
         },
     );
     let expects = head.headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    let mut client = Http2::new(head.headers, body, respond, &alarms);
+    let mut client = Http2::new(head.headers, body, respond, &alarms, resets);
     let mut wanted = Wanted {
         conn: &conn,
         client: &mut client,

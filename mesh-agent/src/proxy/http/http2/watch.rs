@@ -1,10 +1,14 @@
-//! Sees what `h2` keeps to itself: which streams it resets for a fault of their request's head, and a client that does not begin with
-//! SETTINGS, which it lets pass.
+//! Sees what `h2` keeps to itself: which streams it resets for a fault of their request's head, a client that does not begin with
+//! SETTINGS, pseudo headers in trailers, which it lets pass both, and the rule that ends a connection, of which it often says less.
 //!
-//! In: what is written to the client, and the first that is read of it. Out: the same bytes; streams that were reset with PROTOCOL_ERROR
-//! (RFC 9113, 8.1.1) and that nobody has been given to serve; how many were refused for want of room; the limit that has ended the
-//! connection; whether it has begun as it must (3.4). Never: looks at more of a frame than its header, the code of RST_STREAM, and code
-//! and first words of GOAWAY.
+//! In: what is written to the client and read of it. Out: the same bytes, but for the code of a last GOAWAY ([`incoming`]); streams that
+//! were reset with PROTOCOL_ERROR (RFC 9113, 8.1.1) and that nobody has been given to serve; how many were refused for want of room; the
+//! limit that has ended the connection; whether it has begun as it must (3.4). Never: looks at more of a written frame than its header,
+//! the code of RST_STREAM, and code and first words of GOAWAY.
+
+mod block;
+mod huffman;
+mod incoming;
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -15,6 +19,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::telemetry::Limit;
+use incoming::Incoming;
 
 /// Streams noted at most until somebody asks; more are not told of.
 const MAX_NOTED: usize = 64;
@@ -46,6 +51,10 @@ pub(super) struct Resets {
     ended_by: Cell<Option<Limit>>,
     /// The first frame was not SETTINGS.
     unsettled: Cell<bool>,
+    /// A stream has been reset with PROTOCOL_ERROR.
+    faulty: Cell<bool>,
+    /// Streams whose trailers have a pseudo header, and that nobody has asked for.
+    forbidden: RefCell<Vec<u32>>,
 }
 
 impl Resets {
@@ -75,6 +84,26 @@ impl Resets {
         self.ended_by.get()
     }
 
+    /// Whether the stream's trailers have a pseudo header, once.
+    pub(super) fn forbids(&self, stream: u32) -> bool {
+        let mut forbidden = self.forbidden.borrow_mut();
+        let at = forbidden.iter().position(|other| *other == stream);
+        at.map(|at| forbidden.remove(at)).is_some()
+    }
+
+    /// The oldest give way: their streams have ended without anybody asking.
+    fn forbid(&self, stream: u32) {
+        let mut forbidden = self.forbidden.borrow_mut();
+        if forbidden.len() == MAX_NOTED {
+            forbidden.remove(0);
+        }
+        forbidden.push(stream);
+    }
+
+    fn faulty(&self) -> bool {
+        self.faulty.get()
+    }
+
     fn note(&self, stream: u32, status: u16) {
         let mut noted = self.noted.borrow_mut();
         if stream > self.last.get() && self.noted_last.replace(stream) != stream && noted.len() < MAX_NOTED {
@@ -84,7 +113,7 @@ impl Resets {
 }
 
 /// Where in a frame the next byte is.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Place {
     /// Of a header, and of what follows it in RST_STREAM and GOAWAY.
     seen: [u8; HEADER + 8 + WORDS],
@@ -140,7 +169,10 @@ impl Place {
             self.skip = u32::from_be_bytes([0, a, b, c]) as usize - behind;
         } else if kind == RST_STREAM {
             match word(4) {
-                PROTOCOL_ERROR => resets.note(stream, 0),
+                PROTOCOL_ERROR => {
+                    resets.faulty.set(true);
+                    resets.note(stream, 0);
+                }
                 REFUSED_STREAM => resets.refused.set(resets.refused.get().saturating_add(1)),
                 _ => {}
             }
@@ -152,6 +184,12 @@ impl Place {
             self.skip = u32::from_be_bytes([0, a, b, c]) as usize;
         }
         self.length = 0;
+    }
+
+    /// The last stream of a GOAWAY for PROTOCOL_ERROR that ends here, and says no more.
+    fn behind_protocol_error(&self) -> Option<u32> {
+        let [0, 0, 8, GOAWAY, _, _, _, _, _, a, b, c, d, 0, 0, 0, 1, ..] = self.seen else { return None };
+        (self.length == 0 && self.skip == 0).then_some(u32::from_be_bytes([a, b, c, d]))
     }
 }
 
@@ -167,10 +205,11 @@ fn begins(at: usize, byte: u8) -> bool {
     }
 }
 
-/// A stream whose written frames are looked at, and the first that is read.
+/// A stream whose frames are looked at.
 pub(super) struct Watched<S> {
     inner: S,
     place: Place,
+    incoming: Incoming,
     /// Bytes read, as far as anybody looks at them.
     read: usize,
     resets: Rc<Resets>,
@@ -179,7 +218,20 @@ pub(super) struct Watched<S> {
 impl<S> Watched<S> {
     /// Nothing has been written yet.
     pub(super) fn new(inner: S, resets: Rc<Resets>) -> Self {
-        Self { inner, place: Place::default(), read: 0, resets }
+        Self { inner, place: Place::default(), incoming: Incoming::default(), read: 0, resets }
+    }
+
+    /// The code that belongs into the last byte of these, where a GOAWAY ends that names the wrong one. `h2` writes nothing behind it, so
+    /// it is the end of all that there is to be written, whatever has gone before.
+    fn better_code(&self, bufs: &[IoSlice<'_>]) -> Option<u8> {
+        let last = bufs.iter().rev().find_map(|buf| buf.last());
+        if last.copied().map(u32::from) != Some(PROTOCOL_ERROR) {
+            return None;
+        }
+        // Only now and then: not every such byte is a code's. What is noted on the way is noted again once it is written.
+        let (mut ahead, unheard) = (self.place.clone(), Resets::default());
+        bufs.iter().for_each(|buf| ahead.pass(buf, &unheard));
+        self.incoming.code(ahead.behind_protocol_error()?, &self.resets)
     }
 }
 
@@ -187,28 +239,35 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         const SEEN: usize = PREFACE + HEADER;
         let this = &mut *self;
-        if this.read >= SEEN {
-            return Pin::new(&mut this.inner).poll_read(cx, buf);
-        }
+        this.incoming.asked();
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
         let new = &buf.filled()[before..];
-        let faulty = (this.read..SEEN).zip(new).any(|(at, byte)| at >= PREFACE && !begins(at - PREFACE, *byte));
-        this.read += new.len();
-        if !faulty {
-            return Poll::Ready(Ok(()));
+        if this.read < SEEN {
+            let faulty = (this.read..SEEN).zip(new).any(|(at, byte)| at >= PREFACE && !begins(at - PREFACE, *byte));
+            this.read += new.len();
+            if faulty {
+                // Whoever polls the connection ends it; this stream is not read again.
+                this.resets.unsettled.set(true);
+                buf.set_filled(before);
+                return Poll::Pending;
+            }
         }
-        // Whoever polls the connection ends it; this stream is not read again.
-        this.resets.unsettled.set(true);
-        buf.set_filled(before);
-        Poll::Pending
+        this.incoming.pass(new, &this.resets);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        let written = ready!(Pin::new(&mut this.inner).poll_write(cx, buf))?;
+        let code = this.better_code(&[IoSlice::new(buf)]);
+        let written = match (code, buf) {
+            (None, _) => ready!(Pin::new(&mut this.inner).poll_write(cx, buf))?,
+            (Some(code), [_]) => ready!(Pin::new(&mut this.inner).poll_write(cx, &[code]))?,
+            // It comes alone.
+            (Some(_), _) => ready!(Pin::new(&mut this.inner).poll_write(cx, &buf[..buf.len() - 1]))?,
+        };
         this.place.pass(&buf[..written], &this.resets);
         Poll::Ready(Ok(written))
     }
@@ -218,6 +277,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.better_code(bufs).is_some() {
+            // One after the other, the last one changed.
+            let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
+            return self.poll_write(cx, first);
+        }
         let this = &mut *self;
         let written = ready!(Pin::new(&mut this.inner).poll_write_vectored(cx, bufs))?;
         let mut left = written;
@@ -243,41 +307,4 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn frame(kind: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        [&length[1..], &[kind, 0], &stream.to_be_bytes(), payload].concat()
-    }
-
-    #[test]
-    fn resets_are_seen_however_the_bytes_are_split() {
-        let all = [
-            frame(4, 0, &[3; 18]),
-            frame(RST_STREAM, 1, &[0, 0, 0, 1]),
-            frame(HEADERS, 3, &[RST_STREAM; 13]),
-            frame(RST_STREAM, 5, &[0, 0, 0, 1]),
-            frame(0, 3, b""),
-            frame(HEADERS, 7, &[RST_STREAM; 13]),
-            frame(RST_STREAM, 7, &[0, 0, 0, 1]),
-            frame(RST_STREAM, 9, &[0, 0, 0, 1]),
-            frame(RST_STREAM, 11, &[0, 0, 0, 8]),
-            frame(RST_STREAM, 13, &[0, 0, 0, 7]),
-            frame(GOAWAY, 0, &[0; 8]),
-            frame(GOAWAY, 0, b"\0\0\0\x0d\0\0\0\x0btoo_many_internal_resets"),
-            frame(RST_STREAM, 15, &[0, 0, 0, 7]),
-        ]
-        .concat();
-        for size in 1..=all.len() {
-            let resets = Resets::default();
-            resets.accepted(3);
-            let mut place = Place::default();
-            all.chunks(size).for_each(|chunk| place.pass(chunk, &resets));
-            resets.accepted(9);
-            assert_eq!(resets.unheard().collect::<Vec<_>>(), [0, 431], "{size}");
-            assert_eq!((resets.unheard().count(), resets.refused(), resets.refused()), (0, 2, 0));
-            assert_eq!(resets.ended_by(), Some(Limit::Http2Faults), "{size}");
-        }
-    }
-}
+mod tests;
