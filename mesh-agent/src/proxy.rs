@@ -53,6 +53,8 @@ use crate::workload::Workload;
 pub use authorize::Judged;
 pub use budget::Ledgers;
 pub use direct::{DirectEnd, direct_labels};
+#[cfg(fuzzing)]
+pub use http::follow_http2;
 pub use plaintext::Refused;
 
 /// Commands that may wait for one worker.

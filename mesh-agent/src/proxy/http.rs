@@ -31,6 +31,8 @@ use super::chosen::{Chosen, Flow, HttpConnection, Side};
 use super::pod::Pod;
 use crate::errors::Flags;
 use crate::upstream::Connected;
+#[cfg(fuzzing)]
+pub use http2::follow_http2;
 
 /// `server` header of answers to inbound requests where the listener names none.
 const SERVER_NAME: HeaderValue = HeaderValue::from_static("istio-envoy");

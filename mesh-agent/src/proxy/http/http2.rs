@@ -35,6 +35,8 @@ use crate::upstream::stream::Stream;
 use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME};
 pub(super) use forward::forward;
 pub(super) use pool::Upstreams;
+#[cfg(fuzzing)]
+pub use watch::follow as follow_http2;
 use watch::{Resets, Watched};
 
 /// Bytes that one stream may have queued behind a slow socket.

@@ -306,5 +306,21 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 }
 
+/// Follows what a client sends as [`Watched`] does, for the fuzz target: `pieces` are reads, and [`Incoming::code`] is asked behind each.
+#[cfg(fuzzing)]
+pub fn follow<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) {
+    let (mut incoming, resets) = (Incoming::default(), Resets::default());
+    for (at, piece) in pieces.into_iter().enumerate() {
+        incoming.pass(piece, &resets);
+        for accepted in [0, 1, u32::MAX] {
+            let code = incoming.code(accepted, &resets);
+            assert!(matches!(code, None | Some(3 | 6 | 9)), "{code:?}");
+        }
+        if at % 2 == 0 {
+            incoming.asked();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;
