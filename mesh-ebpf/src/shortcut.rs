@@ -258,8 +258,9 @@ fn with_another(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, id: u64) {
 
 /// TCP is about to send something for an end of a shortcut. If it is the client's data, and nothing was to go by TCP yet, it
 /// has waited for the handshake or came with it: the rest must not overtake it. And if all goes by TCP, the socket leaves.
-// A function of its own: one stack has no room for it beside the rest of sock_ops in a debugging build.
-#[inline(never)]
+// In a debugging build one stack has no room for it beside the rest of sock_ops.
+#[cfg_attr(feature = "log", inline(never))]
+#[cfg_attr(not(feature = "log"), inline(always))]
 pub fn by_tcp(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     // SAFETY: fields of the context.
     let (size, state) = unsafe { ((*ctx.ops).skb_len, (*ctx.ops).state) };
