@@ -58,8 +58,11 @@ pub fn run(ctx: &SkMsgContext) -> u32 {
     let allowed =
         unsafe { half.fallen != 0 || (*link).direct.client == 0 || direct::is_allowed(&(*link).direct, &(*link).to) };
     let reader = if short.reader == Reader::Agent as u32 { Reader::Agent } else { Reader::App };
-    let way =
-        half.send(Send { size, open, allowed, reader, heard, alone }, || read(short.id), || is_drained(link, short.side ^ 1));
+    let way = half.send(
+        Send { size, open, allowed, reader, heard, alone },
+        || read(short.id),
+        || is_drained(link, short.side ^ 1),
+    );
     let fall = match way {
         Way::Tcp => return PASS,
         Way::Falls(fall) => fall,
@@ -288,9 +291,8 @@ pub fn by_tcp(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     // SAFETY: as above.
     let sent = unsafe { ptr::read_volatile(&raw const (*other).sent) };
     let sees = QUEUE.load() != 0;
-    let leaving = shortcut::may_leave(half.fallen != 0, Incoming { fallen, sent, thread }, sees, || {
-        is_drained(link, short.side)
-    });
+    let leaving =
+        shortcut::may_leave(half.fallen != 0, Incoming { fallen, sent, thread }, sees, || is_drained(link, short.side));
     if leaving == Leaving::Later {
         return;
     }
@@ -305,7 +307,8 @@ pub fn by_tcp(ctx: &SockOpsContext, sk: *mut bpf_sock) {
 fn leave(short: &Short) {
     let end = End { id: short.id, side: short.side, zero: 0 };
     // SAFETY: the map's key is an `End`.
-    let left = unsafe { bpf_map_delete_elem(ptr::from_ref(&SHORT_SOCKETS).cast_mut().cast(), ptr::from_ref(&end).cast()) };
+    let left =
+        unsafe { bpf_map_delete_elem(ptr::from_ref(&SHORT_SOCKETS).cast_mut().cast(), ptr::from_ref(&end).cast()) };
     if left == 0 {
         count(Counter::ShortcutLeft);
     }
