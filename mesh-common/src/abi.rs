@@ -17,7 +17,7 @@ pub use ports::{Mode, OutboundKey, PortKey};
 pub use short::{End, LINK_WANTED, Place, QUEUE, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut};
 
 /// Version of everything in this file.
-pub const ABI_VERSION: u32 = 14;
+pub const ABI_VERSION: u32 = 15;
 
 /// Addresses of its own that a workload can have; further ones are treated as foreign (its connections to them go
 /// through the agent, which reaches them all the same).
@@ -489,11 +489,15 @@ pub enum Counter {
     DirectUnnamed = 39,
     /// Directions of direct connections that went over to TCP because these are no longer allowed.
     ShortcutRevoked = 40,
+    /// Directions that went over to TCP because the other one had.
+    ShortcutFollows = 41,
+    /// Sockets that are no end of a shortcut any more, because all goes by TCP.
+    ShortcutLeft = 42,
 }
 
 impl Counter {
     /// Every counter with its name in metrics.
-    pub const ALL: [(Counter, &'static str); 41] = [
+    pub const ALL: [(Counter, &'static str); 43] = [
         (Counter::OutboundCaptured, "outbound_captured"),
         (Counter::OutboundExempt, "outbound_exempt"),
         (Counter::OutboundUnreachable, "outbound_unreachable"),
@@ -535,6 +539,8 @@ impl Counter {
         (Counter::ShortcutTcpFirst, "shortcut_tcp_first"),
         (Counter::DirectUnnamed, "direct_unnamed"),
         (Counter::ShortcutRevoked, "shortcut_revoked"),
+        (Counter::ShortcutFollows, "shortcut_follows"),
+        (Counter::ShortcutLeft, "shortcut_left"),
     ];
     /// How many there are.
     pub const COUNT: u32 = Counter::ALL.len() as u32;

@@ -6,6 +6,9 @@
 //! before what came by TCP, so this is what keeps the order. A shortcut has no backpressure, so each direction has a bound:
 //! where the agent reads, it tells how much; where an application does, it is seen that nothing waits for it any more, or,
 //! where the kernel lets nobody look, there is a small total.
+//!
+//! Where one direction has changed the other follows, and once nothing more can come by shortcut to either, and nothing
+//! waits, their sockets leave it: the kernel's way through TCP is longer for an end of one.
 
 pub mod queue;
 
@@ -64,6 +67,8 @@ pub enum Fall {
     TcpFirst = 6,
     /// The direct connection is no longer allowed, so nothing of it may leave: over TCP, nothing does.
     Revoked = 7,
+    /// The other direction has changed.
+    Follows = 8,
 }
 
 /// How a send goes.
@@ -99,7 +104,16 @@ pub struct Half {
     pub fallen: u32,
     /// 0; in the place of padding.
     pub zero: u32,
+    /// The thread that has sent, by `bpf_get_current_pid_tgid`; 0 before anything was sent, [`SEVERAL`] or [`SILENCED`]. Does not
+    /// change any more once the direction has.
+    pub thread: u64,
 }
+
+/// In [`Half::thread`]: nobody can tell when each of them has put into the queue what it has sent.
+pub const SEVERAL: u64 = u64::MAX - 1;
+/// In [`Half::thread`]: before anything was sent the other side has changed this direction too. From 0 either a sender or
+/// the other side takes it, in one instruction.
+pub const SILENCED: u64 = u64::MAX;
 
 /// What a sender knows besides its direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,12 +128,63 @@ pub struct Send {
     pub reader: Reader,
     /// The other direction's `messages`.
     pub heard: u64,
+    /// The other direction has changed.
+    pub alone: bool,
+}
+
+/// What is known of the direction that a socket reads, at once: of a direction that has changed nothing changes any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Incoming {
+    /// As in [`Half`].
+    pub fallen: u32,
+    /// As in [`Half`].
+    pub sent: u64,
+    /// As in [`Half`].
+    pub thread: u64,
+}
+
+/// Whether a socket may leave its shortcut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// At once.
+    Now,
+    /// To be asked again.
+    Later,
+    /// Nobody will ever know that it may.
+    Never,
+}
+
+/// Whether a socket may leave, which takes its queue away. `own`: what it sends goes by TCP for ever. `sees`: it can be seen
+/// whether its queue is empty, which `drained` tells. The queue has everything, or had it, once the thread that has sent it
+/// all sends again: that thread itself changed the direction.
+#[inline(always)]
+pub fn may_leave(own: bool, incoming: Incoming, sees: bool, drained: impl FnOnce() -> bool) -> Leaving {
+    if !own || incoming.fallen == 0 {
+        return Leaving::Later;
+    }
+    if incoming.sent == 0 {
+        return Leaving::Now;
+    }
+    if incoming.thread >= SEVERAL || !sees {
+        return Leaving::Never;
+    }
+    if drained() { Leaving::Now } else { Leaving::Later }
 }
 
 impl Half {
     /// Nothing sent yet.
-    pub const NEW: Half =
-        Half { sent: 0, base: 0, messages: 0, heard: 0, spoke: 0, streak: 0, renewals: 0, fallen: 0, zero: 0 };
+    pub const NEW: Half = Half {
+        sent: 0,
+        base: 0,
+        messages: 0,
+        heard: 0,
+        spoke: 0,
+        streak: 0,
+        renewals: 0,
+        fallen: 0,
+        zero: 0,
+        thread: 0,
+    };
 
     /// How this goes. `read` asks for the bytes that the agent has read, in all; `drained` whether an application is seen to
     /// have read everything.
@@ -137,6 +202,9 @@ impl Half {
         }
         if !send.open {
             return self.fall(Fall::Ending);
+        }
+        if send.alone && answered {
+            return self.fall(Fall::Follows);
         }
         self.streak = match send.size < SMALL {
             true if answered => 1,
@@ -224,11 +292,11 @@ mod tests {
     use super::*;
 
     fn to_agent(size: u32) -> Send {
-        Send { size, open: true, allowed: true, reader: Reader::Agent, heard: 0 }
+        Send { size, open: true, allowed: true, reader: Reader::Agent, heard: 0, alone: false }
     }
 
     fn to_app(size: u32, heard: u64) -> Send {
-        Send { size, open: true, allowed: true, reader: Reader::App, heard }
+        Send { size, open: true, allowed: true, reader: Reader::App, heard, alone: false }
     }
 
     fn never() -> u64 {
@@ -323,6 +391,33 @@ mod tests {
         assert_eq!(half.send(to_app(1, 0), never, unseen), Way::Tcp);
     }
 
+    #[test]
+    fn a_direction_follows_the_other_when_that_has_just_spoken() {
+        let mut half = Half::default();
+        half.send(to_agent(100), never, unseen);
+        assert_eq!(half.send(Send { alone: true, ..to_agent(100) }, never, unseen), Way::Shortcut);
+        let heard = Send { alone: true, heard: 1, ..to_agent(100) };
+        assert_eq!(half.send(heard, never, unseen), Way::Falls(Fall::Follows));
+        let mut first = Half::default();
+        assert_eq!(first.send(Send { alone: true, ..to_agent(100) }, never, unseen), Way::Falls(Fall::Follows));
+    }
+
+    #[test]
+    fn a_socket_leaves_when_nothing_can_come_by_shortcut_and_nothing_waits() {
+        let incoming = Incoming { fallen: Fall::Follows as u32, sent: 100, thread: 7 };
+        let ask = |own, incoming, sees, drained| may_leave(own, incoming, sees, || drained);
+        assert_eq!(ask(true, incoming, true, true), Leaving::Now);
+        assert_eq!(ask(false, incoming, true, true), Leaving::Later);
+        assert_eq!(ask(true, Incoming { fallen: 0, ..incoming }, true, true), Leaving::Later);
+        assert_eq!(ask(true, incoming, true, false), Leaving::Later);
+        assert_eq!(ask(true, incoming, false, true), Leaving::Never);
+        assert_eq!(ask(true, Incoming { thread: SEVERAL, ..incoming }, true, true), Leaving::Never);
+        // Where nothing was sent there is nothing to see.
+        for thread in [SEVERAL, SILENCED, 7] {
+            assert_eq!(ask(true, Incoming { sent: 0, thread, ..incoming }, false, false), Leaving::Now);
+        }
+    }
+
     proptest! {
         /// Whatever is sent, heard and read: it never comes back from TCP, and what nobody has read stays in bounds.
         #[test]
@@ -337,7 +432,7 @@ mod tests {
                 heard += u64::from(speaks);
                 read = half.sent.min(read + reads);
                 let (had, before) = (half.sent, read);
-                let way = half.send(Send { size, open, allowed, reader, heard }, || read, || seen && before == had);
+                let way = half.send(Send { size, open, allowed, reader, heard, alone: false }, || read, || seen && before == had);
                 prop_assert!(!fallen || way == Way::Tcp, "{way:?} after TCP");
                 prop_assert!(fallen || way != Way::Tcp, "TCP without a reason");
                 fallen |= way != Way::Shortcut;
@@ -355,7 +450,7 @@ mod tests {
             let reader = if app { Reader::App } else { Reader::Agent };
             let mut half = Half::default();
             for size in sizes {
-                half.send(Send { size, open: true, allowed: true, reader, heard: 0 }, || 0, unseen);
+                half.send(Send { size, open: true, allowed: true, reader, heard: 0, alone: false }, || 0, unseen);
             }
             let bound = if app { ALLOWANCE } else { WINDOW };
             prop_assert!(half.sent <= bound);

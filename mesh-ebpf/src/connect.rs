@@ -71,7 +71,8 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
     }
     // SAFETY: sk is a socket and not null.
     let device = unsafe { (*sk).bound_dev_if } != 0;
-    match capture::outbound(workload, to, device, far::number(ctx)) {
+    let cookie = far::cookie(ctx);
+    match capture::outbound(workload, to, device, cookie as u32) {
         Outbound::Pass => {
             // An earlier, failed connect of the same socket may have been redirected.
             far::forget(ctx, sk);
@@ -88,7 +89,7 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
                 && protocol == IPPROTO_TCP
                 && direct::goes(workload, netns, chosen.as_ref().unwrap_or(to), chosen.is_some())
             {
-                if far::note_direct(ctx, sk, &far) && VERDICT.set(sk, Verdict::Direct as u32) {
+                if far::note_direct(cookie, sk, &far) && VERDICT.set(sk, Verdict::Direct as u32) {
                     shortcut::may_begin(sk, workload);
                     decided(Counter::DirectOpened, || toward(netns, to));
                     return Ok(chosen);
@@ -97,7 +98,7 @@ fn decide(ctx: &SockAddrContext, to: &Endpoint) -> Result<Option<Endpoint>, ()> 
                 return Err(());
             }
             VERDICT.delete(sk);
-            if far::note(ctx, sk, &far) {
+            if far::note(cookie, sk, &far) {
                 shortcut::may_begin(sk, workload);
                 decided(Counter::OutboundCaptured, || toward(netns, to));
                 return Ok(Some(listener));

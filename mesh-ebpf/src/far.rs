@@ -25,11 +25,10 @@ const OK: i32 = 1;
 
 /// Notes it for a socket that is redirected, in place of what an earlier `connect()` of the socket asked for. False if there is
 /// no memory for it. A socket that is bound to an address of the pod's is not told from one that the application accepts from
-/// the agent, by its ends: it has a storage, as those do.
+/// the agent, by its ends: it has a storage, as those do. `cookie` is the socket's.
 #[inline(always)]
-pub fn note(ctx: &impl EbpfContext, sk: *mut bpf_sock, far: &abi::Far) -> bool {
+pub fn note(cookie: u64, sk: *mut bpf_sock, far: &abi::Far) -> bool {
     let from = local(sk);
-    let cookie = cookie(ctx);
     if from.is_unspecified() || from.is_loopback() {
         return place(sk, cookie, far);
     }
@@ -39,8 +38,8 @@ pub fn note(ctx: &impl EbpfContext, sk: *mut bpf_sock, far: &abi::Far) -> bool {
 
 /// As [`note`], for one that goes directly.
 #[inline(always)]
-pub fn note_direct(ctx: &impl EbpfContext, sk: *mut bpf_sock, far: &abi::Far) -> bool {
-    place(sk, cookie(ctx), far)
+pub fn note_direct(cookie: u64, sk: *mut bpf_sock, far: &abi::Far) -> bool {
+    place(sk, cookie, far)
 }
 
 /// In the socket's place if that can be had, otherwise in its storage.
@@ -152,14 +151,9 @@ pub fn released(ctx: &SockContext) -> i32 {
     OK
 }
 
-/// A number that differs from one socket to the next: for what is to be spread, and need not be a secret.
+/// A number that no other socket ever has.
 #[inline(always)]
-pub fn number(ctx: &impl EbpfContext) -> u32 {
-    cookie(ctx) as u32
-}
-
-#[inline(always)]
-fn cookie(ctx: &impl EbpfContext) -> u64 {
+pub fn cookie(ctx: &impl EbpfContext) -> u64 {
     // SAFETY: the contexts of sock, sock_addr and sock_ops are among those that this helper takes.
     unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }

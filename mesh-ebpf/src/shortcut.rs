@@ -1,17 +1,21 @@
 //! Shortcuts: what one end of a connection between an application and its agent, or a direct one between two applications,
 //! sends goes straight into the other end's queue. In: a send (sk_msg), and from connect and sock_ops the beginning and end of both sockets. Out: the send
-//! redirected, or left to TCP; both sockets in SHORT_SOCKETS, each once it is established. Only sockets of workloads that
+//! redirected, or left to TCP; both sockets in SHORT_SOCKETS, each from when it is established until TCP has all that is still to
+//! come. Only sockets of workloads that
 //! may have shortcuts are ever there, and none that carries TLS: what the agent sends on the wire has another role. Decides
 //! nothing: mesh-common's `shortcut` does.
 
+use core::arch::asm;
 use core::ptr;
 
 use aya_ebpf::bindings::{BPF_F_INGRESS, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_probe_read_kernel};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_map_delete_elem, bpf_probe_read_kernel,
+};
 use aya_ebpf::programs::{SkMsgContext, SockOpsContext};
 use mesh_common::abi::{self, Counter, End, Place, SIDE_CLIENT, SIDE_SERVER, Short, Shortcut, Tuple, Workload};
 use mesh_common::capture;
-use mesh_common::shortcut::{Fall, Reader, Send, Way, queue};
+use mesh_common::shortcut::{self, Fall, Half, Incoming, Leaving, Reader, SEVERAL, SILENCED, Send, Way, queue};
 
 use crate::maps::{AGENT, QUEUE, SHORT, SHORT_READ, SHORT_SOCKETS, SHORT_WAY, SHORTCUTS};
 use crate::report::{add, count};
@@ -38,12 +42,15 @@ pub fn run(ctx: &SkMsgContext) -> u32 {
     let (sk, size) = unsafe { ((*ctx.msg).__bindgen_anon_3.sk, (*ctx.msg).size) };
     let Some(short) = SHORT.get(sk) else { return PASS };
     let Some(link) = SHORTCUTS.get_ptr_mut(short.id) else { return PASS };
+    let (own, other) = halves(link, short.side);
+    if !begins(own) {
+        return PASS;
+    }
     // SAFETY: the entry stays readable until this program has ended. Of its two halves only this socket's programs write
-    // the one, one after the other since each holds the socket's lock; the other is read as one number.
-    let (half, heard) = unsafe {
-        let (client, server) = (&raw mut (*link).client, &raw mut (*link).server);
-        let (own, other) = if short.side == SIDE_CLIENT { (client, server) } else { (server, client) };
-        (&mut *own, ptr::read_volatile(&raw const (*other).messages))
+    // the one, one after the other since each holds the socket's lock; the other is read as single numbers.
+    let (half, heard, alone) = unsafe {
+        let (messages, fallen) = (&raw const (*other).messages, &raw const (*other).fallen);
+        (&mut *own, ptr::read_volatile(messages), ptr::read_volatile(fallen) != 0)
     };
     // SAFETY: a field of the socket.
     let open = unsafe { (*sk).state } == TCP_ESTABLISHED;
@@ -51,8 +58,11 @@ pub fn run(ctx: &SkMsgContext) -> u32 {
     let allowed =
         unsafe { half.fallen != 0 || (*link).direct.client == 0 || direct::is_allowed(&(*link).direct, &(*link).to) };
     let reader = if short.reader == Reader::Agent as u32 { Reader::Agent } else { Reader::App };
-    let way =
-        half.send(Send { size, open, allowed, reader, heard }, || read(short.id), || is_drained(link, short.side ^ 1));
+    let way = half.send(
+        Send { size, open, allowed, reader, heard, alone },
+        || read(short.id),
+        || is_drained(link, short.side ^ 1),
+    );
     let fall = match way {
         Way::Tcp => return PASS,
         Way::Falls(fall) => fall,
@@ -69,8 +79,55 @@ pub fn run(ctx: &SkMsgContext) -> u32 {
         Fall::Ending => Counter::ShortcutEnding,
         Fall::TcpFirst => Counter::ShortcutTcpFirst,
         Fall::Revoked => Counter::ShortcutRevoked,
+        Fall::Follows => Counter::ShortcutFollows,
     });
+    if swap_if(other, 0, SILENCED) == 0 {
+        // SAFETY: a field of the entry, as above, which its sender leaves alone from now on.
+        unsafe { ptr::write_volatile(&raw mut (*other).fallen, Fall::Follows as u32) };
+        count(Counter::ShortcutFollows);
+    }
     PASS
+}
+
+/// What the socket at this side sends, and what it reads.
+#[inline(always)]
+fn halves(link: *mut Shortcut, side: u32) -> (*mut Half, *mut Half) {
+    // SAFETY: only addresses are taken.
+    let (client, server) = unsafe { (&raw mut (*link).client, &raw mut (*link).server) };
+    if side == SIDE_CLIENT { (client, server) } else { (server, client) }
+}
+
+/// Notes which thread sends. False if the other side has changed this direction to TCP, before anything was sent.
+#[inline(always)]
+fn begins(half: *mut Half) -> bool {
+    // SAFETY: no arguments, no precondition.
+    let thread = unsafe { bpf_get_current_pid_tgid() };
+    // SAFETY: fields of the map's entry, which stays readable until this program has ended.
+    let (mut there, fallen) = unsafe { (ptr::read_volatile(&raw const (*half).thread), (*half).fallen) };
+    if there == 0 {
+        there = swap_if(half, 0, thread);
+    }
+    if there != 0 && there != thread && there < SEVERAL && fallen == 0 {
+        swap_if(half, there, SEVERAL);
+    }
+    there != SILENCED
+}
+
+/// Notes a direction's thread in place of what is there, if that is this. Returns what was there.
+#[inline(always)]
+fn swap_if(half: *mut Half, there: u64, thread: u64) -> u64 {
+    let mut had = there;
+    // SAFETY: an aligned number in the map's entry, which stays readable and writable until this program has ended. One
+    // instruction, as in `far`, before which all is seen that was written before, and after it all that comes after.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({} + 0, r0, {})",
+            in(reg) &raw mut (*half).thread,
+            in(reg) thread,
+            inlateout("r0") had,
+        );
+    }
+    had
 }
 
 /// What the agent has said that it has read.
@@ -178,7 +235,6 @@ fn with_agent(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, short: Short
         forget(id, &key);
         return;
     }
-    watch(ctx);
     if let Some(agent) = AGENT.get(sk) {
         AGENT.set(sk, abi::Agent { link: id, ..agent });
     }
@@ -196,7 +252,6 @@ fn with_another(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, id: u64) {
     // SAFETY: both entries stay readable and writable until this program has ended, and nobody else knows of the shortcut.
     unsafe { ((*link).direct, (*link).to) = (*record, ends.remote) };
     if join(ctx, sk, Short { id, side: SIDE_CLIENT, reader: Reader::App as u32 }) {
-        watch(ctx);
         // SAFETY: as above.
         unsafe { (*record).link = id };
     } else {
@@ -204,33 +259,62 @@ fn with_another(ctx: &SockOpsContext, sk: *mut bpf_sock, ends: &Ends, id: u64) {
     }
 }
 
-/// Has TCP's first send told.
-#[inline(always)]
-fn watch(ctx: &SockOpsContext) {
-    let _ = ctx.set_cb_flags((ctx.cb_flags() | HDR_OPT_FLAG) as i32);
-}
-
-/// TCP is about to send something for a socket with [`MARK`]. If it is data, and nothing was to go by TCP yet, it has waited
-/// for the handshake or came with it: the rest must not overtake it.
-#[inline(always)]
+/// TCP is about to send something for an end of a shortcut. If it is the client's data, and nothing was to go by TCP yet, it
+/// has waited for the handshake or came with it: the rest must not overtake it. And if all goes by TCP, the socket leaves.
+// In a debugging build one stack has no room for it beside the rest of sock_ops.
+#[cfg_attr(feature = "log", inline(never))]
+#[cfg_attr(not(feature = "log"), inline(always))]
 pub fn by_tcp(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     // SAFETY: fields of the context.
     let (size, state) = unsafe { ((*ctx.ops).skb_len, (*ctx.ops).state) };
     // From another state on there is only its end to send, or `run` has seen it.
-    if state != TCP_ESTABLISHED || (ctx.arg(0) != TCP_CURRENT_MSS && size == 0) {
+    if state != TCP_ESTABLISHED {
         return;
     }
-    let Some(short) = SHORT.get(sk) else { return };
-    if let Some(link) = SHORTCUTS.get_ptr_mut(short.id) {
-        // SAFETY: as in run. TCP holds the socket's lock.
-        let half = unsafe { &mut (*link).client };
-        if half.fallen == 0 {
-            half.fall(Fall::TcpFirst);
-            count(Counter::ShortcutTcpFirst);
+    let Some(short) = SHORT.find(sk) else { return };
+    let Some(link) = SHORTCUTS.get_ptr_mut(short.id) else { return };
+    let (own, other) = halves(link, short.side);
+    // SAFETY: as in run. TCP holds the socket's lock.
+    let half = unsafe { &mut *own };
+    if half.fallen == 0 && short.side == SIDE_CLIENT && (ctx.arg(0) == TCP_CURRENT_MSS || size != 0) {
+        // Another thread may be about to put something into the queue.
+        if half.sent != 0 {
+            swap_if(own, half.thread, SEVERAL);
         }
+        half.fall(Fall::TcpFirst);
+        count(Counter::ShortcutTcpFirst);
     }
-    // Once is enough.
+    // SAFETY: fields of the map's entry, as in run: those of a direction that has changed stay as they are.
+    let fallen = unsafe { ptr::read_volatile(&raw const (*other).fallen) };
+    // Asked by the instruction that lets nothing be read before it.
+    let thread = swap_if(other, 0, 0);
+    // SAFETY: as above.
+    let sent = unsafe { ptr::read_volatile(&raw const (*other).sent) };
+    let sees = QUEUE.load() != 0;
+    let leaving =
+        shortcut::may_leave(half.fallen != 0, Incoming { fallen, sent, thread }, sees, || is_drained(link, short.side));
+    if leaving == Leaving::Later {
+        return;
+    }
     let _ = ctx.set_cb_flags((ctx.cb_flags() & !HDR_OPT_FLAG) as i32);
+    if leaving == Leaving::Now {
+        leave(short);
+    }
+}
+
+/// From now on the socket is as if it had never been an end. The agent has no more to tell.
+#[inline(always)]
+fn leave(short: &Short) {
+    let end = End { id: short.id, side: short.side, zero: 0 };
+    // SAFETY: the map's key is an `End`.
+    let left =
+        unsafe { bpf_map_delete_elem(ptr::from_ref(&SHORT_SOCKETS).cast_mut().cast(), ptr::from_ref(&end).cast()) };
+    if left == 0 {
+        count(Counter::ShortcutLeft);
+    }
+    if short.reader == Reader::App as u32 {
+        let _ = SHORT_READ.remove(short.id);
+    }
 }
 
 /// A socket was accepted. Returns the id of the shortcut that it is an end of from now on, or 0.
@@ -301,6 +385,9 @@ fn join(ctx: &SockOpsContext, sk: *mut bpf_sock, short: Short) -> bool {
         // SAFETY: the entry stays writable until this program has ended; nobody else writes this part of it.
         unsafe { *place(link, short.side) = Place { address: sk as u64, cookie } };
     }
+    // TCP's sends are told from now on.
+    let flags = if joined { HDR_OPT_FLAG } else { 0 };
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | flags) as i32);
     count(if joined { Counter::ShortcutJoined } else { Counter::ShortcutFull });
     joined
 }

@@ -54,6 +54,7 @@ const EEXIST: i32 = -17;
 /// 250, and nowhere longer than the kernel's own second. An agent that was away is found that much sooner.
 const SYN_TIMEOUT: u32 = 100;
 
+#[inline(always)]
 pub fn run(ctx: &SockOpsContext) -> u32 {
     let sk = of_sock_ops(ctx);
     if sk.is_null() {

@@ -141,10 +141,11 @@ impl Sockets {
         Ok(self.known(fd)?.and_then(|known| link(&known)))
     }
 
-    /// Says how many bytes the agent has read, in all, of what came by a shortcut. That it is gone is no error.
-    pub fn tell_read(&self, shortcut: u64, bytes: u64) -> io::Result<()> {
+    /// Says how many bytes the agent has read, in all, of what came by a shortcut. False if nobody asks any more: nothing comes
+    /// by it now.
+    pub fn tell_read(&self, shortcut: u64, bytes: u64) -> io::Result<bool> {
         let mut bytes = bytes;
-        found(element_with(MAP_UPDATE_ELEM, BPF_EXIST, &self.0.read, &shortcut, &mut bytes)).map(|_| ())
+        found(element_with(MAP_UPDATE_ELEM, BPF_EXIST, &self.0.read, &shortcut, &mut bytes))
     }
 
     /// Marks a socket that listens for applications, so that what it accepts may have shortcuts.

@@ -25,6 +25,8 @@ pub struct Shortcut {
     read: u64,
     /// Of these, bytes that the kernel programs know of.
     told: u64,
+    /// The kernel programs want to know.
+    asked: bool,
 }
 
 impl std::fmt::Debug for Shortcut {
@@ -36,7 +38,7 @@ impl std::fmt::Debug for Shortcut {
 impl Shortcut {
     /// The stream of an end of this shortcut, from which nothing has been read yet.
     pub fn new(tcp: TcpStream, id: u64, sockets: Sockets) -> Self {
-        Self { tcp, id, sockets, read: 0, told: 0 }
+        Self { tcp, id, sockets, read: 0, told: 0, asked: true }
     }
 
     /// The socket.
@@ -51,10 +53,11 @@ impl Shortcut {
 
     fn count(&mut self, read: usize) {
         self.read += read as u64;
-        if self.read - self.told >= TOLD_EVERY {
-            // Without it the direction goes over to TCP.
-            if let Err(error) = self.sockets.tell_read(self.id, self.read) {
-                tracing::debug!(%error, "a shortcut is not told what was read");
+        if self.asked && self.read - self.told >= TOLD_EVERY {
+            match self.sockets.tell_read(self.id, self.read) {
+                Ok(asked) => self.asked = asked,
+                // Without it the direction goes over to TCP.
+                Err(error) => tracing::debug!(%error, "a shortcut is not told what was read"),
             }
             self.told = self.read;
         }

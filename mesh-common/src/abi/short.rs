@@ -92,9 +92,9 @@ impl Shortcut {
 const _: () = {
     assert!(size_of::<Short>() == 16 && size_of::<End>() == 16);
     assert!(
-        size_of::<Half>() == 56
-            && size_of::<Shortcut>() == 232
-            && core::mem::offset_of!(Shortcut, zero) == 196
+        size_of::<Half>() == 64
+            && size_of::<Shortcut>() == 248
+            && core::mem::offset_of!(Shortcut, zero) == 212
             && align_of::<Shortcut>() == 8
     );
 };

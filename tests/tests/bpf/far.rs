@@ -63,6 +63,22 @@ fn a_destination_is_known_until_its_connection_is_over() {
     }
 }
 
+/// A socket that is bound to an address has its destination in a storage, where a later connection must not find it.
+#[test]
+fn who_goes_elsewhere_is_told_so() {
+    let mesh = Mesh::new();
+    let app = listen_in(&mesh.net.pod, "10.77.0.2:8080");
+    let socket = socket_in(&mesh.net.pod, "10.77.0.2:0");
+    socket.bind(&at("10.77.0.2:0").into()).unwrap();
+    socket.connect(&at("192.0.2.80:80").into()).unwrap();
+    assert_eq!(mesh.accept_outbound(true).1, Some(at("192.0.2.80:80")));
+    assert_eq!(socket.peer_addr().unwrap().as_socket(), Some(at("192.0.2.80:80")));
+    disconnect(&socket);
+    socket.connect(&at("10.77.0.2:8080").into()).unwrap();
+    let _server = accept(&app);
+    assert_eq!(socket.peer_addr().unwrap().as_socket(), Some(at("10.77.0.2:8080")));
+}
+
 #[test]
 fn nothing_is_left_of_a_connect_that_fails() {
     let mesh = Mesh::new();

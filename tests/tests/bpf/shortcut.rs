@@ -17,6 +17,8 @@ use super::support::*;
 
 #[path = "shortcut/bounds.rs"]
 pub mod bounds;
+#[path = "shortcut/leave.rs"]
+mod leave;
 #[path = "shortcut/order.rs"]
 pub mod order;
 #[path = "shortcut/seen.rs"]

@@ -134,7 +134,8 @@ pub fn read_all(mut from: impl io::Read, table: &[u8], seed: u64) -> u64 {
     }
 }
 
-/// A million messages of random sizes, half of them each way, over connections of which each changes to TCP at another place.
+/// A million messages of random sizes, half of them each way, over connections of which each changes to TCP at another place,
+/// and whose sockets leave the map at another moment.
 #[test]
 fn a_million_messages_are_byte_exact() {
     const CONNECTIONS: u64 = 1000;
@@ -156,5 +157,7 @@ fn a_million_messages_are_byte_exact() {
     let sends = mesh.count(Counter::ShortcutSends);
     assert!(sends > 10 * CONNECTIONS, "{sends} of {} by shortcut", 2 * CONNECTIONS * MESSAGES);
     assert!(u64::from(SMALL_IN_A_ROW) < MESSAGES && mesh.count(Counter::ShortcutSmall) > 0);
+    let left = mesh.count(Counter::ShortcutLeft);
+    assert!(left > CONNECTIONS / 4, "{left} of {} sockets have left", 2 * CONNECTIONS);
     assert_nothing_left(&mesh);
 }
