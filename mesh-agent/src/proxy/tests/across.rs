@@ -6,6 +6,7 @@ use ::h2::ext::Protocol;
 use ::http::Request;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3::RouteAction;
+use envoy_types::pb::envoy::config::route::v3::route_action::UpgradeConfig;
 use envoy_types::pb::google::protobuf;
 use mesh_proto::security::Action;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -119,6 +120,15 @@ async fn what_the_server_s_side_answers_is_to_the_client_s_side_the_server_s_wor
         drop(app);
         assert!(is_over(&mut cut).await);
         told(&world, 200, ["UC", "UC"], 1).await;
+        // Of what is wrong with a body the client's side hears an end only.
+        let mut cut = world.client().await;
+        cut.write_all(GET.as_bytes()).await.unwrap();
+        let (mut app, _) = server.accept().await.unwrap();
+        read_head(&mut app).await;
+        app.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\nnone\r\n").await.unwrap();
+        read_head(&mut cut).await;
+        world.reported(REQUESTS, &["response_flags=\"UC\"", "} 2"]).await;
+        world.far().reported(REQUESTS, &["response_code=\"200\"", "response_flags=\"UPE\"", "} 1"]).await;
         // An application that is not there cannot be connected to.
         world.far().test.routes.borrow_mut().clear();
         let mut client = world.client().await;
@@ -135,7 +145,9 @@ async fn a_client_that_leaves_and_a_time_that_ends_are_the_client_s_side_s() {
         let world = beside(Config::new().route(|_, action| short(action)));
         let server = world.server(SERVER).await;
         let mut client = world.client().await;
-        let (head, _) = exchange(&mut client, GET).await;
+        // The server's side would wait for fifteen seconds.
+        let asked = tokio::time::timeout(Duration::from_secs(8), exchange(&mut client, GET));
+        let (head, _) = asked.await.expect("the route's time holds");
         assert!(head.starts_with("http/1.1 504 ") && head.contains("server: envoy\r\n"), "{head}");
         world.reported(REQUESTS, &["response_code=\"504\"", "response_flags=\"UT\"", "} 1"]).await;
         world.far().reported(REQUESTS, &["response_code=\"0\"", "response_flags=\"DC\"", "} 1"]).await;
@@ -194,6 +206,19 @@ async fn any_mix_of_versions_goes_across() {
         assert_eq!(answer.headers()["server"], "istio-envoy");
         assert_eq!(read(answer.body_mut()).await.unwrap(), b"hello");
         told(&world, 200, ["-", "-"], 1).await;
+        // gRPC by HTTP/1 has its outcome in trailers too.
+        let mut old = world.client().await;
+        let call =
+            "POST /shop.Cart/Add HTTP/1.1\r\nHost: web\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\r\n";
+        old.write_all(call.as_bytes()).await.unwrap();
+        let (mut app, _) = server_1.accept().await.unwrap();
+        read_head(&mut app).await;
+        let trailed = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\ngrpc-status: 7\r\n\r\n";
+        app.write_all(trailed.as_bytes()).await.unwrap();
+        read_head(&mut old).await;
+        for world in [&world, world.far()] {
+            world.reported(REQUESTS, &["grpc_response_status=\"7\"", "} 1"]).await;
+        }
         // Several at once share one visit, and one connection to a server of HTTP/2.
         let world = beside(Config::new().speaks_http2());
         let mut asked = server(world.server(SERVER).await);
@@ -261,6 +286,30 @@ async fn a_switch_goes_across() {
             app.write_all(said).await.unwrap();
             assert_eq!(answer.await.unwrap().status(), status);
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_switch_that_the_server_s_side_does_not_allow_is_none() {
+    run(async {
+        let never = UpgradeConfig {
+            upgrade_type: "websocket".into(),
+            enabled: Some(protobuf::BoolValue { value: false }),
+            ..Default::default()
+        };
+        let far = Config::new().route(|_, action| action.upgrade_configs = vec![never]);
+        let world = World::new().beside(World::configured(far.build()));
+        world.configure(Config::new().build());
+        let server = world.server(SERVER).await;
+        let mut send = client(world.client().await).await;
+        let (answer, _) = send.send_request(get("/"), true).unwrap();
+        let (_app, _) = answer_once(&server).await;
+        answer.await.unwrap();
+        let mut request = Request::connect("http://web/chat").body(()).unwrap();
+        request.extensions_mut().insert(Protocol::from_static("websocket"));
+        let (answer, _up) = send.send_request(request, false).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 403);
     })
     .await;
 }
