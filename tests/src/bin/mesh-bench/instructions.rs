@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::measure::{Round, median};
-use crate::ways::{HTTP, Table, Way};
+use crate::ways::{HTTP, Way};
 
 /// The load: as in the table of the ways, with fewer connections than would make a machine of two cores wait.
 const LOAD: [&str; 3] = ["http", "--connections", "32"];
@@ -24,9 +24,9 @@ const EVENTS: [&str; 2] = ["instructions:u", "instructions:k"];
 /// How long `perf` gets to begin counting.
 const START: Duration = Duration::from_millis(300);
 
-/// Measures every way between two nodes that has proxies.
+/// Measures every way that has proxies.
 pub fn measure(lab: &Lab, ways: &[Way], load: &str, rounds: usize, seconds: f64) -> Result<Value> {
-    let counted = |way: &&Way| way.table == Some(Table::Nodes) && way.to.contains_key(&HTTP) && !way.proxies.is_empty();
+    let counted = |way: &&Way| way.table.is_some() && way.to.contains_key(&HTTP) && !way.proxies.is_empty();
     let ways: Vec<&Way> = ways.iter().filter(counted).collect();
     let dir = tempfile::tempdir()?;
     let mut figures: Vec<[Vec<f64>; 2]> = vec![Default::default(); ways.len()];
