@@ -13,6 +13,9 @@ use mesh_tests::{Lab, shared};
 /// Longest that a line takes to be written: the writer lets lines gather.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Lines by client.
+pub type Found = BTreeMap<String, Vec<Line>>;
+
 /// What one line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
@@ -42,8 +45,8 @@ fn tokens(line: &str) -> Vec<&str> {
 }
 
 /// All lines of a node's agent, by client.
-pub fn lines(lab: &Lab, node: &str) -> Result<BTreeMap<String, Vec<Line>>> {
-    let mut found: BTreeMap<String, Vec<Line>> = BTreeMap::new();
+pub fn lines(lab: &Lab, node: &str) -> Result<Found> {
+    let mut found: Found = BTreeMap::new();
     for line in lab.node(node)?.agent().access_log().lines() {
         let tokens = tokens(line);
         let at = |index: usize| tokens.get(index).map(|&token| token.to_owned());
@@ -58,11 +61,17 @@ pub fn lines(lab: &Lab, node: &str) -> Result<BTreeMap<String, Vec<Line>>> {
 }
 
 /// The lines of these connections, once each has the number that it must have, or nobody believes that it will.
-pub fn settled(lab: &Lab, node: &str, wanted: &[(SocketAddr, usize)]) -> Result<BTreeMap<String, Vec<Line>>> {
-    let enough = |found: &BTreeMap<String, Vec<Line>>| {
-        wanted.iter().all(|(client, count)| found.get(&client.to_string()).map_or(0, Vec::len) >= *count)
+pub fn settled(lab: &Lab, node: &str, wanted: &[(SocketAddr, usize)]) -> Result<Found> {
+    let lines_of = |found: &Found, client: &SocketAddr| found.get(&client.to_string()).map_or(0, Vec::len);
+    settled_when(lab, node, |found| Ok(wanted.iter().all(|(client, count)| lines_of(found, client) >= *count)))
+}
+
+/// All lines of a node's agent, once there is enough of them, or nobody believes that there will be.
+pub fn settled_when(lab: &Lab, node: &str, enough: impl Fn(&Found) -> Result<bool>) -> Result<Found> {
+    let look = || {
+        let found = lines(lab, node)?;
+        Ok(enough(&found)?.then_some(found))
     };
-    let look = || Ok(Some(lines(lab, node)?).filter(|found| enough(found)));
     match wait_for(LIMIT, "lines of the access log", look) {
         Ok(found) => Ok(found),
         // Who looks at the lines says better what is missing.

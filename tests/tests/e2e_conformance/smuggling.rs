@@ -13,7 +13,7 @@ use mesh_tests::sys::wait_for;
 use mesh_tests::{Dialer, Lab, Process};
 
 use crate::LAB;
-use crate::access::{self, Line};
+use crate::access::{self, Found, Line};
 use crate::http2::downgrade;
 use crate::neighbour::Neighbour;
 use crate::report::{Row, Suite};
@@ -153,8 +153,8 @@ fn run(dialer: &Dialer, server: &Server, case: &Case, number: usize) -> Result<D
 
 /// What everybody says of a server's cases.
 struct Told {
-    near: BTreeMap<String, Vec<Line>>,
-    far: BTreeMap<String, Vec<Line>>,
+    near: Found,
+    far: Found,
     seen: BTreeMap<String, Vec<Seen>>,
 }
 
@@ -215,14 +215,20 @@ impl Told {
 /// Malformed requests of HTTP/2 that would be others in HTTP/1: no server of HTTP/1 hears of them.
 fn downgraded(lab: &Lab, server: &Server, dialer: &Dialer, rows: &mut Vec<Row>) -> Result<()> {
     let done = downgrade(dialer, &format!("server:{}", server.port))?;
-    let clients: Vec<_> = done.iter().map(|done| (done.client, 1)).collect();
-    let near = access::settled(lab, "a", &clients)?;
+    let passed = |lines: &[Line]| lines.iter().filter(|line| line.upstream != "-").count();
+    // What is refused has a line, and so has each request that the server saw.
+    let near = access::settled_when(lab, "a", |near| {
+        let seen = server.seen()?;
+        Ok(done.iter().map(|done| done.client.to_string()).all(|client| {
+            near.get(&client).is_some_and(|lines| passed(lines) >= seen.get(&client).map_or(0, Vec::len))
+        }))
+    })?;
     let seen = server.seen()?;
     let first = rows.is_empty();
     for (at, done) in done.into_iter().enumerate() {
         let client = done.client.to_string();
         let lines = near.get(&client).map_or(&[][..], Vec::as_slice);
-        let passed = lines.iter().filter(|line| line.upstream != "-").count();
+        let passed = passed(lines);
         let seen = seen.get(&client).map_or(&[][..], Vec::as_slice);
         let outcome = if seen.iter().any(|seen| seen.target.contains("smuggled") || seen.target.contains(' ')) {
             Err(format!("the server saw what nobody asked for: {seen:?}"))

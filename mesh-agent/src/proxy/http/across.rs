@@ -30,7 +30,6 @@ use crate::proxy::chosen::Side;
 use crate::proxy::cluster::{End, Fit, Target};
 use crate::proxy::neighbour::{self, Visit};
 use crate::proxy::pod::Pod;
-
 use crate::upstream::UpstreamError;
 
 /// Servers of this node that one client has at hand.
@@ -195,6 +194,7 @@ impl<C: Client> Wanted<'_, C> {
         }
         heads::add_standard(conn, &mut lines);
         let web = self.web.clone().or_else(|| conn.grpc_web(&mut lines));
+        let grpc = heads::says_grpc(&lines);
         let asked = Asked {
             method: self.method,
             path: &self.path,
@@ -202,7 +202,7 @@ impl<C: Client> Wanted<'_, C> {
             authority: &self.authority,
             headers: &lines,
             head_size: lines.size(),
-            grpc: self.grpc,
+            grpc,
         };
         let record = Record::new(conn, &asked);
         drop(lines);
@@ -216,7 +216,7 @@ impl<C: Client> Wanted<'_, C> {
             upgrade: self.upgrade.clone(),
             expects: self.expects,
             http2: far.http2,
-            grpc: self.grpc,
+            grpc,
             web,
             idle: None,
             near: Some(Near {
@@ -240,7 +240,13 @@ impl<C: Client> Wanted<'_, C> {
             answered = forwarded => Some(answered),
             () = far.over.token().cancelled() => None,
         };
-        let answered = answered.map(|answered| wanted.told(answered));
+        let answered = match answered {
+            Some(answered) => Some(wanted.told(answered)),
+            None => {
+                wanted.finish(Flags::DC);
+                None
+            }
+        };
         let (request, response) = wanted.record.sizes();
         drop(wanted);
         for (pod, sent, received) in [(&self.conn.pod, request, response), (&conn.pod, response, request)] {
@@ -261,9 +267,9 @@ impl<C: Client> Wanted<'_, C> {
                 self.finish(Flags::NONE);
                 Ok(after)
             }
-            // As if it had been hung up on.
+            // As if it had been hung up on, or its stream reset.
             Err(ended) if is_near_s => {
-                self.finish(Flags::DC);
+                self.finish(if self.http2 { Flags::DR } else { Flags::DC });
                 Err(ended)
             }
             Err(Ended::Cut(flags, reason)) => {

@@ -1,7 +1,9 @@
 //! Requests between two applications of one node, whose sides are both here.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
+use ::h2::Reason;
 use ::h2::ext::Protocol;
 use ::http::Request;
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -10,6 +12,7 @@ use envoy_types::pb::envoy::config::route::v3::route_action::UpgradeConfig;
 use envoy_types::pb::google::protobuf;
 use mesh_proto::security::Action;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::config::Config;
 use super::h2::*;
@@ -36,6 +39,15 @@ async fn told(world: &World, code: u16, flags: [&str; 2], count: u32) {
         let (code, count) = (format!("response_code=\"{code}\""), format!("}} {count}"));
         world.reported(REQUESTS, &[&code, &flags, &reporter, &count]).await;
     }
+}
+
+/// A client whose request has reached the application, and that application's end.
+async fn under_way(world: &World, server: &TcpListener) -> (TcpStream, TcpStream) {
+    let mut client = world.client().await;
+    client.write_all(GET.as_bytes()).await.unwrap();
+    let (mut app, _) = server.accept().await.unwrap();
+    read_head(&mut app).await;
+    (client, app)
 }
 
 fn short(action: &mut RouteAction) {
@@ -110,10 +122,7 @@ async fn what_the_server_s_side_answers_is_to_the_client_s_side_the_server_s_wor
         let ((_, body), _) = tokio::join!(exchange(&mut client, GET), answer_once(&server));
         assert_eq!(body, "hello");
         // A part of a body only is a broken connection to either.
-        let mut cut = world.client().await;
-        cut.write_all(GET.as_bytes()).await.unwrap();
-        let (mut app, _) = server.accept().await.unwrap();
-        read_head(&mut app).await;
+        let (mut cut, mut app) = under_way(&world, &server).await;
         app.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome").await.unwrap();
         read_head(&mut cut).await;
         assert_eq!(read_text(&mut cut, 4).await, "some");
@@ -121,10 +130,7 @@ async fn what_the_server_s_side_answers_is_to_the_client_s_side_the_server_s_wor
         assert!(is_over(&mut cut).await);
         told(&world, 200, ["UC", "UC"], 1).await;
         // Of what is wrong with a body the client's side hears an end only.
-        let mut cut = world.client().await;
-        cut.write_all(GET.as_bytes()).await.unwrap();
-        let (mut app, _) = server.accept().await.unwrap();
-        read_head(&mut app).await;
+        let (mut cut, mut app) = under_way(&world, &server).await;
         app.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
         read_head(&mut cut).await;
         app.write_all(b"none\r\n").await.unwrap();
@@ -154,15 +160,21 @@ async fn a_client_that_leaves_and_a_time_that_ends_are_the_client_s_side_s() {
         world.reported(REQUESTS, &["response_code=\"504\"", "response_flags=\"UT\"", "} 1"]).await;
         world.far().reported(REQUESTS, &["response_code=\"0\"", "response_flags=\"DC\"", "} 1"]).await;
         world.configure(Config::new().build());
-        let mut client = world.client().await;
-        client.write_all(GET.as_bytes()).await.unwrap();
         drop(server.accept().await.unwrap());
-        let (mut app, _) = server.accept().await.unwrap();
-        read_head(&mut app).await;
+        let (client, mut app) = under_way(&world, &server).await;
         drop(client);
         world.reported(REQUESTS, &["response_code=\"0\"", "response_flags=\"DC\"", "} 1"]).await;
         world.far().reported(REQUESTS, &["response_code=\"0\"", "response_flags=\"DC\"", "} 2"]).await;
         assert!(is_over(&mut app).await);
+        // Where its side speaks HTTP/2, its stream is reset.
+        let world = beside(Config::new().speaks_http2());
+        let mut asked = super::h2::server(world.server(SERVER).await);
+        let mut send = super::h2::client(world.client().await).await;
+        let (answer, _) = send.send_request(get("/"), true).unwrap();
+        let (_, mut respond) = asked.recv().await.unwrap();
+        drop(answer);
+        assert_eq!(poll_fn(|cx| respond.poll_reset(cx)).await.unwrap(), Reason::CANCEL);
+        told(&world, 0, ["DR", "DR"], 1).await;
     })
     .await;
 }
@@ -176,11 +188,9 @@ async fn a_client_that_may_not_be_there_any_more_is_cut_off_and_refused() {
         let forbid = policy("p", Action::Deny, Some(principal(ACCOUNT)));
         world.far().tell_mesh(mesh(&[], &[]));
         let server = world.server(SERVER).await;
-        let (mut idle, mut busy) = (world.client().await, world.client().await);
+        let mut idle = world.client().await;
         let (_, (mut kept, _)) = tokio::join!(exchange(&mut idle, GET), answer_once(&server));
-        busy.write_all(GET.as_bytes()).await.unwrap();
-        let (mut app, _) = server.accept().await.unwrap();
-        read_head(&mut app).await;
+        let (mut busy, mut app) = under_way(&world, &server).await;
         world.far().tell_mesh(mesh(std::slice::from_ref(&forbid), &[]));
         assert!(read_head(&mut busy).await.starts_with("HTTP/1.1 503 "));
         assert!(is_over(&mut app).await);
@@ -321,10 +331,7 @@ async fn a_withdrawn_server_s_requests_end() {
     run(async {
         let world = beside(Config::new());
         let server = world.server(SERVER).await;
-        let mut client = world.client().await;
-        client.write_all(GET.as_bytes()).await.unwrap();
-        let (mut app, _) = server.accept().await.unwrap();
-        read_head(&mut app).await;
+        let (mut client, mut app) = under_way(&world, &server).await;
         app.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome").await.unwrap();
         read_head(&mut client).await;
         world.far().pod().end();
