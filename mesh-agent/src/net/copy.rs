@@ -105,12 +105,14 @@ impl<S: Duplex> Duplex for &mut S {
     }
 }
 
-/// A read buffer that grows with the traffic and costs nothing between reads. Its size steps up when a read fills it and down when a
-/// read leaves most of it empty.
+/// A read buffer that grows with the traffic and costs nothing between reads. Its size steps up when a read fills it and down when all
+/// that there was to read would have left most of a smaller one empty.
 #[derive(Debug, Default)]
 pub struct Buffer {
     spare: BytesMut,
     step: u8,
+    /// Bytes read since there was nothing to read.
+    burst: u32,
     share: Option<Rc<Share>>,
 }
 
@@ -125,9 +127,13 @@ impl Buffer {
         self.share.as_ref().map_or(CHUNKS_PER_TURN, |share| share.pieces())
     }
 
-    /// Frees the memory; the size learnt so far is kept.
+    /// Frees the memory, for there is nothing to read; the size learnt so far is kept.
     pub(crate) fn give_back(&mut self) {
         self.spare = BytesMut::new();
+        let burst = std::mem::take(&mut self.burst) as usize;
+        if burst > 0 && self.step > 0 && burst <= STEPS[usize::from(self.step) - 1] / 2 {
+            self.step -= 1;
+        }
     }
 
     /// Reads once, as much as has proved to fit.
@@ -146,11 +152,8 @@ impl Buffer {
             self.give_back();
             return outcome.map_ok(|_| Bytes::new());
         };
-        if read == size && step < most {
-            self.step += 1;
-        } else if step > 0 && read <= STEPS[step - 1] / 2 {
-            self.step = step as u8 - 1;
-        }
+        self.burst = self.burst.saturating_add(u32::try_from(read).unwrap_or(u32::MAX));
+        self.step = step as u8 + u8::from(read == size && step < most);
         Poll::Ready(Ok(self.spare.split().freeze()))
     }
 }

@@ -12,7 +12,7 @@ use crate::settings::limits::{Limits, MIN_WINDOW};
 use crate::telemetry::{Limit, LimitCounts};
 
 /// Bytes that a connection reads at once, by step.
-pub const STEPS: [usize; 3] = [1 << 10, 16 << 10, 64 << 10];
+pub const STEPS: [usize; 3] = [4 << 10, 16 << 10, 64 << 10];
 /// Pieces that one direction of a connection moves before others have their turn.
 const PIECES: usize = 16;
 /// So many connections of a workload may each move [`PIECES`] in a turn; of more, each moves fewer.

@@ -213,3 +213,29 @@ async fn a_share_bounds_what_is_read_at_once_and_in_a_turn() {
         (0..connections).for_each(|_| share.leave());
     }
 }
+
+/// What is read of so many bytes that come at once, piece by piece.
+async fn pieces(from: &mut TcpStream, to: &mut TcpStream, buffer: &mut Buffer, bytes: usize) -> Vec<usize> {
+    let mut pieces = Vec::new();
+    from.write_all(&vec![b'x'; bytes]).await.unwrap();
+    // Nothing is left out by chance: on loopback all of it is there by now.
+    while pieces.iter().sum::<usize>() < bytes {
+        pieces.push(poll_fn(|cx| to.poll_recv(cx, buffer)).await.unwrap().len());
+    }
+    assert!(poll_fn(|cx| Poll::Ready(to.poll_recv(cx, buffer).is_pending())).await);
+    pieces
+}
+
+#[tokio::test]
+async fn what_has_come_once_fits_the_next_time() {
+    let (mut from, mut to) = pair(None).await;
+    let mut buffer = Buffer::default();
+    assert_eq!(pieces(&mut from, &mut to, &mut buffer, 1200).await, [1200]);
+    assert_eq!(pieces(&mut from, &mut to, &mut buffer, 5000).await, [STEPS[0], 5000 - STEPS[0]]);
+    for _ in 0..3 {
+        assert_eq!(pieces(&mut from, &mut to, &mut buffer, 5000).await, [5000]);
+    }
+    // And after little there is little room again.
+    assert_eq!(pieces(&mut from, &mut to, &mut buffer, 10).await, [10]);
+    assert_eq!(pieces(&mut from, &mut to, &mut buffer, 5000).await[0], STEPS[0]);
+}
