@@ -1,8 +1,10 @@
 //! Sockets and byte streams: namespaces, listeners, looking ahead, relaying; datagrams. No protocol above TCP and UDP.
 
+pub mod ahead;
 pub mod connections;
 pub mod copy;
 pub mod datagram;
+pub mod gather;
 pub mod listen;
 pub mod netlink;
 pub mod netns;

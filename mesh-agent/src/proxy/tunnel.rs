@@ -4,6 +4,7 @@
 //! other agent's workload and the address of its application. Never: connects anywhere but to the workload's own
 //! addresses, or takes a client's address or identity from an unverified word.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ use super::chosen::{Flow, Served, Side};
 use super::inbound;
 use super::pod::Pod;
 use super::worker::Worker;
+use crate::net::ahead::Ahead;
+use crate::net::gather::{Gather, Outlet, gather};
 use crate::net::peek::Peeked;
 use crate::net::share::Window;
 use crate::shutdown;
@@ -34,7 +37,7 @@ use crate::telemetry::Peer;
 use crate::tls::ports::explain;
 use crate::tls::{Credential, PeerCertificate, peer_certificate};
 use crate::upstream::stream::{Stream, TunnelStream};
-use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME, MAX_HEADER_LIST, SEND_BUFFER};
+use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME, MAX_HEADER_LIST, SEND_BUFFER, TLS_BUFFER};
 use crate::upstream::{BAGGAGE, UpstreamError};
 
 #[cfg(test)]
@@ -62,7 +65,7 @@ pub(super) async fn serve_host(worker: Rc<Worker>, accepted: TcpStream) {
     let Ok(remote) = accepted.peer_addr() else { return };
     let hello = timeout(HANDSHAKE_TIMEOUT, async {
         accepted.set_nodelay(true)?;
-        LazyConfigAcceptor::new(Acceptor::default(), accepted).await
+        LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(accepted)).await
     });
     let Ok(Ok(hello)) = Box::pin(hello).await else {
         tracing::debug!(%remote, "a tunnel that does not begin");
@@ -102,7 +105,7 @@ async fn lead<T: AsyncRead + AsyncWrite + Unpin>(
     established: impl Future<Output = Result<Established<T>, Elapsed>>,
     others: impl Fn(u16) -> Option<Rc<Pod>>,
 ) {
-    let (connection, peer, _window) = match established.await {
+    let (connection, outlet, peer, _window) = match established.await {
         Ok(Ok(established)) => established,
         Ok(Err(why)) => {
             tracing::info!(workload = pod.name, %remote, why, "tunnel refused");
@@ -120,32 +123,40 @@ async fn lead<T: AsyncRead + AsyncWrite + Unpin>(
         let pod = other.unwrap_or_else(|| pod.clone());
         pod.spawn(answer(pod.clone(), peer.clone(), remote, request, respond));
     };
-    run(connection, not_after, pod.shutdown.clone(), on_request).await;
+    run(connection, outlet, not_after, pod.shutdown.clone(), on_request).await;
 }
 
 /// What a finished handshake gives; the error says why the peer is refused.
-type Established<T> = Result<(Connection<TlsStream<T>, Bytes>, PeerCertificate, Window), String>;
+type Established<T> =
+    Result<(Connection<Gather<Secured<T>>, Bytes>, Outlet<Secured<T>>, PeerCertificate, Window), String>;
+
+/// What is under HTTP/2.
+type Secured<T> = TlsStream<Ahead<T>>;
 
 /// TLS and the HTTP/2 handshake.
 async fn establish<T: AsyncRead + AsyncWrite + Unpin>(pod: &Pod, io: T, credential: &Credential) -> Established<T> {
     // Whoever says nothing has no turn.
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), io).await.map_err(|error| explain(&error, "client"))?;
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), Ahead::new(io))
+        .await
+        .map_err(|error| explain(&error, "client"))?;
     answer_hello(pod, hello, credential).await
 }
 
 /// As [`establish`], behind the client's first words.
 async fn answer_hello<T: AsyncRead + AsyncWrite + Unpin>(
     pod: &Pod,
-    hello: StartHandshake<T>,
+    hello: StartHandshake<Ahead<T>>,
     credential: &Credential,
 ) -> Established<T> {
     let config = credential.server_config().map_err(|error| error.to_string())?;
-    let tls = {
+    let mut tls = {
         let _turn = pod.handshakes.turn().await;
         hello.into_stream(config).await.map_err(|error| explain(&error, "client"))?
     };
     let window = pod.share().window();
     let peer = peer_certificate(tls.get_ref().1, SystemTime::now()).map_err(|error| error.to_string())?;
+    tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+    let (io, outlet) = gather(tls);
     let connection = h2::server::Builder::new()
         .initial_window_size(window.stream)
         .initial_connection_window_size(window.connection)
@@ -155,16 +166,17 @@ async fn answer_hello<T: AsyncRead + AsyncWrite + Unpin>(
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_send_buffer_size(SEND_BUFFER)
         .data_frame_budget(DATA_FRAME_BUDGET)
-        .handshake(tls)
+        .handshake(io)
         .await
         .map_err(|error| error.to_string())?;
-    Ok((connection, peer, window))
+    Ok((connection, outlet, peer, window))
 }
 
 /// Moves the tunnel's frames and hands on each request until the tunnel ends. It takes no new streams once the peer's
 /// certificate has expired or the agent drains.
 async fn run<T: AsyncRead + AsyncWrite + Unpin>(
-    mut connection: Connection<T, Bytes>,
+    mut connection: Connection<Gather<T>, Bytes>,
+    outlet: Outlet<T>,
     not_after: SystemTime,
     mut shutdown: shutdown::Watch,
     on_request: impl Fn(Request<RecvStream>, SendResponse<Bytes>),
@@ -179,8 +191,15 @@ async fn run<T: AsyncRead + AsyncWrite + Unpin>(
     tokio::pin!(last_call);
     let mut open = true;
     loop {
+        let accepted = poll_fn(|cx| {
+            let accepted = connection.poll_accept(cx);
+            if accepted.is_pending() {
+                outlet.push(cx);
+            }
+            accepted
+        });
         tokio::select! {
-            accepted = connection.accept() => match accepted {
+            accepted = accepted => match accepted {
                 Some(Ok((request, respond))) => on_request(request, respond),
                 Some(Err(error)) => {
                     tracing::debug!(%error, "tunnel ended");

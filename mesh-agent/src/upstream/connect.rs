@@ -23,8 +23,9 @@ use tokio_rustls::client::TlsStream;
 use super::errors::UpstreamError;
 use super::originate::{Originator, Wish};
 use super::stream::Stream;
-use super::tunnel::{ConnectHead, HBONE_PORT, Transport, TunnelKey, Tunnels};
+use super::tunnel::{ConnectHead, HBONE_PORT, TLS_BUFFER, Transport, TunnelKey, Tunnels};
 use crate::kernel::Sockets;
+use crate::net::ahead::Ahead;
 use crate::net::share::Share;
 use crate::telemetry::{PathBytes, Peer};
 use crate::tls::ports::explain;
@@ -225,7 +226,7 @@ impl Source {
         key: &TunnelKey,
         limit: Duration,
         credential: &Credential,
-    ) -> Result<Transport<TlsStream<TcpStream>>, UpstreamError> {
+    ) -> Result<Transport<TlsStream<Ahead<TcpStream>>>, UpstreamError> {
         let to = key.to;
         let refused = |why: String| UpstreamError::Tls { to, why: why.into() };
         let deadline = Instant::now() + limit;
@@ -234,13 +235,14 @@ impl Source {
         let config = credential.client_config(&key.expected).map_err(|error| refused(error.to_string()))?;
         let connecting = async {
             let _turn = self.handshakes.turn().await;
-            TlsConnector::from(config).connect(key.server_name(), tcp).await
+            TlsConnector::from(config).connect(key.server_name(), Ahead::new(tcp)).await
         };
-        let tls = match timeout_at(deadline, connecting).await {
+        let mut tls = match timeout_at(deadline, connecting).await {
             Ok(connected) => connected.map_err(|error| refused(explain(&error, "server")))?,
             Err(_) => return Err(UpstreamError::Timeout { to, stage: "TLS" }),
         };
         let peer = peer_certificate(tls.get_ref().1, SystemTime::now()).map_err(|error| refused(error.to_string()))?;
+        tls.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
         Ok(Transport { io: tls, local, identity: peer.identity, window: Some(self.share.window()) })
     }
 

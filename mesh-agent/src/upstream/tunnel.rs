@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,6 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::errors::UpstreamError;
 use super::stream::{StreamGuard, TunnelStream};
+use crate::net::gather::{Gather, Outlet, gather};
 use crate::net::share::Window;
 use crate::settings::limits::{Limits, MIN_WINDOW};
 use crate::telemetry::{Limit, LimitCounts};
@@ -45,6 +47,8 @@ pub const MAX_HEADER_LIST: u32 = 16 << 10;
 pub const DATA_FRAME_BUDGET: usize = 32 << 20;
 /// Bytes that one stream may have queued behind a slow socket.
 pub const SEND_BUFFER: usize = 1 << 20;
+/// Encrypted bytes that may wait for the socket: a piece of the largest read with its frame's head, so that neither goes by itself.
+pub const TLS_BUFFER: usize = 128 << 10;
 
 /// Streams on one tunnel before the next is opened, so that one TCP connection does not carry everything.
 const STREAMS_PER_TUNNEL: usize = 256;
@@ -266,6 +270,7 @@ impl Tunnels {
         F: Future<Output = Result<Transport<T>, UpstreamError>>,
     {
         let Transport { io, local, identity, window } = dial().await?;
+        let (io, outlet) = gather(io);
         let sizes = window.as_ref().map_or([MIN_WINDOW; 2], |window| [window.stream, window.connection]);
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(sizes[0])
@@ -276,7 +281,7 @@ impl Tunnels {
             .data_frame_budget(DATA_FRAME_BUDGET)
             .initial_max_send_streams(STREAMS_PER_TUNNEL.min(self.streams))
             .enable_push(false)
-            .handshake::<T, Bytes>(io)
+            .handshake::<Gather<T>, Bytes>(io)
             .await
             .map_err(|error| UpstreamError::Tunnel { to: key.to, why: error.to_string().into() })?;
         let tunnel = Rc::new(Tunnel {
@@ -291,7 +296,7 @@ impl Tunnels {
         slot.open.borrow_mut().push(tunnel.clone());
         let home = Home { slots: Rc::downgrade(&self.slots), key: key.clone(), tunnel: Rc::downgrade(&tunnel) };
         tokio::task::spawn_local(async move {
-            drive(connection, home).await;
+            drive(connection, outlet, home).await;
             drop(window);
         });
         Ok(tunnel)
@@ -439,10 +444,20 @@ impl Home {
 }
 
 /// Moves a tunnel's frames until it ends.
-async fn drive<T: AsyncRead + AsyncWrite + Unpin>(mut connection: Connection<T, Bytes>, home: Home) {
+async fn drive<T>(mut connection: Connection<Gather<T>, Bytes>, outlet: Outlet<T>, home: Home)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
     let ping = connection.ping_pong();
+    let moved = poll_fn(|cx| {
+        let ended = Pin::new(&mut connection).poll(cx);
+        if ended.is_pending() {
+            outlet.push(cx);
+        }
+        ended
+    });
     let outcome = tokio::select! {
-        ended = connection => ended.map_err(|error| error.to_string()),
+        ended = moved => ended.map_err(|error| error.to_string()),
         () = watch(ping, &home) => Err("keepalive probe was not answered".to_owned()),
     };
     home.leave();

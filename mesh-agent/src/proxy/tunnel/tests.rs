@@ -111,9 +111,9 @@ async fn tunnel(
     let (near, far) = tokio::io::duplex(64 << 10);
     let (trigger, watch, _guard) = shutdown::channel();
     tokio::task::spawn_local(async move {
-        let (connection, peer, _window) = establish(&pod(), far, &server).await.unwrap();
+        let (connection, outlet, peer, _window) = establish(&pod(), far, &server).await.unwrap();
         assert_eq!(peer.identity.to_string(), A);
-        run(connection, peer.not_after, watch, on_request).await;
+        run(connection, outlet, peer.not_after, watch, on_request).await;
     });
     let config = client.client_config(&expect_b()).unwrap();
     let name = rustls::pki_types::ServerName::try_from("x").unwrap();
