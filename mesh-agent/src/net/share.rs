@@ -11,8 +11,9 @@ use std::sync::Arc;
 use crate::settings::limits::{Limits, MIN_WINDOW};
 use crate::telemetry::{Limit, LimitCounts};
 
-/// Bytes that a connection reads at once, by step.
-pub const STEPS: [usize; 3] = [4 << 10, 16 << 10, 64 << 10];
+/// Bytes that a connection reads at once, by step. The largest still fits one segment that the kernel or the card cuts up (64 KiB with its
+/// headers, in whole segments of Ethernet's size), with the heads of frame and TLS records before it.
+pub const STEPS: [usize; 3] = [4 << 10, 16 << 10, (64 << 10) - 512];
 /// Pieces that one direction of a connection moves before others have their turn.
 const PIECES: usize = 16;
 /// So many connections of a workload may each move [`PIECES`] in a turn; of more, each moves fewer.
