@@ -46,6 +46,14 @@ pub fn gather<T>(inner: T) -> (Gather<T>, Outlet<T>) {
 }
 
 impl<T: AsyncWrite + Unpin> Outlet<T> {
+    /// What polling the codec has come to; where it waits, what it has written is pushed.
+    pub fn after<R>(&self, polled: Poll<R>, cx: &mut Context<'_>) -> Poll<R> {
+        if polled.is_pending() {
+            self.push(cx);
+        }
+        polled
+    }
+
     /// Sends what waits, as far as the stream takes it now; the rest follows when the task of `cx` is woken and pushes again. A failure
     /// reaches the codec by its next call.
     pub fn push(&self, cx: &mut Context<'_>) {

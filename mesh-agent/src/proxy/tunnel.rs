@@ -191,15 +191,8 @@ async fn run<T: AsyncRead + AsyncWrite + Unpin>(
     tokio::pin!(last_call);
     let mut open = true;
     loop {
-        let accepted = poll_fn(|cx| {
-            let accepted = connection.poll_accept(cx);
-            if accepted.is_pending() {
-                outlet.push(cx);
-            }
-            accepted
-        });
         tokio::select! {
-            accepted = accepted => match accepted {
+            accepted = poll_fn(|cx| outlet.after(connection.poll_accept(cx), cx)) => match accepted {
                 Some(Ok((request, respond))) => on_request(request, respond),
                 Some(Err(error)) => {
                     tracing::debug!(%error, "tunnel ended");

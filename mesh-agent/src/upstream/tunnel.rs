@@ -449,13 +449,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     let ping = connection.ping_pong();
-    let moved = poll_fn(|cx| {
-        let ended = Pin::new(&mut connection).poll(cx);
-        if ended.is_pending() {
-            outlet.push(cx);
-        }
-        ended
-    });
+    let moved = poll_fn(|cx| outlet.after(Pin::new(&mut connection).poll(cx), cx));
     let outcome = tokio::select! {
         ended = moved => ended.map_err(|error| error.to_string()),
         () = watch(ping, &home) => Err("keepalive probe was not answered".to_owned()),

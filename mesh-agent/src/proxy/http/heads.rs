@@ -176,9 +176,13 @@ fn client_cert(conn: &Conn, said: Option<&[u8]>) -> Option<Vec<u8>> {
 fn request_id(random: u128) -> [u8; 36] {
     let bits = random & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
     let mut text = [b'-'; 36];
-    let places = (0..36_usize).filter(|at| !matches!(at, 8 | 13 | 18 | 23));
-    for (place, byte) in places.zip((0..32).map(|nibble| (bits >> (124 - 4 * nibble)) as usize & 0xf)) {
-        text[place] = b"0123456789abcdef"[byte];
+    let mut place = 0;
+    for (at, byte) in bits.to_be_bytes().into_iter().enumerate() {
+        place += usize::from(matches!(at, 4 | 6 | 8 | 10));
+        for nibble in [byte >> 4, byte & 0xf] {
+            text[place] = b"0123456789abcdef"[usize::from(nibble)];
+            place += 1;
+        }
     }
     text
 }

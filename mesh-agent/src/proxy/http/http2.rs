@@ -29,6 +29,7 @@ use super::Conn;
 use super::record::Record;
 use super::timer::Alarms;
 use crate::errors::Flags;
+use crate::net::gather::gather;
 use crate::net::peek::Peeked;
 use crate::telemetry::Limit;
 use crate::upstream::stream::Stream;
@@ -51,6 +52,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
     let resets = Rc::new(Resets::default());
     let limits = *conn.pod.budget.limits();
     let window = conn.pod.share().window();
+    let (downstream, outlet) = gather(downstream);
     let handshake = h2::server::Builder::new()
         .initial_window_size(window.stream)
         .initial_connection_window_size(window.connection)
@@ -92,7 +94,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(error)),
                 Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Pending => {}
+                Poll::Pending => outlet.push(cx),
             }
             if resets.take_unsettled() {
                 Record::unreadable(conn, 0, Flags::DPE, "http2.protocol_error");

@@ -4,9 +4,10 @@
 //! last request. They end with their downstream connection. Never: serves two clients with one connection.
 
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::Conn;
 use super::super::record::Seen;
 use super::{GOAWAY_TIMEOUT, SEND_BUFFER};
+use crate::net::gather::{Gather, Outlet, gather};
 use crate::proxy::cluster::{End, Fit, Target};
 use crate::upstream::stream::Stream;
 use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME};
@@ -108,6 +110,7 @@ impl Upstreams {
         let Connected { stream, local, identity, peer, .. } = connected;
         let failed = |error: h2::Error| UpstreamError::Tunnel { to: target.address, why: error.to_string().into() };
         let window = conn.pod.share().window();
+        let (stream, outlet) = gather(stream);
         let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(window.stream)
             .initial_connection_window_size(window.connection)
@@ -122,7 +125,7 @@ impl Upstreams {
         let retired = Rc::new(Cell::new(false));
         let ping = Rc::new(RefCell::new(connection.ping_pong()));
         let ends = [self.over.clone(), conn.pod.ended.clone()];
-        let driving = drive(connection, ends, retired.clone());
+        let driving = drive(connection, outlet, ends, retired.clone());
         tokio::task::spawn_local(async move {
             driving.await;
             drop(window);
@@ -145,12 +148,17 @@ impl Drop for Upstreams {
 }
 
 /// Moves a connection's frames until it ends.
-async fn drive(connection: Connection<Stream, Bytes>, [over, ended]: [CancellationToken; 2], retired: Rc<Cell<bool>>) {
-    let mut connection = pin!(connection);
+async fn drive(
+    mut connection: Connection<Gather<Stream>, Bytes>,
+    outlet: Outlet<Stream>,
+    [over, ended]: [CancellationToken; 2],
+    retired: Rc<Cell<bool>>,
+) {
+    let mut driven = poll_fn(|cx| outlet.after(Pin::new(&mut connection).poll(cx), cx));
     let outcome = tokio::select! {
-        outcome = &mut connection => outcome,
+        outcome = &mut driven => outcome,
         // It ends by itself once nobody has a stream of it, if the server lets it.
-        () = over.cancelled() => timeout(GOAWAY_TIMEOUT, connection).await.unwrap_or(Ok(())),
+        () = over.cancelled() => timeout(GOAWAY_TIMEOUT, driven).await.unwrap_or(Ok(())),
         () = ended.cancelled() => Ok(()),
     };
     retired.set(true);
