@@ -281,15 +281,18 @@ struct Field<'a>(Option<&'a str>);
 impl Display for Field<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(text) = self.0.filter(|text| !text.is_empty()) else { return f.write_str("-") };
-        let cut = text.floor_char_boundary(MAX_FIELD);
-        for c in text[..cut].chars() {
-            match c {
-                '"' => f.write_str("\\\"")?,
-                c if c.is_control() => write!(f, "\\x{:02x}", u32::from(c))?,
-                c => f.write_char(c)?,
+        let mut rest = &text[..text.floor_char_boundary(MAX_FIELD)];
+        while let Some(at) = rest.find(|c: char| c == '"' || c.is_control()) {
+            f.write_str(&rest[..at])?;
+            let mut after = rest[at..].chars();
+            match after.next() {
+                Some('"') => f.write_str("\\\"")?,
+                Some(c) => write!(f, "\\x{:02x}", u32::from(c))?,
+                None => {}
             }
+            rest = after.as_str();
         }
-        Ok(())
+        f.write_str(rest)
     }
 }
 

@@ -54,7 +54,11 @@ fn world(room: usize) -> World {
 }
 
 async fn push(outlet: &Outlet<Noted>) {
-    poll_fn(|cx| Poll::Ready(outlet.push(cx))).await;
+    poll_fn(|cx| {
+        outlet.push(cx);
+        Poll::Ready(())
+    })
+    .await;
 }
 
 #[tokio::test]
