@@ -1,7 +1,7 @@
 //! What a codec writes in one turn of the worker, sent together.
 //!
 //! In: a stream, below a codec that writes each of its frames by itself and flushes after it. Out: as few writes to the stream as their
-//! bytes need, once whoever drives the codec says that it can do no more for now. Never: holds more than [`MOST`] bytes, copies
+//! bytes need, once whoever drives the codec says that it can do no more for now. Never: holds more than 16 KiB, copies
 //! what is that large by itself, or holds a buffer while nothing waits.
 
 use std::cell::RefCell;
