@@ -127,12 +127,13 @@ mod tests {
         let to = listener.local_addr().unwrap();
         let end = Instant::now() + Duration::from_secs(1);
         let opening = std::thread::spawn(move || {
-            // Some stay for a while, so that whoever looks finds connections however rarely it does.
+            // They stay for a while, so that whoever looks finds them however long it takes, as where many others wait for their end.
             let mut open = VecDeque::new();
             while Instant::now() < end {
                 let client = TcpStream::connect(to).unwrap();
                 open.push_back((client, listener.accept().unwrap().0));
-                if open.len() > 16
+                std::thread::sleep(Duration::from_micros(50));
+                if open.len() > 256
                     && let Some((client, server)) = open.pop_front()
                 {
                     client.shutdown(Shutdown::Write).unwrap();
