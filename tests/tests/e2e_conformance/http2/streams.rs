@@ -126,8 +126,8 @@ pub const CASES: &[Case] = &[
             peer.send(&headers(2 * number + 1, END_HEADERS, &request("POST")));
         }
         let mut seen = peer.see();
-        // So many at once may be more than the server behind takes, which is not the question.
-        while matches!(seen, Seen::Answer(of, _) if of <= 2 * most) {
+        // So many at once may be more than the server behind takes, which is not the question: they are answered, and nobody wants their rest.
+        while matches!(seen, Seen::Answer(of, _) | Seen::Reset(of, NO_ERROR) if of <= 2 * most) {
             seen = peer.see();
         }
         match seen {
