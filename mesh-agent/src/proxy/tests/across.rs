@@ -332,14 +332,19 @@ async fn a_withdrawn_server_s_requests_end() {
         let world = beside(Config::new());
         let server = world.server(SERVER).await;
         let (mut client, mut app) = under_way(&world, &server).await;
-        app.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome").await.unwrap();
+        let some = "x".repeat(5000);
+        app.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{some}").as_bytes()).await.unwrap();
         read_head(&mut client).await;
+        assert_eq!(read_text(&mut client, some.len()).await, some);
         world.far().pod().end();
-        assert_eq!(read_text(&mut client, 4).await, "some");
         let over = tokio::time::timeout(Duration::from_secs(10), is_over(&mut client)).await;
         assert!(over.unwrap());
         assert!(is_over(&mut app).await);
         world.reported(REQUESTS, &["response_code=\"200\"", "response_flags=\"UC\"", "} 1"]).await;
+        // What had gone across until then counts.
+        let bytes = world.metric("mesh_agent_bytes_total{path=\"neighbour\"");
+        let count = |line: &String| line.rsplit(' ').next()?.parse().ok().filter(|count: &usize| *count >= some.len());
+        assert!(bytes.iter().any(|line| count(line).is_some()), "{bytes:?}");
     })
     .await;
 }
