@@ -18,7 +18,7 @@ pub use histogram::BUCKETS;
 pub use labels::{ConnLabels, Protocol, Reporter, Security};
 pub use limits::{Limit, LimitCounts};
 pub use paths::{PathBytes, write_tcp};
-pub use peer::Peer;
 #[cfg(test)]
 pub use peer::tests::reviews;
+pub use peer::{LastSaid, Peer};
 pub use registry::{HttpSeries, Limits, Metrics, TcpSeries, WorkerMetrics};

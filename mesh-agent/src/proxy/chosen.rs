@@ -1,6 +1,7 @@
 //! What is known of one connection, the filter chain that serves it, and what that makes of it.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -146,16 +147,16 @@ pub(super) struct HttpConnection {
     /// HTTP/2 with prior knowledge.
     pub(super) http2: bool,
     /// An upstream connection that is open already.
-    pub(super) first: Option<Connected>,
+    pub(super) first: Option<Box<Connected>>,
 }
 
 impl Served {
-    /// Serves the connection to its end.
-    pub(super) async fn run(self, pod: Rc<Pod>) {
+    /// Serves the connection to its end, in a box: a held connection costs what serves it, not what might serve some other.
+    pub(super) fn run(self, pod: Rc<Pod>) -> Pin<Box<dyn Future<Output = ()>>> {
         match self {
-            Self::Tcp(relay) => tcp::relay(&pod, relay).await,
-            Self::Http(connection) => Box::pin(http::serve(pod, connection)).await,
-            Self::Tls(hello) => secured::serve(pod, hello).await,
+            Self::Tcp(relay) => tcp::relay(pod, relay),
+            Self::Http(connection) => http::serve(pod, connection),
+            Self::Tls(hello) => secured::serve(pod, hello),
         }
     }
 
@@ -182,7 +183,7 @@ impl Served {
         http2: bool,
         first: Option<Connected>,
     ) -> Self {
-        Self::Http(Box::new(HttpConnection { flow, downstream, chosen, http2, first }))
+        Self::Http(Box::new(HttpConnection { flow, downstream, chosen, http2, first: first.map(Box::new) }))
     }
 }
 

@@ -20,6 +20,7 @@ mod web;
 mod websocket;
 
 use std::cell::{Cell, RefCell};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Context;
 
@@ -55,18 +56,14 @@ struct Conn {
 }
 
 /// Serves a downstream connection to its end.
-pub(super) async fn serve(pod: Rc<Pod>, connection: Box<HttpConnection>) {
+pub(super) fn serve(pod: Rc<Pod>, connection: Box<HttpConnection>) -> Pin<Box<dyn Future<Output = ()>>> {
     let HttpConnection { flow, downstream, chosen, http2, first } = *connection;
     let conn = Rc::new(Conn::new(pod, flow, chosen, first));
-    if http2 {
-        Box::pin(http2::serve(&conn, downstream)).await;
-    } else {
-        http1::serve(&conn, downstream).await;
-    }
+    if http2 { Box::pin(http2::serve(conn, downstream)) } else { Box::pin(http1::serve(conn, downstream)) }
 }
 
 impl Conn {
-    fn new(pod: Rc<Pod>, flow: Flow, chosen: Chosen, first: Option<Connected>) -> Self {
+    fn new(pod: Rc<Pod>, flow: Flow, chosen: Chosen, first: Option<Box<Connected>>) -> Self {
         let server = (flow.side == Side::Inbound).then(|| {
             let name = manager(&chosen).map(|manager| &manager.server_name).filter(|name| !name.is_empty());
             name.and_then(|name| HeaderValue::from_str(name).ok()).unwrap_or(SERVER_NAME)

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::StatusCode;
 use mesh_core::Snapshot;
 use mesh_core::detect::Detect;
@@ -41,20 +42,22 @@ pub(super) async fn connect(
     let Entered { flow, facts, snapshot, app, place } = enter(client, &server, to, flow, limit).await?;
     let (near, far) = Pipe::new();
     let far = Stream::neighbour(far, server.metrics.bytes());
-    let (identity, peer) = (server.identity.clone(), server.as_peer());
+    let (identity, peer) = (server.identity.clone(), server.as_peer.clone());
     let held = (place, server.shutdown.guard());
-    tokio::task::spawn_local(async move {
-        let _held = held;
-        let serving = async {
-            if let Some(served) = Box::pin(inbound::lead(&server, flow, &snapshot, Peeked::new(far), app)).await {
+    let pod = server.clone();
+    let leading = Box::pin(async move { inbound::lead(&pod, flow, &snapshot, Peeked::new(far), app).await });
+    let serving = async move {
+        let running = async {
+            if let Some(served) = leading.await {
                 served.run(server.clone()).await;
             }
         };
         tokio::select! {
-            () = serving => {}
+            () = running => {}
             () = forbidden(&server, &facts) => {}
         }
-    });
+    };
+    tokio::task::spawn_local(serving.map(move |()| drop(held)));
     let stream = Stream::neighbour(near, client.metrics.bytes());
     Ok(Connected { stream, local: None, remote: to, identity: Some(identity), peer: Some(peer) })
 }
@@ -119,7 +122,7 @@ fn http_chain(snapshot: &Snapshot, flow: &Flow, http2: bool) -> Option<Chosen> {
 /// The connection as the server's half sees it.
 fn seen(client: &Pod, to: SocketAddr, flow: &Flow) -> Flow {
     let mut theirs = Flow::new(Side::Inbound, client.as_seen(flow.client, to), to);
-    theirs.source = Some(Arc::new(client.as_peer()));
+    theirs.source = Some(client.as_peer.clone());
     theirs.identity = Some(client.identity.clone());
     theirs
 }

@@ -20,11 +20,13 @@ use crate::net::peek::{Peek, Peeked};
 use crate::upstream::stream::Stream;
 
 /// Serves one accepted connection.
-pub(super) async fn serve(pod: Rc<Pod>, accepted: TcpStream) {
+pub(super) fn serve(pod: Rc<Pod>, accepted: TcpStream) -> impl Future<Output = ()> {
     // Each stage has a box of its own: a held connection costs what its last stage needs, not what some stage might.
     let leading = Box::pin(lead(pod.clone(), accepted));
-    if let Some(served) = leading.await {
-        served.run(pod).await;
+    async move {
+        if let Some(served) = leading.await {
+            served.run(pod).await;
+        }
     }
 }
 

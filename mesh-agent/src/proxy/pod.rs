@@ -8,6 +8,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use mesh_core::Snapshot;
 use mesh_core::identity::SpiffeId;
 use mesh_core::resource::cluster::Carries;
@@ -56,6 +57,8 @@ pub(super) struct Pod {
     pub(super) name: String,
     pub(super) identity: SpiffeId,
     pub(super) peer: Arc<Peer>,
+    /// What others are told of it.
+    pub(super) as_peer: Arc<Peer>,
     pub(super) credential: watch::Receiver<Option<Arc<Credential>>>,
     pub(super) live: Arc<Live>,
     eye: Eye,
@@ -118,6 +121,7 @@ impl Pod {
             name: workload.key(),
             identity: workload.identity.clone(),
             peer: workload.peer.clone(),
+            as_peer: Arc::new(as_peer(&workload.peer, &workload.identity)),
             terminator: Terminator::new(secrets(), frame),
             credential,
             live: context.live.clone(),
@@ -165,10 +169,8 @@ impl Pod {
         }
         let key = self.tasks.borrow_mut().insert(None);
         let held = Held { tasks: self.tasks.clone(), key };
-        let running = tokio::task::spawn_local(async move {
-            let _held = held;
-            task.await;
-        });
+        // An async block would have room for the task twice.
+        let running = tokio::task::spawn_local(task.map(move |()| drop(held)));
         if let Some(place) = self.tasks.borrow_mut().get_mut(key) {
             *place = Some(running.abort_handle());
         }
@@ -312,13 +314,6 @@ impl Pod {
         source.tunnels_to(&target.cluster, endpoint, &other.identity).then_some((other, endpoint.address))
     }
 
-    /// What others are told of it.
-    pub(super) fn as_peer(&self) -> Peer {
-        let mut peer = Peer::clone(&self.peer).with_principal(self.identity.as_str());
-        peer.namespace = self.identity.namespace().into();
-        peer
-    }
-
     /// One of its clients as a destination of this family sees it.
     pub(super) fn as_seen(&self, client: SocketAddr, to: SocketAddr) -> SocketAddr {
         let own = match &self.net {
@@ -356,4 +351,11 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.tasks.borrow_mut().try_remove(self.key);
     }
+}
+
+/// A workload as others are told of it.
+fn as_peer(peer: &Peer, identity: &SpiffeId) -> Peer {
+    let mut peer = peer.clone().with_principal(identity.as_str());
+    peer.namespace = identity.namespace().into();
+    peer
 }

@@ -42,7 +42,7 @@ impl<'a> Far<'a> {
         Self {
             cluster: Some(&target.cluster),
             workload: target.endpoint.as_ref().and_then(|endpoint| endpoint.workload.as_deref()),
-            peer: connected.and_then(|connected| connected.peer.as_ref()),
+            peer: connected.and_then(|connected| connected.peer.as_deref()),
             identity: connected.and_then(|connected| connected.identity.as_ref()),
         }
     }

@@ -5,6 +5,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -154,25 +155,26 @@ pub(super) fn refuse_without_chain<S: Duplex>(pod: &Pod, flow: &Flow, downstream
 }
 
 /// Relays until both directions have ended.
-pub(super) async fn relay(pod: &Pod, relay: Box<Relay>) {
+pub(super) fn relay(pod: Rc<Pod>, relay: Box<Relay>) -> Pin<Box<dyn Future<Output = ()>>> {
     let (idle, limit) = (relay.idle_timeout, relay.max_duration);
     let (done, downstream, upstream) = Done::new(pod, *relay);
-    let report = done.open.clone();
-    let copying = copy(downstream, upstream, &report.traffic, idle).within(pod.share());
-    let end = match limit {
-        None => Some(copying.await),
-        Some(limit) => Box::pin(timeout(limit, copying)).await.ok(),
-    };
-    done.finish(match end {
-        Some(End::Finished | End::FirstReset(_) | End::SecondReset(_)) => Flags::NONE,
-        Some(End::Idle) => Flags::SI,
-        None => Flags::DT,
-    });
+    Box::pin(async move {
+        let copying = copy(downstream, upstream, &done.open.traffic, idle).within(done.pod.share());
+        let end = match limit {
+            None => Some(copying.await),
+            Some(limit) => Box::pin(timeout(limit, copying)).await.ok(),
+        };
+        done.finish(match end {
+            Some(End::Finished | End::FirstReset(_) | End::SecondReset(_)) => Flags::NONE,
+            Some(End::Idle) => Flags::SI,
+            None => Flags::DT,
+        });
+    })
 }
 
 /// Reports the end of a connection, however it comes.
-struct Done<'a> {
-    pod: &'a Pod,
+struct Done {
+    pod: Rc<Pod>,
     flow: Flow,
     open: Rc<TcpReport>,
     target: Target,
@@ -181,12 +183,12 @@ struct Done<'a> {
     flags: Flags,
 }
 
-impl<'a> Done<'a> {
+impl Done {
     /// Begins the report; what the relay itself does not need goes no further.
-    fn new(pod: &'a Pod, relay: Relay) -> (Self, Peeked<Stream>, Peeked<Stream>) {
+    fn new(pod: Rc<Pod>, relay: Relay) -> (Self, Peeked<Stream>, Peeked<Stream>) {
         let Relay { flow, downstream, upstream: Upstream { target, connected }, server_name, said, .. } = relay;
-        let labels = report::labels(pod, &flow, &Far::new(&target, Some(&connected)), Protocol::Tcp);
-        let open = TcpReport::open(pod, labels);
+        let labels = report::labels(&pod, &flow, &Far::new(&target, Some(&connected)), Protocol::Tcp);
+        let open = TcpReport::open(&pod, labels);
         // Cut off unless `finish` says otherwise.
         let done = Self { pod, flow, open, target, local: connected.local, server_name, flags: Flags::LR };
         (done, downstream, Peeked::with_prefix(connected.stream, said))
@@ -197,10 +199,10 @@ impl<'a> Done<'a> {
     }
 }
 
-impl Drop for Done<'_> {
+impl Drop for Done {
     /// Also when the connection's task is dropped because the workload or the agent goes away.
     fn drop(&mut self) {
-        self.open.close(self.pod, self.flags);
+        self.open.close(&self.pod, self.flags);
         let end = TcpEnd {
             flags: self.flags,
             received: self.open.traffic.forward.get(),
@@ -213,6 +215,6 @@ impl Drop for Done<'_> {
             details: None,
             termination: None,
         };
-        report::log_tcp(self.pod, &self.flow, &end);
+        report::log_tcp(&self.pod, &self.flow, &end);
     }
 }

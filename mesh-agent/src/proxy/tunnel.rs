@@ -24,6 +24,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use super::authorize::{self, Denial, Facts};
+use super::budget::Place;
 use super::chosen::{Flow, Served, Side};
 use super::inbound;
 use super::pod::Pod;
@@ -33,7 +34,7 @@ use crate::net::gather::{Gather, Outlet, gather};
 use crate::net::peek::Peeked;
 use crate::net::share::Window;
 use crate::shutdown;
-use crate::telemetry::Peer;
+use crate::telemetry::{LastSaid, Peer};
 use crate::tls::ports::explain;
 use crate::tls::{Credential, PeerCertificate, peer_certificate};
 use crate::upstream::stream::{Stream, TunnelStream};
@@ -117,11 +118,11 @@ async fn lead<T: AsyncRead + AsyncWrite + Unpin>(
         }
     };
     let not_after = peer.not_after;
-    let peer = Arc::new(peer);
+    let other = Other { remote, peer, said: LastSaid::default() };
     let on_request = |request: Request<RecvStream>, respond: SendResponse<Bytes>| {
-        let other = request.uri().port_u16().and_then(&others).filter(|other| other.identity == pod.identity);
-        let pod = other.unwrap_or_else(|| pod.clone());
-        pod.spawn(answer(pod.clone(), peer.clone(), remote, request, respond));
+        let meant = request.uri().port_u16().and_then(&others).filter(|meant| meant.identity == pod.identity);
+        let pod = meant.unwrap_or_else(|| pod.clone());
+        pod.spawn(answer(pod.clone(), &other, request, respond));
     };
     run(connection, outlet, not_after, pod.shutdown.clone(), on_request).await;
 }
@@ -208,40 +209,85 @@ async fn run<T: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Serves one request to its end.
-async fn answer(
-    pod: Rc<Pod>,
-    peer: Arc<PeerCertificate>,
+/// The agent at the other end.
+struct Other {
     remote: SocketAddr,
+    peer: PeerCertificate,
+    said: LastSaid,
+}
+
+/// Serves one request to its end.
+fn answer(
+    pod: Rc<Pod>,
+    other: &Other,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
-) {
-    let Some(_place) = pod.admit() else { return refuse(respond, StatusCode::SERVICE_UNAVAILABLE) };
+) -> impl Future<Output = ()> + use<> {
+    // Boxed as in `outbound`.
+    let entered = enter(&pod, other, request, respond)
+        .map(|Entered { place, flow, body, respond }| (place, Box::pin(come_in(pod.clone(), flow, body, respond))));
+    async move {
+        let Some((_place, coming)) = entered else { return };
+        let Some((served, facts)) = coming.await else { return };
+        tokio::select! {
+            () = served.run(pod.clone()) => {}
+            () = authorize::forbidden(&pod, &facts) => {}
+        }
+    }
+}
+
+/// A request for a connection that may be asked for.
+struct Entered {
+    place: Place,
+    flow: Flow,
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+}
+
+/// Who asks, and for what. `None`: it was refused.
+fn enter(
+    pod: &Pod,
+    Other { remote, peer, said }: &Other,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) -> Option<Entered> {
+    let Some(place) = pod.admit() else {
+        refuse(respond, StatusCode::SERVICE_UNAVAILABLE);
+        return None;
+    };
     let (head, body) = request.into_parts();
-    let wanted = match judge(&head, remote, |to| pod.serves(to)) {
+    let wanted = match judge(&head, *remote, |to| pod.serves(to)) {
         Ok(wanted) => wanted,
         Err(status) => {
             tracing::info!(workload = pod.name, peer = %peer.identity, uri = %head.uri, %status, "CONNECT refused");
-            return refuse(respond, status);
+            refuse(respond, status);
+            return None;
         }
     };
     let mut flow = Flow::new(Side::Inbound, wanted.client, wanted.destination);
-    flow.source = Some(Arc::new(source(&head.headers, &peer)));
+    flow.source = Some(said.peer(baggage(&head.headers), |said| source(said, peer)));
     flow.identity = Some(peer.identity.clone());
-    let facts = Facts::of(&flow);
-    if let Err(denial) = Box::pin(authorize::admit(&pod, &facts)).await {
+    Some(Entered { place, flow, body, respond })
+}
+
+/// Policies, application, chain. `None`: it was refused.
+async fn come_in(
+    pod: Rc<Pod>,
+    flow: Flow,
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+) -> Option<(Served, Box<Facts>)> {
+    let facts = Box::new(Facts::of(&flow));
+    if let Err(denial) = authorize::admit(&pod, &facts).await {
         authorize::refused(&pod, &flow, &denial);
-        return refuse(respond, denied(&denial));
+        refuse(respond, denied(&denial));
+        return None;
     }
-    let serving = async {
-        if let Some(served) = Box::pin(dial_and_lead(&pod, flow, body, respond)).await {
-            served.run(pod.clone()).await;
-        }
+    let served = tokio::select! {
+        served = dial_and_lead(&pod, flow, body, respond) => served,
+        () = authorize::forbidden(&pod, &facts) => None,
     };
-    tokio::select! {
-        () = serving => {}
-        () = authorize::forbidden(&pod, &facts) => {}
-    }
+    served.map(|served| (served, facts))
 }
 
 async fn dial_and_lead(pod: &Pod, flow: Flow, body: RecvStream, mut respond: SendResponse<Bytes>) -> Option<Served> {
@@ -322,10 +368,14 @@ fn forwarded_for(header: &str) -> Option<SocketAddr> {
     })
 }
 
+/// What a client's agent says of it; empty if it says nothing.
+fn baggage(headers: &HeaderMap) -> &str {
+    headers.get(&BAGGAGE).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
 /// The client as metrics show it: its own words, except for what its certificate proves.
-fn source(headers: &HeaderMap, peer: &PeerCertificate) -> Peer {
-    let said = headers.get(&BAGGAGE).and_then(|value| value.to_str().ok()).map(Peer::from_baggage);
-    let mut source = said.unwrap_or_default().with_principal(peer.identity.as_str());
+fn source(said: &str, peer: &PeerCertificate) -> Peer {
+    let mut source = Peer::from_baggage(said).with_principal(peer.identity.as_str());
     source.namespace = peer.identity.namespace().into();
     source
 }

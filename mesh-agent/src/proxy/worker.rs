@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -284,27 +285,15 @@ impl Worker {
         let busy = Busy::new(&self);
         let guard = self.context.shutdown.guard();
         let held = (place, busy, guard);
-        let served = pod.clone();
+        let done = move |()| drop(held);
         match door {
-            Door::Outbound => pod.spawn(async move {
-                let _held = held;
-                outbound::serve(served, stream).await;
-            }),
-            Door::Inbound => pod.spawn(async move {
-                let _held = held;
-                inbound::serve(served, stream).await;
-            }),
+            Door::Outbound => pod.spawn(outbound::serve(pod.clone(), stream).map(done)),
+            Door::Inbound => pod.spawn(inbound::serve(pod.clone(), stream).map(done)),
             // A tunnel to the host is whose its handshake says, not the listener's.
             Door::Tunnel if pod.is_of_host() => {
-                tokio::task::spawn_local(async move {
-                    let _held = held;
-                    tunnel::serve_host(self, stream).await;
-                });
+                tokio::task::spawn_local(tunnel::serve_host(self, stream).map(done));
             }
-            Door::Tunnel => pod.spawn(async move {
-                let _held = held;
-                tunnel::serve(served, stream).await;
-            }),
+            Door::Tunnel => pod.spawn(tunnel::serve(pod.clone(), stream).map(done)),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! they speak for. In: a header or a workload. Out: labels. The principal never comes from baggage: only a verified
 //! certificate sets it.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// Longest baggage value accepted, in bytes; a longer one is ignored (it would become a metric label).
@@ -103,6 +104,21 @@ impl Peer {
             }
         }
         peer
+    }
+}
+
+/// What the other end of a tunnel has said last of a peer. It says the same for each connection, and all of them share it.
+#[derive(Debug, Default)]
+pub struct LastSaid(RefCell<Option<(Box<str>, Arc<Peer>)>>);
+
+impl LastSaid {
+    /// The peer that a `baggage` header names, by `make` if that is not the last one.
+    pub fn peer(&self, header: &str, make: impl FnOnce(&str) -> Peer) -> Arc<Peer> {
+        let mut last = self.0.borrow_mut();
+        match &*last {
+            Some((said, peer)) if **said == *header => peer.clone(),
+            _ => last.insert((header.into(), Arc::new(make(header)))).1.clone(),
+        }
     }
 }
 

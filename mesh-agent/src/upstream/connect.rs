@@ -73,7 +73,7 @@ pub struct Connected {
     /// Who has been verified to be at the other end; `None` in plaintext.
     pub identity: Option<SpiffeId>,
     /// What the other agent says of the destination. A name only, no proof.
-    pub peer: Option<Peer>,
+    pub peer: Option<Arc<Peer>>,
 }
 
 impl Source {
@@ -206,7 +206,7 @@ impl Source {
             local: opened.local,
             remote: endpoint.address,
             identity: Some(opened.identity),
-            peer: opened.headers.get(&BAGGAGE).and_then(|value| value.to_str().ok()).map(Peer::from_baggage),
+            peer: opened.peer,
         })
     }
 

@@ -85,11 +85,12 @@ impl Originator {
         if exchanges {
             let told = timeout_at(deadline, exchange(&mut secure, &self.frame)).await;
             let told = told.map_err(late("peer exchange"))?;
-            peer = Some(told.map_err(|error| match error {
+            let told = told.map_err(|error| match error {
                 // Here, in TLS 1.3, we hear that our certificate is refused.
                 ExchangeError::Io(error) => refused(explain(&error, "server")),
                 other => UpstreamError::PeerExchange { to, why: other.to_string().into() },
-            })?);
+            })?;
+            peer = Some(Arc::new(told));
         }
         Ok(Connected { stream: Stream::tls(secure, &self.bytes), local, remote: to, identity, peer })
     }

@@ -24,12 +24,13 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::connect::BAGGAGE;
 use super::errors::UpstreamError;
 use super::stream::{StreamGuard, TunnelStream};
 use crate::net::gather::{Gather, Outlet, gather};
 use crate::net::share::Window;
 use crate::settings::limits::{Limits, MIN_WINDOW};
-use crate::telemetry::{Limit, LimitCounts};
+use crate::telemetry::{LastSaid, Limit, LimitCounts, Peer};
 use crate::tls::{Credential, port_name};
 use crate::workload::Workload;
 
@@ -123,8 +124,8 @@ pub struct Transport<T> {
 pub struct Opened {
     /// The bytes.
     pub stream: TunnelStream,
-    /// Headers of the answer.
-    pub headers: HeaderMap,
+    /// What the other agent says of the destination. A name only, no proof.
+    pub peer: Option<Arc<Peer>>,
     /// Own end of the tunnel.
     pub local: Option<SocketAddr>,
     /// Who the peer of the tunnel has proved to be.
@@ -163,6 +164,7 @@ struct Tunnel {
     /// Set when it must take no new streams: the peer says GOAWAY, or it broke.
     retired: Cell<bool>,
     last_used: Cell<Instant>,
+    said: LastSaid,
 }
 
 /// How opening a stream on an existing tunnel failed.
@@ -292,6 +294,7 @@ impl Tunnels {
             identity,
             retired: Cell::new(false),
             last_used: Cell::new(Instant::now()),
+            said: LastSaid::default(),
         });
         slot.open.borrow_mut().push(tunnel.clone());
         let home = Home { slots: Rc::downgrade(&self.slots), key: key.clone(), tunnel: Rc::downgrade(&tunnel) };
@@ -399,7 +402,9 @@ impl Tunnel {
             return Err(OpenError::Failed(UpstreamError::Refused { to, status: parts.status.as_u16() }));
         }
         let stream = TunnelStream::new(body, recv, Some(guard));
-        Ok(Opened { stream, headers: parts.headers, local: self.local, identity: self.identity.clone() })
+        let said = parts.headers.get(&BAGGAGE).and_then(|value| value.to_str().ok());
+        let peer = said.map(|said| self.said.peer(said, Peer::from_baggage));
+        Ok(Opened { stream, peer, local: self.local, identity: self.identity.clone() })
     }
 }
 

@@ -131,11 +131,11 @@ async fn visit(
     if let Some(found) = conn.fars.find(target, http2) {
         return Ok(Some(found));
     }
-    let seen = Seen { local: None, identity: Some(server.identity.clone()), peer: Some(server.as_peer()) };
+    let seen = Seen { local: None, identity: Some(server.identity.clone()), peer: Some(server.as_peer.clone()) };
     let limit = target.cluster.connect_timeout;
     let visit = neighbour::visit(&conn.pod, server, address, &conn.flow, limit, http2).await?;
     let Some(Visit { server, flow, chosen, app, over }) = visit else { return Ok(None) };
-    let theirs = Rc::new(Conn::new(server, flow, chosen, Some(app)));
+    let theirs = Rc::new(Conn::new(server, flow, chosen, Some(Box::new(app))));
     let far = Rc::new(Far { end: target.end(), http2, conn: theirs, seen: Rc::new(seen), over });
     conn.fars.keep(far.clone());
     Ok(Some(far))

@@ -49,31 +49,35 @@ struct Session {
 }
 
 /// Serves a client to its end.
-pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
+pub(super) fn serve(conn: Rc<Conn>, downstream: Peeked<Stream>) -> impl Future<Output = ()> {
     let (stream, seen) = downstream.into_parts();
     let client = Link::new(stream, seen).within(conn.pod.share());
     let mut session = Session { client, timer: Timer::default() };
-    let mut shutdown = conn.pod.shutdown.clone();
-    let mut closing = pin!(shutdown.closing());
-    let idle = conn.manager().and_then(|manager| manager.idle_timeout).filter(|limit| !limit.is_zero());
-    loop {
-        let mut due = None;
-        let spoken = poll_fn(|cx| session.poll_spoken(cx, conn, closing.as_mut(), idle, &mut due)).await;
-        if !spoken {
-            return session.end(conn, false).await;
-        }
-        let mut work = Work::take();
-        let after = match session.head(conn, &mut work, idle).await {
-            Ok(true) => Box::pin(exchange::serve(conn, &mut session, &mut work)).await,
-            Ok(false) => After::Close,
-            Err(refusal) => session.refuse(conn, refusal).await,
+    // What is rare has a box, so that a silent client does not pay for it.
+    async move {
+        let mut shutdown = conn.pod.shutdown.clone();
+        let mut closing = pin!(shutdown.closing());
+        let idle = conn.manager().and_then(|manager| manager.idle_timeout).filter(|limit| !limit.is_zero());
+        let linger = loop {
+            let mut due = None;
+            let spoken = poll_fn(|cx| session.poll_spoken(cx, &conn, closing.as_mut(), idle, &mut due)).await;
+            if !spoken {
+                break false;
+            }
+            let mut work = Work::take();
+            let after = match session.head(&conn, &mut work, idle).await {
+                Ok(true) => Box::pin(exchange::serve(&conn, &mut session, &mut work)).await,
+                Ok(false) => After::Close,
+                Err(refusal) => Box::pin(session.refuse(&conn, refusal)).await,
+            };
+            work.give_back();
+            match after {
+                After::Next => {}
+                After::Linger => break true,
+                After::Close => break false,
+            }
         };
-        work.give_back();
-        match after {
-            After::Next => {}
-            After::Linger => return session.end(conn, true).await,
-            After::Close => return session.end(conn, false).await,
-        }
+        Box::pin(session.end(&conn, linger)).await;
     }
 }
 
@@ -145,7 +149,7 @@ impl Session {
 
     /// Ends the connections as TCP does. `linger`: the client may still be sending, and closing while something is unread would
     /// take the last answer back.
-    async fn end(mut self, conn: &Conn, linger: bool) {
+    async fn end(&mut self, conn: &Conn, linger: bool) {
         let finished = poll_fn(|cx| {
             conn.finish(cx);
             self.client.poll_finish(cx)

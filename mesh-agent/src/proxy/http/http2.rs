@@ -48,7 +48,7 @@ const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 const GOAWAY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves a client to its end.
-pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
+pub(super) async fn serve(conn: Rc<Conn>, downstream: Peeked<Stream>) {
     let resets = Rc::new(Resets::default());
     let limits = *conn.pod.budget.limits();
     let window = conn.pod.share().window();
@@ -69,7 +69,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
             tracing::debug!(workload = conn.pod.name, client = %conn.flow.client, %error, "not HTTP/2");
-            return Record::unreadable(conn, 0, Flags::DPE, "http2.protocol_error");
+            return Record::unreadable(&conn, 0, Flags::DPE, "http2.protocol_error");
         }
         Err(_) => return,
     };
@@ -97,7 +97,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
                 Poll::Pending => outlet.push(cx),
             }
             if resets.take_unsettled() {
-                Record::unreadable(conn, 0, Flags::DPE, "http2.protocol_error");
+                Record::unreadable(&conn, 0, Flags::DPE, "http2.protocol_error");
                 connection.abrupt_shutdown(Reason::PROTOCOL_ERROR);
                 continue;
             }
@@ -105,7 +105,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
                 if status == 431 {
                     conn.pod.budget.reached(Limit::HeadBytes);
                 }
-                Record::unreadable(conn, status, Flags::DPE, "http2.violation.of.messaging.rule");
+                Record::unreadable(&conn, status, Flags::DPE, "http2.violation.of.messaging.rule");
             }
             for _ in 0..resets.refused() {
                 conn.pod.budget.reached(Limit::Http2Streams);
@@ -140,7 +140,7 @@ pub(super) async fn serve(conn: &Rc<Conn>, downstream: Peeked<Stream>) {
             // Also of those that do not look at their client now, as they still connect.
             conn.cut_off.set(Flags::DPE);
             if streams.is_empty() {
-                Record::unreadable(conn, 0, Flags::DPE, "http2.protocol_error");
+                Record::unreadable(&conn, 0, Flags::DPE, "http2.protocol_error");
             }
         }
     }

@@ -25,7 +25,7 @@ const MAX_SERIES: usize = 16;
 pub(super) struct Seen {
     pub(super) local: Option<SocketAddr>,
     pub(super) identity: Option<SpiffeId>,
-    pub(super) peer: Option<Peer>,
+    pub(super) peer: Option<Arc<Peer>>,
 }
 
 /// The series that requests of one connection counted in: by cluster, address and protocol.
@@ -249,7 +249,7 @@ impl Record {
             return series.clone();
         }
         let far = Far {
-            peer: seen.and_then(|seen| seen.peer.as_ref()),
+            peer: seen.and_then(|seen| seen.peer.as_deref()),
             identity: seen.and_then(|seen| seen.identity.as_ref()),
             ..Far::new(target, None)
         };
@@ -258,6 +258,10 @@ impl Record {
         if seen.is_some() {
             if cache.0.len() >= MAX_SERIES {
                 cache.0.remove(0);
+            }
+            // As a rule it stays the only one.
+            if cache.0.is_empty() {
+                cache.0.reserve_exact(1);
             }
             cache.0.push((target.cluster.name.clone(), target.address, self.protocol, series.clone()));
         }

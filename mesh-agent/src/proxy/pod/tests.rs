@@ -134,6 +134,7 @@ impl TestPod {
             id: 1,
             name: "default/client".into(),
             identity: "spiffe://cluster.local/ns/default/sa/client".parse().unwrap(),
+            as_peer: Arc::new(peer.clone()),
             peer: Arc::new(peer),
             credential,
             terminator,

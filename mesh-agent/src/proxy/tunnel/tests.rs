@@ -63,7 +63,7 @@ fn the_certificate_outweighs_the_client_s_words() {
     let peer = PeerCertificate { identity: A.parse().unwrap(), not_after: SystemTime::now() };
     let mut headers = HeaderMap::new();
     headers.insert(&BAGGAGE, "k8s.namespace.name=kube-system,k8s.deployment.name=x".parse().unwrap());
-    let source = source(&headers, &peer);
+    let source = source(baggage(&headers), &peer);
     assert_eq!((&*source.workload, &*source.namespace, &*source.principal), ("x", "default", A));
 }
 

@@ -3,7 +3,7 @@
 //! In: a target. Out: a connection that takes a request now: one that is open, or a new one. Bounded; the oldest goes, and ends with its
 //! last request. They end with their downstream connection. Never: serves two clients with one connection.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::MaybeUninit;
@@ -52,21 +52,21 @@ pub(in super::super) struct Upstream {
 pub(in super::super) struct Upstreams {
     open: RefCell<Vec<Upstream>>,
     /// Opened before the first request was seen.
-    first: RefCell<Option<Connected>>,
+    first: RefCell<Option<Box<Connected>>>,
     /// Requests that come at once share one upstream connection.
     dialling: tokio::sync::Mutex<()>,
-    /// Ends the connections.
-    over: CancellationToken,
+    /// Ends the connections, once there is one.
+    over: OnceCell<CancellationToken>,
 }
 
 impl Upstreams {
     /// `first`: a connection that is open already.
-    pub(in super::super) fn new(first: Option<Connected>) -> Self {
+    pub(in super::super) fn new(first: Option<Box<Connected>>) -> Self {
         Self {
             open: RefCell::default(),
             first: RefCell::new(first),
             dialling: tokio::sync::Mutex::default(),
-            over: CancellationToken::new(),
+            over: OnceCell::new(),
         }
     }
 
@@ -89,7 +89,7 @@ impl Upstreams {
 
     /// The connection that was opened before the first request, if its server still waits for one.
     pub(in super::super) fn take_first(&self, http2: bool) -> Option<Connected> {
-        self.first.borrow_mut().take().filter(|first| still_waits(first, http2))
+        self.first.borrow_mut().take().map(|first| *first).filter(|first| still_waits(first, http2))
     }
 
     fn take(&self, target: &Target) -> Option<Upstream> {
@@ -124,7 +124,7 @@ impl Upstreams {
             .map_err(failed)?;
         let retired = Rc::new(Cell::new(false));
         let ping = Rc::new(RefCell::new(connection.ping_pong()));
-        let ends = [self.over.clone(), conn.pod.ended.clone()];
+        let ends = [self.over.get_or_init(CancellationToken::new).clone(), conn.pod.ended.clone()];
         let driving = drive(connection, outlet, ends, retired.clone());
         tokio::task::spawn_local(async move {
             driving.await;
@@ -143,7 +143,9 @@ impl Upstreams {
 
 impl Drop for Upstreams {
     fn drop(&mut self) {
-        self.over.cancel();
+        if let Some(over) = self.over.get() {
+            over.cancel();
+        }
     }
 }
 
