@@ -156,9 +156,9 @@ pub(super) fn refuse_without_chain<S: Duplex>(pod: &Pod, flow: &Flow, downstream
 
 /// Relays until both directions have ended.
 pub(super) fn relay(pod: Rc<Pod>, relay: Box<Relay>) -> Pin<Box<dyn Future<Output = ()>>> {
-    let (idle, limit) = (relay.idle_timeout, relay.max_duration);
-    let (done, downstream, upstream) = Done::new(pod, *relay);
     Box::pin(async move {
+        let (idle, limit) = (relay.idle_timeout, relay.max_duration);
+        let (done, downstream, upstream) = Done::new(pod, relay);
         let copying = copy(downstream, upstream, &done.open.traffic, idle).within(done.pod.share());
         let end = match limit {
             None => Some(copying.await),
@@ -184,9 +184,9 @@ struct Done {
 }
 
 impl Done {
-    /// Begins the report; what the relay itself does not need goes no further.
-    fn new(pod: Rc<Pod>, relay: Relay) -> (Self, Peeked<Stream>, Peeked<Stream>) {
-        let Relay { flow, downstream, upstream: Upstream { target, connected }, server_name, said, .. } = relay;
+    /// Begins the report; what the relay itself does not need goes no further, and its box neither.
+    fn new(pod: Rc<Pod>, relay: Box<Relay>) -> (Self, Peeked<Stream>, Peeked<Stream>) {
+        let Relay { flow, downstream, upstream: Upstream { target, connected }, server_name, said, .. } = *relay;
         let labels = report::labels(&pod, &flow, &Far::new(&target, Some(&connected)), Protocol::Tcp);
         let open = TcpReport::open(&pod, labels);
         // Cut off unless `finish` says otherwise.
