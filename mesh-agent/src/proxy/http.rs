@@ -23,6 +23,7 @@ use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Context;
+use std::time::Duration;
 
 use ::http::HeaderValue;
 use mesh_core::resource::listener::{self, ClientCertHeader, HttpManager, Terminal};
@@ -95,6 +96,11 @@ impl Conn {
 
     fn manager(&self) -> Option<&HttpManager> {
         manager(&self.chosen)
+    }
+
+    /// How long a client may ask for nothing.
+    fn idle_timeout(&self) -> Option<Duration> {
+        self.manager().and_then(|manager| manager.idle_timeout).filter(|limit| !limit.is_zero())
     }
 
     /// How paths are cleaned before routing sees them.

@@ -1,6 +1,7 @@
 //! One enrolled workload as one worker knows it: everything its connections share.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
@@ -36,7 +37,7 @@ use crate::settings::SameNode;
 use crate::settings::probes::Probe;
 use crate::shutdown;
 use crate::telemetry::access_log::Log;
-use crate::telemetry::{Peer, WorkerMetrics};
+use crate::telemetry::{ConnLabels, HttpSeries, Peer, WorkerMetrics};
 use crate::tls::Credential;
 use crate::tls::secrets::Secrets;
 use crate::tls::turns::Turns;
@@ -49,6 +50,9 @@ pub(super) mod tests;
 
 /// How long a connection waits for its workload's first configuration before it is reset.
 const CONFIG_WAIT: Duration = Duration::from_secs(10);
+
+/// Series of a workload's HTTP requests that are kept at hand on a worker.
+const MAX_SERIES: usize = 256;
 
 /// One enrolled workload on one worker.
 pub(super) struct Pod {
@@ -63,6 +67,7 @@ pub(super) struct Pod {
     pub(super) live: Arc<Live>,
     eye: Eye,
     pub(super) metrics: WorkerMetrics,
+    series: RefCell<HashMap<ConnLabels, Rc<HttpSeries>>>,
     pub(super) log: Log,
     pub(super) reports: Reports,
     /// Tells of plaintext refused.
@@ -127,6 +132,7 @@ impl Pod {
             live: context.live.clone(),
             eye: Eye::new(context.live.clone(), workload.id),
             metrics: context.metrics.clone(),
+            series: RefCell::default(),
             log: context.access_log.clone(),
             reports: worker.reports.clone(),
             teller: worker.teller.clone(),
@@ -160,6 +166,21 @@ impl Pod {
     /// What its connections share out among themselves.
     pub(super) fn share(&self) -> &Rc<Share> {
         &self.budget.share
+    }
+
+    /// Where HTTP requests with these labels count. Connections with the same share it.
+    pub(super) fn series(&self, labels: ConnLabels) -> Rc<HttpSeries> {
+        let mut kept = self.series.borrow_mut();
+        if let Some(series) = kept.get(&labels) {
+            return series.clone();
+        }
+        if kept.len() >= MAX_SERIES {
+            // Whoever counts in one holds it.
+            kept.clear();
+        }
+        let series = Rc::new(self.metrics.http(&labels));
+        kept.insert(labels, series.clone());
+        series
     }
 
     /// Runs a task that ends with the workload at the latest. Nothing is asked for that while it runs.

@@ -25,17 +25,32 @@ mod tls;
 mod told;
 mod world;
 
+use mesh_core::detect::Detect;
+
 use super::*;
+use crate::net::peek::Peeked;
+use crate::upstream::stream::Stream;
+use chosen::{Chosen, Flow, Served, Side};
+use config::Config;
 use world::{World, pair};
 
+/// What a connection costs while nothing happens on it, beside its sockets and its place in a tunnel. By size of allocation: mimalloc
+/// rounds up to one of these.
 #[tokio::test]
 async fn a_held_connection_is_small() {
     let world = World::new();
-    let ((a, b), (c, _d)) = tokio::join!(pair(), pair());
+    world.configure(Config::new().build());
+    let ((a, b), (c, d)) = tokio::join!(pair(), pair());
+    let to = "10.0.0.2:80".parse().unwrap();
+    let flow = Flow::new(Side::Inbound, to, to);
+    let snapshot = world.pod().snapshot().unwrap();
+    let chosen = Chosen::new(snapshot.inbound().unwrap(), &flow, Some(&Detect::Http1)).unwrap();
+    let http = Served::http(flow, Peeked::new(Stream::Tcp(d)), chosen, false, None).run(world.pod());
     for (name, size, most) in [
-        ("outbound", size_of_val(&outbound::serve(world.pod(), a)), 1024),
-        ("inbound", size_of_val(&inbound::serve(world.pod(), b)), 1024),
-        ("tunnel", size_of_val(&tunnel::serve(world.pod(), c)), 9 << 10),
+        ("outbound", size_of_val(&outbound::serve(world.pod(), a)), 128),
+        ("inbound", size_of_val(&inbound::serve(world.pod(), b)), 256),
+        ("HTTP/1", size_of_val(&*http), 512),
+        ("tunnel", size_of_val(&tunnel::serve(world.pod(), c)), 4 << 10),
     ] {
         println!("{name}: {size} bytes");
         assert!(size <= most, "{name}: {size} bytes");

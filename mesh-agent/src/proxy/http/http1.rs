@@ -57,15 +57,18 @@ pub(super) fn serve(conn: Rc<Conn>, downstream: Peeked<Stream>) -> impl Future<O
     async move {
         let mut shutdown = conn.pod.shutdown.clone();
         let mut closing = pin!(shutdown.closing());
-        let idle = conn.manager().and_then(|manager| manager.idle_timeout).filter(|limit| !limit.is_zero());
         let linger = loop {
             let mut due = None;
-            let spoken = poll_fn(|cx| session.poll_spoken(cx, &conn, closing.as_mut(), idle, &mut due)).await;
+            let spoken = poll_fn(|cx| session.poll_spoken(cx, &conn, closing.as_mut(), &mut due)).await;
             if !spoken {
                 break false;
             }
             let mut work = Work::take();
-            let after = match session.head(&conn, &mut work, idle).await {
+            let parsed = match session.parse(&conn, &mut work) {
+                Some(parsed) => parsed,
+                None => Box::pin(session.rest_of_head(&conn, &mut work)).await,
+            };
+            let after = match parsed {
                 Ok(true) => Box::pin(exchange::serve(&conn, &mut session, &mut work)).await,
                 Ok(false) => After::Close,
                 Err(refusal) => Box::pin(session.refuse(&conn, refusal)).await,
@@ -88,7 +91,6 @@ impl Session {
         cx: &mut Context<'_>,
         conn: &Conn,
         closing: Pin<&mut impl Future<Output = ()>>,
-        idle: Option<Duration>,
         due: &mut Option<Instant>,
     ) -> Poll<bool> {
         if !self.client.seen.is_empty() {
@@ -107,23 +109,27 @@ impl Session {
             return Poll::Ready(false);
         }
         if due.is_none() {
-            *due = idle.map(|limit| Instant::now() + limit);
+            *due = conn.idle_timeout().map(|limit| Instant::now() + limit);
         }
         self.timer.poll(cx, *due).map(|()| false)
     }
 
+    /// Parses a head as far as it is there. `None`: there is more of it to come.
+    fn parse(&self, conn: &Conn, work: &mut Work) -> Option<Result<bool, Refusal>> {
+        match work.request.parse(&self.client.seen, &conn.pod.share().heads()) {
+            Outcome::Head => Some(Ok(true)),
+            Outcome::Refused(refusal) => Some(Err(refusal)),
+            Outcome::More if self.client.finished => Some(Ok(false)),
+            Outcome::More => None,
+        }
+    }
+
     /// Reads the rest of a head. `false`: the client has left, or is too slow.
-    async fn head(&mut self, conn: &Conn, work: &mut Work, idle: Option<Duration>) -> Result<bool, Refusal> {
+    async fn rest_of_head(&mut self, conn: &Conn, work: &mut Work) -> Result<bool, Refusal> {
         let mut due = None;
         loop {
-            match work.request.parse(&self.client.seen, &conn.pod.share().heads()) {
-                Outcome::Head => return Ok(true),
-                Outcome::Refused(refusal) => return Err(refusal),
-                Outcome::More if self.client.finished => return Ok(false),
-                Outcome::More => {}
-            }
             let limit = conn.manager().and_then(|manager| manager.request_headers_timeout);
-            let limit = limit.filter(|limit| !limit.is_zero()).or(idle);
+            let limit = limit.filter(|limit| !limit.is_zero()).or(conn.idle_timeout());
             due = due.or_else(|| limit.map(|limit| Instant::now() + limit));
             let filled = poll_fn(|cx| match self.client.poll_fill(cx) {
                 Poll::Ready(filled) => Poll::Ready(filled.is_ok()),
@@ -131,6 +137,9 @@ impl Session {
             });
             if !filled.await {
                 return Ok(false);
+            }
+            if let Some(parsed) = self.parse(conn, work) {
+                return parsed;
             }
         }
     }

@@ -77,7 +77,6 @@ pub(super) async fn serve(conn: Rc<Conn>, downstream: Peeked<Stream>) {
     let mut streams = FuturesUnordered::new();
     let mut shutdown = conn.pod.shutdown.clone();
     let mut draining = pin!(shutdown.draining());
-    let idle = conn.manager().and_then(|manager| manager.idle_timeout).filter(|limit| !limit.is_zero());
     let mut leaving = false;
     let mut due = None;
     let ended = poll_fn(|cx| {
@@ -116,7 +115,7 @@ pub(super) async fn serve(conn: Rc<Conn>, downstream: Peeked<Stream>) {
                 due = None;
             } else if due.is_none() {
                 conn.look(cx);
-                let limit = if leaving { Some(GOAWAY_TIMEOUT) } else { idle };
+                let limit = if leaving { Some(GOAWAY_TIMEOUT) } else { conn.idle_timeout() };
                 due = limit.map(|limit| Instant::now() + limit);
             }
             if alarms.poll(cx, due).is_pending() {

@@ -129,7 +129,7 @@ impl Record {
     /// A request that could not be parsed.
     pub(super) fn unreadable(conn: &Conn, status: u16, flags: Flags, details: &'static str) {
         let labels = report::labels(&conn.pod, &conn.flow, &Far::default(), Protocol::Http);
-        conn.pod.metrics.http(&labels).record(status, flags, Duration::ZERO, 0, 0);
+        conn.pod.series(labels).record(status, flags, Duration::ZERO, 0, 0);
         if conn.pod.log.is_on() {
             conn.pod.log.write(&Entry {
                 response_code: status,
@@ -198,7 +198,7 @@ impl Record {
                 let snapshot = conn.pod.snapshot();
                 let cluster = snapshot.as_ref().zip(self.cluster.as_ref()).and_then(|(s, name)| s.cluster(name));
                 let far = Far { cluster: cluster.map(AsRef::as_ref), ..Far::default() };
-                Rc::new(conn.pod.metrics.http(&report::labels(&conn.pod, &conn.flow, &far, self.protocol)))
+                conn.pod.series(report::labels(&conn.pod, &conn.flow, &far, self.protocol))
             }
         };
         match self.grpc_status {
@@ -253,7 +253,7 @@ impl Record {
             identity: seen.and_then(|seen| seen.identity.as_ref()),
             ..Far::new(target, None)
         };
-        let series = Rc::new(conn.pod.metrics.http(&report::labels(&conn.pod, &conn.flow, &far, self.protocol)));
+        let series = conn.pod.series(report::labels(&conn.pod, &conn.flow, &far, self.protocol));
         // What could not be connected to is not kept: the next attempt may know more of it.
         if seen.is_some() {
             if cache.0.len() >= MAX_SERIES {

@@ -1,6 +1,6 @@
 //! A pod whose connections a test makes: plain TCP on loopback, to wherever the test says.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -141,6 +141,7 @@ impl TestPod {
             live: live.clone(),
             eye: Eye::new(live.clone(), 1),
             metrics: worker_metrics,
+            series: RefCell::default(),
             log: Log::off(),
             reports: Reports::default(),
             teller: Teller::new(Arc::clone(&refused)),
