@@ -38,7 +38,7 @@ use crate::telemetry::{LastSaid, Peer};
 use crate::tls::ports::explain;
 use crate::tls::{Credential, PeerCertificate, peer_certificate};
 use crate::upstream::stream::{Stream, TunnelStream};
-use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME, MAX_HEADER_LIST, SEND_BUFFER, TLS_BUFFER};
+use crate::upstream::tunnel::{DATA_FRAME_BUDGET, MAX_FRAME, MAX_HEADER_LIST, TLS_BUFFER};
 use crate::upstream::{BAGGAGE, UpstreamError};
 
 #[cfg(test)]
@@ -165,7 +165,7 @@ async fn answer_hello<T: AsyncRead + AsyncWrite + Unpin>(
         .max_header_list_size(MAX_HEADER_LIST)
         .max_concurrent_streams(pod.budget.limits().tunnel_streams)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-        .max_send_buffer_size(SEND_BUFFER)
+        .max_send_buffer_size(pod.budget.limits().stream_buffer_bytes)
         .data_frame_budget(DATA_FRAME_BUDGET)
         .handshake(io)
         .await

@@ -41,6 +41,8 @@ pub struct Limits {
     pub stream_window_bytes: u32,
     /// Flow-control window of one HTTP/2 connection or tunnel, in bytes.
     pub connection_window_bytes: u32,
+    /// Bytes that one stream of HTTP/2 or of a tunnel may have queued behind a slow socket.
+    pub stream_buffer_bytes: usize,
     /// Streams on one tunnel.
     pub tunnel_streams: u32,
     /// Tunnels from one workload to one destination, on a worker.
@@ -67,6 +69,7 @@ impl Default for Limits {
             http2_faults: 256,
             stream_window_bytes: 4 << 20,
             connection_window_bytes: 16 << 20,
+            stream_buffer_bytes: 256 << 10,
             tunnel_streams: 1024,
             tunnels_per_destination: 16,
             dns_questions_per_workload: 512,
@@ -77,7 +80,7 @@ impl Default for Limits {
 
 impl Limits {
     /// Name, value, least and most of each.
-    fn ranges(&self) -> [(&'static str, u64, u64, u64); 17] {
+    fn ranges(&self) -> [(&'static str, u64, u64, u64); 18] {
         let size = |bytes: usize| bytes as u64;
         let window = u64::from(MIN_WINDOW);
         [
@@ -94,6 +97,7 @@ impl Limits {
             ("http2Faults", size(self.http2_faults), 1, 65_536),
             ("streamWindowBytes", self.stream_window_bytes.into(), window, 1 << 30),
             ("connectionWindowBytes", self.connection_window_bytes.into(), window, 1 << 30),
+            ("streamBufferBytes", size(self.stream_buffer_bytes), 16 << 10, 16 << 20),
             ("tunnelStreams", self.tunnel_streams.into(), 1, 65_536),
             ("tunnelsPerDestination", size(self.tunnels_per_destination), 1, 1024),
             ("dnsQuestionsPerWorkload", size(self.dns_questions_per_workload), 1, 65_536),

@@ -46,8 +46,6 @@ pub const MAX_HEADER_LIST: u32 = 16 << 10;
 /// Memory overhead of unread small frames that a tunnel bears before it ends, in bytes: enough for every stream of a
 /// tunnel to have a few hundred tiny frames unread.
 pub const DATA_FRAME_BUDGET: usize = 32 << 20;
-/// Bytes that one stream may have queued behind a slow socket.
-pub const SEND_BUFFER: usize = 1 << 20;
 /// Encrypted bytes that may wait for the socket: a piece of the largest read with its frame's head, so that neither goes by itself.
 pub const TLS_BUFFER: usize = 128 << 10;
 
@@ -140,6 +138,8 @@ pub struct Tunnels {
     per_key: usize,
     /// Streams on one tunnel once there are no more tunnels to be had.
     streams: usize,
+    /// Bytes that one stream may have queued.
+    buffer: usize,
     counts: Arc<LimitCounts>,
 }
 
@@ -178,7 +178,7 @@ impl Tunnels {
     /// `counts`: the worker's.
     pub fn new(limits: &Limits, counts: Arc<LimitCounts>) -> Self {
         let (per_key, streams) = (limits.tunnels_per_destination, limits.tunnel_streams as usize);
-        Self { slots: Rc::default(), per_key, streams, counts }
+        Self { slots: Rc::default(), per_key, streams, buffer: limits.stream_buffer_bytes, counts }
     }
 
     /// Opens a stream, on an open tunnel if one has room, else on a new one from `dial`.
@@ -279,7 +279,7 @@ impl Tunnels {
             .initial_connection_window_size(sizes[1])
             .max_frame_size(MAX_FRAME)
             .max_header_list_size(MAX_HEADER_LIST)
-            .max_send_buffer_size(SEND_BUFFER)
+            .max_send_buffer_size(self.buffer)
             .data_frame_budget(DATA_FRAME_BUDGET)
             .initial_max_send_streams(STREAMS_PER_TUNNEL.min(self.streams))
             .enable_push(false)

@@ -40,8 +40,6 @@ pub(super) use pool::Upstreams;
 pub use watch::follow as follow_http2;
 use watch::{Resets, Watched};
 
-/// Bytes that one stream may have queued behind a slow socket.
-const SEND_BUFFER: usize = 256 << 10;
 /// Time for the preface. Whoever needs longer speaks something else.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that an idle client gets to see a GOAWAY before its connection is closed.
@@ -61,7 +59,7 @@ pub(super) async fn serve(conn: Rc<Conn>, downstream: Peeked<Stream>) {
         .max_concurrent_streams(limits.http2_streams)
         .max_pending_accept_reset_streams(limits.http2_pending_resets)
         .max_local_error_reset_streams(Some(limits.http2_faults))
-        .max_send_buffer_size(SEND_BUFFER)
+        .max_send_buffer_size(limits.stream_buffer_bytes)
         .data_frame_budget(DATA_FRAME_BUDGET)
         .enable_connect_protocol()
         .handshake(Watched::new(downstream, resets.clone()));

@@ -7,7 +7,7 @@ use h2::Reason;
 use h2::server::SendResponse;
 use http::Response;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
 
 use super::*;
@@ -54,21 +54,34 @@ struct Peers {
     max_streams: u32,
     /// GOAWAY after so many streams.
     goaway_after: Option<usize>,
+    /// Bytes under way to a server.
+    pipe: usize,
+    /// Servers look at nothing more once told.
+    stall: Rc<Notify>,
 }
 
 impl Peers {
     fn new() -> Self {
         let (to_test, requests) = mpsc::unbounded_channel();
-        Self { dials: Rc::default(), requests, to_test, max_streams: 1000, goaway_after: None }
+        Self {
+            dials: Rc::default(),
+            requests,
+            to_test,
+            max_streams: 1000,
+            goaway_after: None,
+            pipe: 64 << 10,
+            stall: Rc::default(),
+        }
     }
 
     fn dial(&self) -> impl Fn() -> Dialling + use<> {
         let (dials, to_test, max, goaway) =
             (self.dials.clone(), self.to_test.clone(), self.max_streams, self.goaway_after);
+        let (pipe, stall) = (self.pipe, self.stall.clone());
         move || {
             dials.set(dials.get() + 1);
-            let (near, far) = tokio::io::duplex(64 << 10);
-            tokio::task::spawn_local(serve(far, to_test.clone(), max, goaway));
+            let (near, far) = tokio::io::duplex(pipe);
+            tokio::task::spawn_local(serve(far, to_test.clone(), max, goaway, stall.clone()));
             Box::pin(async move {
                 tokio::task::yield_now().await;
                 Ok(Transport { io: near, local: None, identity: B.parse().unwrap(), window: Some(window()) })
@@ -82,11 +95,17 @@ async fn serve(
     to_test: mpsc::UnboundedSender<Request_>,
     max_streams: u32,
     goaway_after: Option<usize>,
+    stall: Rc<Notify>,
 ) {
     let mut connection =
         h2::server::Builder::new().max_concurrent_streams(max_streams).handshake::<_, Bytes>(io).await.unwrap();
     let mut streams = 0;
-    while let Some(Ok(request)) = connection.accept().await {
+    loop {
+        let request = tokio::select! {
+            request = connection.accept() => request,
+            () = stall.notified() => std::future::pending().await,
+        };
+        let Some(Ok(request)) = request else { return };
         let _ = to_test.send(request);
         streams += 1;
         if Some(streams) == goaway_after {
@@ -359,6 +378,27 @@ async fn a_reset_is_connect_error_on_the_wire_and_a_reset_to_the_reader() {
         .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_stream_queues_what_the_settings_say_behind_a_slow_socket() {
+    LocalSet::new()
+        .run_until(async {
+            for (wanted, least, most) in [(16 << 10, 16 << 10, 48 << 10), (256 << 10, 65_535, 65_535)] {
+                let limits = Limits { stream_buffer_bytes: wanted, ..Limits::default() };
+                let (tunnels, credential) = (Tunnels::new(&limits, Arc::default()), credential());
+                let mut peers = Peers { pipe: 1024, ..Peers::new() };
+                let (mut near, _far) = open(&tunnels, &mut peers, &key(1), &credential).await;
+                peers.stall.notify_one();
+                let mut sent = 0;
+                // The server's window, which is what HTTP/2 begins with, is the other bound.
+                while let Ok(written) = timeout(LIMIT, near.write(&[0; 1024])).await {
+                    sent += written.unwrap();
+                }
+                assert!((least..=most).contains(&sent), "{sent} bytes of {wanted}");
+            }
+        })
+        .await;
+}
+
 #[tokio::test]
 async fn a_slow_reader_holds_back_its_own_stream_and_no_other() {
     LocalSet::new()
@@ -384,7 +424,8 @@ async fn a_slow_reader_holds_back_its_own_stream_and_no_other() {
                     tokio::task::yield_now().await;
                 }
             }
-            let bound = Limits::default().stream_window_bytes as usize + SEND_BUFFER + (1 << 20);
+            let limits = Limits::default();
+            let bound = limits.stream_window_bytes as usize + limits.stream_buffer_bytes + (1 << 20);
             assert!(sent.get() < bound, "{} bytes on their way", sent.get());
             // The other stream of the same tunnel moves.
             far.write_all(b"not blocked").await.unwrap();

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::Conn;
 use super::super::record::Seen;
-use super::{GOAWAY_TIMEOUT, SEND_BUFFER};
+use super::GOAWAY_TIMEOUT;
 use crate::net::gather::{Gather, Outlet, gather};
 use crate::proxy::cluster::{End, Fit, Target};
 use crate::upstream::stream::Stream;
@@ -109,14 +109,14 @@ impl Upstreams {
         };
         let Connected { stream, local, identity, peer, .. } = connected;
         let failed = |error: h2::Error| UpstreamError::Tunnel { to: target.address, why: error.to_string().into() };
-        let window = conn.pod.share().window();
+        let (window, limits) = (conn.pod.share().window(), conn.pod.budget.limits());
         let (stream, outlet) = gather(stream);
         let (sender, mut connection) = h2::client::Builder::new()
             .initial_window_size(window.stream)
             .initial_connection_window_size(window.connection)
             .max_frame_size(MAX_FRAME)
-            .max_header_list_size(conn.pod.budget.limits().head_bytes)
-            .max_send_buffer_size(SEND_BUFFER)
+            .max_header_list_size(limits.head_bytes)
+            .max_send_buffer_size(limits.stream_buffer_bytes)
             .data_frame_budget(DATA_FRAME_BUDGET)
             .enable_push(false)
             .handshake(stream)
