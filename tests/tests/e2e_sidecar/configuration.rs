@@ -82,7 +82,10 @@ pub fn sidecar(lab: &Lab) -> Result<Value> {
 pub fn application() -> Value {
     let here = IpAddr::from([127, 0, 0, 1]);
     bootstrap(
-        &[listener("app", "0.0.0.0", 8080, &manager("app", "echo"), None)],
+        &[
+            listener("app", "0.0.0.0", 8080, &manager("app", "echo"), None),
+            listener("app-v6", "::", 8080, &manager("app", "echo"), None),
+        ],
         &[cluster("echo", here, 8083, false, None), cluster("websocket", here, 8280, false, None)],
     )
 }

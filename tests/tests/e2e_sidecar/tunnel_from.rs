@@ -6,7 +6,7 @@ use anyhow::ensure;
 use mesh_tests::sys::wait_for;
 use serde_json::Value;
 
-use crate::tunnels::{ANOTHER, ELSEWHERE, FOREIGN, HTTP, TCP, WEBSOCKET, WITHOUT};
+use crate::tunnels::{ANOTHER, ELSEWHERE, FOREIGN, HTTP, HTTP_V6, TCP, TCP_V6, WEBSOCKET, WITHOUT};
 use crate::{LAB, counted, curl, header, identity, websocket};
 
 /// For a line of the log.
@@ -15,8 +15,9 @@ const LIMIT: Duration = Duration::from_secs(10);
 #[test]
 fn requests_come_with_the_peer_s_identity_in_either_version() {
     LAB.test(|lab| {
-        for version in ["--http1.1", "--http2-prior-knowledge"] {
-            let seen = curl(lab, "tunnel", &format!("http://127.0.0.1:{HTTP}/x"), &[version])?;
+        let versions = ["--http1.1", "--http2-prior-knowledge"];
+        for (port, version) in [HTTP, HTTP_V6].into_iter().flat_map(|port| versions.map(|version| (port, version))) {
+            let seen = curl(lab, "tunnel", &format!("http://127.0.0.1:{port}/x"), &[version])?;
             let hop = if version == "--http1.1" { "HTTP/1.1" } else { "HTTP/2" };
             ensure!(header(&seen, "x-hop") == hop, "{seen}");
             let wanted = format!("By={};URI={}", identity("server"), identity("tunnel"));
@@ -29,7 +30,7 @@ fn requests_come_with_the_peer_s_identity_in_either_version() {
             ("source_workload_namespace", "default"),
             ("connection_security_policy", "mutual_tls"),
         ];
-        ensure!(metrics.sum("istio_requests_total", &labels) >= 2.0);
+        ensure!(metrics.sum("istio_requests_total", &labels) >= 4.0);
         Ok(())
     })
     .unwrap();
@@ -38,13 +39,15 @@ fn requests_come_with_the_peer_s_identity_in_either_version() {
 #[test]
 fn bytes_go_both_ways_and_each_half_ends() {
     LAB.test(|lab| {
-        let to = format!("127.0.0.1:{TCP}");
-        counted(lab, "tunnel", &to)?;
-        // The application sees its client's address.
-        let whoami = ["mesh-lab-app", "talk", "--to", &to, "--say", "whoami"];
-        let told: Value = serde_json::from_str(&lab.pod("tunnel")?.run(&whoami)?.text())?;
-        let address = lab.pod("tunnel")?.address();
-        ensure!(told["received"].as_str().is_some_and(|text| text.contains(&format!("peer {address}:"))), "{told}");
+        let pod = lab.pod("tunnel")?;
+        for (port, address) in [(TCP, pod.address().to_string()), (TCP_V6, format!("[{}]", pod.address_v6()?))] {
+            let to = format!("127.0.0.1:{port}");
+            counted(lab, "tunnel", &to)?;
+            // The application sees its client's address.
+            let whoami = ["mesh-lab-app", "talk", "--to", &to, "--say", "whoami"];
+            let told: Value = serde_json::from_str(&pod.run(&whoami)?.text())?;
+            ensure!(told["received"].as_str().is_some_and(|text| text.contains(&format!("peer {address}:"))), "{told}");
+        }
         Ok(())
     })
     .unwrap();

@@ -2,7 +2,7 @@
 //!
 //! Nothing of it listens for others at the ports that clients ask for: who gets there has come by a tunnel.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use mesh_tests::Lab;
@@ -26,12 +26,16 @@ pub const ELSEWHERE: u16 = 7105;
 pub const WITHOUT: u16 = 7106;
 pub const FOREIGN: u16 = 7107;
 pub const ANOTHER: u16 = 7108;
+/// As `HTTP` and `TCP`, all of it over IPv6.
+pub const HTTP_V6: u16 = 7109;
+pub const TCP_V6: u16 = 7110;
 
 const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 /// The pod `tunnel`: both ends of tunnels.
 pub fn peer(lab: &Lab) -> Result<Value> {
-    let (pod, server) = (lab.pod("tunnel")?, lab.pod("server")?.address());
+    let (pod, server) = (lab.pod("tunnel")?, lab.pod("server")?);
+    let (server, server_v6) = (server.address(), server.address_v6()?);
     let (dir, own) = (pod.scratch()?, identity("tunnel"));
     let known = Issuer::of(&lab.control().ca_dir())?;
     let root = known.write_root(&dir, "root.pem")?.display().to_string();
@@ -39,11 +43,11 @@ pub fn peer(lab: &Lab) -> Result<Value> {
     let foreign = Issuer::new("a root that nobody knows")?.sign(&dir, "foreign", &own)?;
     let to = |port: u16, through: &str, host: IpAddr, wanted: u16| {
         let name = format!("to-{port}");
-        listener(&name, "127.0.0.1", port, &tunnelled(&name, through, &format!("{host}:{wanted}")), None)
+        listener(&name, "127.0.0.1", port, &tunnelled(&name, through, &SocketAddr::new(host, wanted).to_string()), None)
     };
-    let through = |name: &str, files: Option<&Files>, server_is: &str| {
+    let through = |name: &str, to: IpAddr, files: Option<&Files>, server_is: &str| {
         let tls = common(files, &root, &json!({"exact": identity(server_is)}), &["h2"]);
-        cluster(name, server, HBONE, true, Some(envoy::upstream(json!({}), tls)))
+        cluster(name, to, HBONE, true, Some(envoy::upstream(json!({}), tls)))
     };
     Ok(bootstrap(
         &[
@@ -57,6 +61,8 @@ pub fn peer(lab: &Lab) -> Result<Value> {
             to(WITHOUT, "without", server, 8080),
             to(FOREIGN, "foreign", server, 8080),
             to(ANOTHER, "another", server, 8080),
+            to(HTTP_V6, "tunnel-v6", server_v6, 8080),
+            to(TCP_V6, "tunnel-v6", server_v6, 9000),
         ],
         &[
             cluster("port-8080", HERE, 8080, false, None),
@@ -64,10 +70,11 @@ pub fn peer(lab: &Lab) -> Result<Value> {
             cluster("port-8085", HERE, OWN_GRPC, false, None),
             cluster("echo", HERE, 8083, false, None),
             cluster("websocket", HERE, websocket::PORT, false, None),
-            through("tunnel", Some(&good), "server"),
-            through("without", None, "server"),
-            through("foreign", Some(&foreign), "server"),
-            through("another", Some(&good), "another"),
+            through("tunnel", server, Some(&good), "server"),
+            through("tunnel-v6", server_v6, Some(&good), "server"),
+            through("without", server, None, "server"),
+            through("foreign", server, Some(&foreign), "server"),
+            through("another", server, Some(&good), "another"),
         ],
     ))
 }
