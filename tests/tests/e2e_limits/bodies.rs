@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use mesh_tests::topology::PodSpec;
 use mesh_tests::{Lab, LabBuilder, Topology, shared};
 
-use crate::said;
+use crate::{memory, said};
 
 /// Bytes of each body, if not [`LENGTH`]: for a run with 10 GiB.
 const LENGTH_VARIABLE: &str = "MESH_TEST_BODY_BYTES";
@@ -33,16 +33,6 @@ metadata: {name: outside}
 spec: {selector: {app: outside}, ports: [{name: http, port: 8080}]}
 "#;
 
-/// Resident memory of an agent, in bytes.
-fn resident(lab: &Lab, node: &str) -> Result<u64> {
-    let processes = lab.node(node)?.agent().processes();
-    let [pid] = processes[..] else { anyhow::bail!("agent {node}: one process expected: {processes:?}") };
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kibibytes << 10)
-}
-
 /// One transfer, and the most that each agent had meanwhile.
 fn transfer(lab: &Lab, to: &[&str], way: &str, length: u64) -> Result<[u64; 2]> {
     let length = length.to_string();
@@ -53,7 +43,7 @@ fn transfer(lab: &Lab, to: &[&str], way: &str, length: u64) -> Result<[u64; 2]> 
     while client.running() {
         ensure!(begun.elapsed() < LIMIT, "`{}` does not end: {}", argv.join(" "), client.log());
         for (most, node) in most.iter_mut().zip(["a", "b"]) {
-            *most = resident(lab, node)?.max(*most);
+            *most = memory(lab, node, "VmRSS")?.max(*most);
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -84,7 +74,7 @@ fn long_bodies_go_through_whole_and_leave_memory_as_it_was() -> Result<()> {
         ] {
             for way in ["--up", "--down"] {
                 transfer(&lab, to, way, FIRST).with_context(|| name.to_owned())?;
-                let before = [resident(&lab, "a")?, resident(&lab, "b")?];
+                let before = [memory(&lab, "a", "VmRSS")?, memory(&lab, "b", "VmRSS")?];
                 let begun = std::time::Instant::now();
                 let most = transfer(&lab, to, way, length).with_context(|| name.to_owned())?;
                 let grown = [most[0].saturating_sub(before[0]), most[1].saturating_sub(before[1])];
