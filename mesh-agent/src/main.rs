@@ -20,8 +20,8 @@ use nix::sys::signal::{SigSet, Signal};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// By then an agent has started.
-const STARTED: Duration = Duration::from_secs(10);
+/// How often unused memory is given back.
+const GIVE_BACK: Duration = Duration::from_secs(15);
 
 /// Descriptors with which a node's workloads hardly ever run out.
 const WANTED_DESCRIPTORS: u64 = 16_384;
@@ -103,25 +103,19 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     telemetry::logs::start(settings.log_format, &settings.log_level).map_err(anyhow::Error::msg)?;
     raise_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    let ended = runtime.block_on(async {
-        let quiet = async {
-            tokio::time::sleep(STARTED).await;
-            give_back();
-            std::future::pending().await
-        };
-        tokio::select! {
-            ended = app::run(config, settings, arguments.take_over) => ended,
-            never = quiet => never,
-        }
-    })?;
+    runtime.spawn(give_back());
+    let ended = runtime.block_on(app::run(config, settings, arguments.take_over))?;
     if ended == Ended::HandedOver && arguments.stay { stay() } else { Ok(()) }
 }
 
-/// Gives memory that nobody uses back to the system. Otherwise mimalloc does so only where it frees more, and on a quiet node an agent
-/// would keep what loading its programs took.
-fn give_back() {
-    // SAFETY: may be called at any time and from any thread.
-    unsafe { libmimalloc_sys::mi_collect(true) };
+/// Gives memory that nobody uses back to the system, now and then. Otherwise mimalloc does so only where it frees more, and on a quiet
+/// node an agent would keep what loading its programs took.
+async fn give_back() {
+    loop {
+        tokio::time::sleep(GIVE_BACK).await;
+        // SAFETY: may be called at any time and from any thread.
+        unsafe { libmimalloc_sys::mi_collect(true) };
+    }
 }
 
 /// Takes as many descriptors as may be had: a shell's usual 1,024 are for programs that use select(2), and a connection

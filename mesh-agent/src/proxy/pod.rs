@@ -183,6 +183,11 @@ impl Pod {
         series
     }
 
+    #[cfg(test)]
+    pub(super) fn series_kept(&self) -> usize {
+        self.series.borrow().len()
+    }
+
     /// Runs a task that ends with the workload at the latest. Nothing is asked for that while it runs.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         if self.ended.is_cancelled() {

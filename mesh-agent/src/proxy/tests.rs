@@ -25,10 +25,14 @@ mod tls;
 mod told;
 mod world;
 
+use std::rc::Rc;
+use std::sync::Arc;
+
 use mesh_core::detect::Detect;
 
 use super::*;
 use crate::net::peek::Peeked;
+use crate::telemetry::{Peer, Protocol};
 use crate::upstream::stream::Stream;
 use chosen::{Chosen, Flow, Served, Side};
 use config::Config;
@@ -55,4 +59,19 @@ async fn a_held_connection_is_small() {
         println!("{name}: {size} bytes");
         assert!(size <= most, "{name}: {size} bytes");
     }
+}
+
+#[tokio::test]
+async fn series_are_shared_by_equal_labels_and_bounded() {
+    let pod = World::new().pod();
+    let address = "10.0.0.2:80".parse().unwrap();
+    let of = |workload: usize| {
+        let source = Peer { workload: workload.to_string().into(), ..Peer::default() };
+        let flow = Flow { source: Some(Arc::new(source)), ..Flow::new(Side::Inbound, address, address) };
+        pod.series(report::labels(&pod, &flow, &report::Far::default(), Protocol::Http))
+    };
+    let (first, other) = (of(0), of(1));
+    assert!(Rc::ptr_eq(&first, &of(0)) && !Rc::ptr_eq(&first, &other));
+    (0..1000).for_each(|workload| drop(of(workload)));
+    assert!(pod.series_kept() <= 256, "{} kept", pod.series_kept());
 }

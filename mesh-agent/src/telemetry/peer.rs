@@ -173,6 +173,15 @@ pub mod tests {
     }
 
     #[test]
+    fn who_says_the_same_again_is_the_same_peer_and_nobody_else_is() {
+        let said = LastSaid::default();
+        let told = |header: &str| said.peer(header, Peer::from_baggage);
+        let first = told("app.name=a");
+        assert!(Arc::ptr_eq(&first, &told("app.name=a")));
+        assert_eq!((&*told("app.name=b").app, &*told("").app, &*told("app.name=a").app), ("b", "", "a"));
+    }
+
+    #[test]
     fn baggage_round_trip() {
         let header = reviews().to_baggage();
         assert_eq!(
